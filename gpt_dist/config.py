@@ -1,0 +1,312 @@
+"""The typed configuration of a run: read from YAML and `section.key=value`, checked, completed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gpt_dist.errors import ConfigError
+
+VOCABULARY_MULTIPLE = 128
+"""The vocabulary is padded to this multiple whatever the layout, so that shapes never depend on it."""
+
+class Section(BaseModel):
+    """A group of keys: unknown keys are refused, values do not change once read."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class RunConfig(Section):
+    directory: str = "runs/pretrain"
+    """Where the run writes its configuration, metrics and TensorBoard files."""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    """Seeds initial weights, dropout and the order of the samples."""
+
+
+class ModelConfig(Section):
+    num_layers: int = Field(default=12, ge=1)
+    """Transformer blocks."""
+    hidden_size: int = Field(default=768, ge=1)
+    """Width of the residual stream; the feed-forward layer is four times as wide."""
+    num_heads: int = Field(default=12, ge=1)
+    """Attention heads; must divide hidden_size."""
+    sequence_length: int = Field(default=512, ge=1)
+    """Tokens of context, and the length of a training window."""
+    vocab_size: int | None = Field(default=None, ge=1)
+    """Tokens of the vocabulary; left out, it is the token folder's."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """On embeddings, attention weights and residual branches."""
+    norm_position: Literal["post", "pre"] = "post"
+    """LayerNorm after each residual sum (GPT-1), or before each branch and at the end (GPT-2)."""
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: vocab_size rounded up to VOCABULARY_MULTIPLE."""
+        assert self.vocab_size is not None, "the configuration is not resolved yet"
+        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+class DataConfig(Section):
+    path: str | None = None
+    """A token folder, made by `python -m data_prep build`."""
+
+
+class ParallelConfig(Section):
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Processes that share each layer; the rest of the world is data-parallel."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed ZeRO partitions: 0 nothing, 1 optimiser, 2 gradients too, 3 weights too."""
+    offload_optimizer: bool = False
+    """Keep optimiser state and its update in host memory; needs zero_stage 1 or more."""
+
+
+class OptimizerConfig(Section):
+    learning_rate: float = Field(default=2.5e-4, gt=0)
+    """The maximum, reached after the warm-up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled, on matrices and embeddings only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Adam's denominator term."""
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 turns clipping off."""
+
+
+class ScheduleConfig(Section):
+    warmup_steps: int = Field(default=2000, ge=0)
+    """Steps of linear warm-up from 0."""
+    decay_steps: int | None = Field(default=None, ge=1)
+    """Step at which the learning rate reaches 0; left out, it is training.max_steps."""
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    """The way down after the warm-up."""
+
+
+class TrainingConfig(Section):
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; give this or epochs."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training windows; 100 when neither is given."""
+    global_batch_size: int = Field(default=64, ge=1)
+    """Sequences of one optimiser step, over all processes."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Sequences of one forward pass on one process; the rest is gradient accumulation.
+    Left out, a process takes its whole share at once."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of weights and activations; master weights and moments are always fp32. fp16 needs CUDA."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    deterministic: bool = False
+    """Forbid operations whose result varies between runs."""
+
+
+class ValidationConfig(Section):
+    interval: int = Field(default=1000, ge=1)
+    """Steps between validations; one more is made before the first step and after the last."""
+    max_samples: int | None = Field(default=None, ge=1)
+    """Validation windows used, from the first; left out, all."""
+
+
+class LoggingConfig(Section):
+    interval: int = Field(default=10, ge=1)
+    """Steps between rows of metrics.jsonl."""
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def data_parallel_size(self, world_size: int) -> int:
+        return world_size // self.parallel.tensor_parallel_size
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads `1e-4` as a number, as every user means it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, and check all but what the data decides.
+
+    Raises ConfigError with the dotted name, the value and the remedy.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        # JSON mode is strict about types (no "3" for 3, no true for 1) and yet takes lists as tuples.
+        config = Config.model_validate_json(json.dumps(values), strict=True)
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(_explain(error, path)) from None
+    _check_combinations(config)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; see configs/pretrain/ for examples") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as `model:`, found {values!r}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"{override!r}: expected section.key=value, as in training.max_steps=100")
+    try:
+        value = _Loader(text).get_single_data()
+    except yaml.YAMLError:
+        raise ConfigError(f"{name}: {text!r} is not a YAML value; quote it") from None
+    if values.get(section) is None:
+        values[section] = {}
+    if not isinstance(values[section], dict):
+        raise ConfigError(f"{section}: expected keys and values, found {values[section]!r}")
+    values[section][key] = value
+
+
+def _explain(error: ValidationError | TypeError, path: Path) -> str:
+    """One line for each thing that pydantic found wrong."""
+    if isinstance(error, TypeError):
+        return f"{path}: {error}; keys and values must be plain YAML"
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{name}: unknown key; {_suggest(problem['loc'])}")
+        else:
+            lines.append(f"{name}: {problem['msg']}, not {problem['input']!r}")
+    return "\n".join(lines)
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    section = Config.model_fields.get(str(location[0]))
+    known: list[str] = list(Config.model_fields)
+    prefix = ""
+    if len(location) > 1 and section is not None:
+        assert isinstance(section.annotation, type) and issubclass(section.annotation, Section)
+        known, prefix = list(section.annotation.model_fields), f"{location[0]}."
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    return f"known here: {', '.join(known)}"
+
+
+def _check_combinations(config: Config) -> None:
+    model, parallel, training = config.model, config.parallel, config.training
+    if model.hidden_size % model.num_heads:
+        raise ConfigError(
+            f"model.num_heads: {model.num_heads} does not divide model.hidden_size "
+            f"{model.hidden_size}; choose a divisor"
+        )
+    if model.num_heads % parallel.tensor_parallel_size:
+        raise ConfigError(
+            f"parallel.tensor_parallel_size: {parallel.tensor_parallel_size} does not divide "
+            f"model.num_heads {model.num_heads}; each process needs whole heads"
+        )
+    if training.max_steps is not None and training.epochs is not None:
+        raise ConfigError(
+            "training.epochs: training.max_steps is given too; set one of them to null"
+        )
+    if parallel.offload_optimizer and parallel.zero_stage == 0:
+        raise ConfigError(
+            "parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0"
+        )
+
+
+def check_layout(config: Config, world_size: int, device_type: str) -> None:
+    """Refuse a configuration that this many processes on this kind of device cannot run."""
+    tensor_parallel_size = config.parallel.tensor_parallel_size
+    if world_size % tensor_parallel_size:
+        raise ConfigError(
+            f"parallel.tensor_parallel_size: {tensor_parallel_size} does not divide the "
+            f"{world_size} launched process(es); launch a multiple of {tensor_parallel_size}"
+        )
+    data_parallel_size = config.data_parallel_size(world_size)
+    global_batch_size = config.training.global_batch_size
+    micro_batch_size = config.training.micro_batch_size or 1
+    if global_batch_size % (data_parallel_size * micro_batch_size):
+        raise ConfigError(
+            f"training.global_batch_size: {global_batch_size} is not a multiple of "
+            f"{data_parallel_size} data-parallel processes x training.micro_batch_size "
+            f"{micro_batch_size}; choose a multiple of {data_parallel_size * micro_batch_size}"
+        )
+    if config.training.precision == "fp16" and device_type != "cuda":
+        raise ConfigError("training.precision: fp16 needs a CUDA device; use bf16 or fp32 here")
+
+
+def resolve(config: Config, world_size: int, vocab_size: int, num_windows: int) -> Config:
+    """Fill in what the launch and the data decide, so that nothing is left to defaults later.
+
+    vocab_size and num_windows are the token folder's. Raises ConfigError where they contradict the
+    configuration.
+    """
+    model, training = config.model, config.training
+    if model.vocab_size not in (None, vocab_size):
+        raise ConfigError(
+            f"model.vocab_size: {model.vocab_size} is not the {vocab_size} of the tokens in "
+            f"data.path {config.data.path}; leave the key out to take theirs"
+        )
+    model = model.model_copy(update={"vocab_size": vocab_size})
+    tensor_parallel_size = config.parallel.tensor_parallel_size
+    if model.padded_vocab_size % tensor_parallel_size:
+        raise ConfigError(
+            f"parallel.tensor_parallel_size: {tensor_parallel_size} does not divide the "
+            f"vocabulary, {vocab_size} padded to {model.padded_vocab_size}; use a power of two"
+        )
+    epochs = training.epochs or 100
+    max_steps = training.max_steps or math.ceil(epochs * num_windows / training.global_batch_size)
+    share = training.global_batch_size // config.data_parallel_size(world_size)
+    return config.model_copy(
+        update={
+            "model": model,
+            "training": training.model_copy(
+                update={
+                    "max_steps": max_steps,
+                    "epochs": None,
+                    "micro_batch_size": training.micro_batch_size or share,
+                }
+            ),
+            "schedule": config.schedule.model_copy(
+                update={"decay_steps": config.schedule.decay_steps or max_steps}
+            ),
+        }
+    )

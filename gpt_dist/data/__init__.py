@@ -1,0 +1,1 @@
+"""Token shards, their order and their reading; free of torch, so that data_prep can use it."""

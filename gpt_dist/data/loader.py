@@ -1,0 +1,80 @@
+"""Which samples each process trains on, read ahead of time by a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is shared among data-parallel processes.
+
+    Global batch k is samples [k*B, (k+1)*B) whatever the number of processes: micro-batch m of
+    process r takes the r-th slice of the m-th part.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    data_parallel_size: int
+    data_parallel_rank: int
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches that one process adds up to an optimiser step."""
+        return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
+
+    def micro_batches(self, step: int) -> Iterator[NDArray[np.int64]]:
+        """The sample numbers of this process's micro-batches of global batch `step`."""
+        start = step * self.global_batch_size + self.data_parallel_rank * self.micro_batch_size
+        for part in range(self.accumulation_steps):
+            first = start + part * self.micro_batch_size * self.data_parallel_size
+            yield np.arange(first, first + self.micro_batch_size)
+
+
+def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
+    """The same items, produced up to `depth` ahead in a thread; its exceptions are raised here.
+
+    Closing the returned iterator ends the thread.
+    """
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None = None) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put(item)
+                if closed.is_set():
+                    return
+            put(None, StopIteration())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the consumer must see it
+            put(None, error)
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        closed.set()
+        thread.join()

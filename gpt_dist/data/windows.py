@@ -1,0 +1,78 @@
+"""Training samples: windows of the token stream, in an order computed from a seed and a number."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_dist.data.permutation import permute
+from gpt_dist.errors import DataError
+
+
+class TokenSource(Protocol):
+    """What windows are cut from."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> NDArray[np.integer]: ...
+
+
+class Windows:
+    """The windows of a token stream: number i holds tokens [i*T, (i+1)*T] for sequence length T.
+
+    Neighbours share one token, the last label of one and the first input of the next, so that every
+    token but the stream's first is predicted exactly once.
+    """
+
+    def __init__(self, source: TokenSource, sequence_length: int) -> None:
+        self._source = source
+        self._sequence_length = sequence_length
+
+    def __len__(self) -> int:
+        return max(0, self._source.num_tokens - 1) // self._sequence_length
+
+    def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens [len(numbers), T + 1] of these windows."""
+        length = self._sequence_length
+        tokens = np.empty((len(numbers), length + 1), dtype=np.int64)
+        for row, number in zip(tokens, numbers.tolist(), strict=True):
+            row[:] = self._source.read(number * length, (number + 1) * length + 1)
+        return tokens
+
+
+class ShuffledWindows:
+    """The endless sequence of training samples: each epoch visits every window once, in its own order.
+
+    Sample s is a function of (seed, s) alone, so that consumed_samples is the whole data position.
+    """
+
+    def __init__(self, windows: Windows, seed: int) -> None:
+        if len(windows) == 0:
+            raise DataError(
+                "the training split is shorter than one window; lower model.sequence_length or "
+                "prepare more text"
+            )
+        self._windows = windows
+        self._seed = seed
+
+    def window_numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The window of each sample number."""
+        size = len(self._windows)
+        numbers = np.empty_like(samples)
+        epochs = samples // size
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            numbers[chosen] = permute(samples[chosen] % size, size, self._key(epoch))
+        return numbers
+
+    def read(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens [len(samples), T + 1] of these samples."""
+        return self._windows.read(self.window_numbers(samples))
+
+    def _key(self, epoch: int) -> int:
+        digest = hashlib.sha256(f"{self._seed}/{epoch}".encode()).digest()
+        return int.from_bytes(digest[:8], "little")

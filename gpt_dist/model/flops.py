@@ -1,0 +1,40 @@
+"""How much arithmetic a model needs, and how much a device can do: the two sides of MFU."""
+
+from __future__ import annotations
+
+import torch
+
+from gpt_dist.config import ModelConfig
+
+PEAK_BF16_FLOPS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "V100": 125e12,
+}
+"""Dense bf16 (V100: fp16) matrix rates of the vendor's data sheets, by a word of the device's name."""
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Floating-point operations of forward and backward for one token of a full window.
+
+    Six per weight of a matrix product, padded vocabulary included, and causal attention at half of
+    the full square (Narayanan et al. 2021, appendix, without recomputation).
+    """
+    products = 12 * config.num_layers * config.hidden_size**2
+    products += config.padded_vocab_size * config.hidden_size
+    attention = config.num_layers * config.hidden_size * config.sequence_length
+    return 6.0 * (products + attention)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's peak, or None where it is not known (every CPU)."""
+    if device.type != "cuda":
+        return None
+    words = torch.cuda.get_device_name(device).replace("-", " ").split()
+    return next((PEAK_BF16_FLOPS[word] for word in words if word in PEAK_BF16_FLOPS), None)

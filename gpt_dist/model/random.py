@@ -1,0 +1,29 @@
+"""Random draws that differ between tensor-parallel peers, although their generators agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.distributed import ProcessGroup
+
+
+@contextmanager
+def fork_rng_for_tensor_parallel(
+    group: ProcessGroup, device: torch.device, enabled: bool
+) -> Iterator[None]:
+    """Inside, draw from a generator of this peer's own; outside, all peers draw the same.
+
+    Each process holds other heads, so their attention masks must be independent, while replicated
+    activations need equal masks. The inner seed is drawn from the shared default generator: there
+    is no second state to save, and activation checkpointing, which restores the default generators,
+    repeats the inner draws too.
+    """
+    if not enabled or group.size() == 1:
+        yield
+        return
+    seed = int(torch.randint(2**62, ()))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + group.rank())
+        yield

@@ -1,0 +1,43 @@
+"""DeepSpeed's configuration, derived from ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt_dist.config import Config
+
+INITIAL_LOSS_SCALE_POWER = 16
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """The dictionary that `deepspeed.initialize` gets for a resolved configuration.
+
+    Gradients are summed and reduced in fp32 wherever DeepSpeed can, so that accumulation and the
+    number of processes do not change the result.
+    """
+    training, parallel = config.training, config.parallel
+    derived: dict[str, Any] = {
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_clipping": config.optimizer.clip_norm,
+        "communication_data_type": "fp32",
+        "zero_optimization": _zero(config),
+        # The optimiser is torch's fused AdamW, on the host too: it needs no compiled extension.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+    if training.precision == "bf16":
+        derived["bf16"] = {"enabled": True}
+        if parallel.zero_stage:
+            derived["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif training.precision == "fp16":
+        derived["fp16"] = {"enabled": True, "initial_scale_power": INITIAL_LOSS_SCALE_POWER}
+    return derived
+
+
+def _zero(config: Config) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.parallel.zero_stage}
+    if config.parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return zero

@@ -1,0 +1,132 @@
+"""DeepSpeed, behind the four calls that training needs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gpt_dist.config import Config
+from gpt_dist.errors import LaunchError
+from gpt_dist.topology import ModelParallelUnit, Topology
+from gpt_dist.train.deepspeed_config import deepspeed_config
+from gpt_dist.train.optimizer import build_optimizer
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimiser step did; a step whose gradient is not finite leaves the weights alone."""
+
+    grad_norm: float
+    applied: bool
+
+
+class Engine:
+    """An objective under ZeRO and tensor parallelism: forward, backward, step.
+
+    DeepSpeed counts the micro-batches: backward and step are called for each, and the weights
+    change at the last of a global batch.
+    """
+
+    def __init__(self, objective: nn.Module, config: Config, topology: Topology) -> None:
+        _prepare_deepspeed()
+        self._topology = topology
+        self._clip_norm = config.optimizer.clip_norm
+        # DeepSpeed leaves fp32 without ZeRO to the plain optimizer, with a norm it does not report
+        # and that lets NaN through: there the norm, the clip and the check are done here.
+        self._plain = config.parallel.zero_stage == 0 and config.training.precision == "fp32"
+        derived = deepspeed_config(config)
+        if self._plain:
+            derived["gradient_clipping"] = 0.0
+        objective.to(topology.device)
+        if config.training.compile:
+            objective.compile()
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=objective,
+            optimizer=build_optimizer(objective, config.optimizer),
+            config=derived,
+            mpu=ModelParallelUnit(topology),
+            dist_init_required=False,
+        )
+        self._check_batch_sizes(config)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """The objective's loss of this process's micro-batch; a scalar."""
+        loss: Tensor = self._engine(tokens, labels)
+        return loss
+
+    def train(self, mode: bool) -> None:
+        """Turn dropout on or off."""
+        self._engine.train(mode)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's share of the gradient."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> Update | None:
+        """Count a micro-batch; at the last of a global batch, update the weights and report."""
+        engine = self._engine
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()
+            return None
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._plain:
+            grad_norm = self._clip()
+            engine.step()
+            return Update(grad_norm, math.isfinite(grad_norm))
+        engine.step()
+        return Update(float(engine.get_global_grad_norm()), engine.was_step_applied())
+
+    def _clip(self) -> float:
+        """Scale all gradients to the clip norm; drop them if the norm is not finite."""
+        topology = self._topology
+        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
+        owned = [
+            parameter.grad
+            for parameter in parameters
+            if topology.tensor_parallel_rank == 0
+            or getattr(parameter, "tensor_model_parallel", False)
+        ]
+        square = torch.stack(torch._foreach_norm(owned)).square().sum()
+        dist.all_reduce(square, group=topology.tensor_parallel_group)
+        norm = float(square.sqrt())
+        if not math.isfinite(norm):
+            for parameter in parameters:
+                parameter.grad = None
+        elif self._clip_norm and norm > self._clip_norm:
+            torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
+        return norm
+
+    def _check_batch_sizes(self, config: Config) -> None:
+        """DeepSpeed computes these itself, and silently assumes one process where it errs."""
+        training, topology = config.training, self._topology
+        assert training.micro_batch_size is not None
+        expected = (
+            training.global_batch_size,
+            training.micro_batch_size,
+            training.global_batch_size // training.micro_batch_size // topology.data_parallel_size,
+        )
+        engine = self._engine
+        found = (
+            engine.train_batch_size(),
+            engine.train_micro_batch_size_per_gpu(),
+            engine.gradient_accumulation_steps(),
+        )
+        if found != expected or engine.dp_world_size != topology.data_parallel_size:
+            raise LaunchError(
+                f"DeepSpeed {deepspeed.__version__} sees global batch, micro-batch and accumulation "
+                f"{found}, not {expected}; use a version that pyproject.toml allows"
+            )
+
+
+def _prepare_deepspeed() -> None:
+    """Quiet it, and spare it the compilation of an extension that training never calls."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)

@@ -1,0 +1,104 @@
+"""What a run reports: metrics.jsonl, TensorBoard, and a live line on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+Row = dict[str, int | float]
+
+
+class Reporter:
+    """Writes the rows of one run; made on the one process that reports."""
+
+    def __init__(self, directory: Path, max_steps: int) -> None:
+        self._directory = directory
+        self._max_steps = max_steps
+        self._set_aside_earlier_metrics()
+        self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
+        self._tensorboard = SummaryWriter(directory / "tensorboard")
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=max_steps)
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        self._tensorboard.close()
+        self._file.close()
+
+    def training(self, row: Row) -> None:
+        """Record a row of training figures, and show the most telling of them."""
+        self._write(row, "train")
+        text = (
+            f"loss {row['loss']:.4f}  grad norm {row['grad_norm']:.3f}  "
+            f"lr {row['learning_rate']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
+        )
+        step = int(row["step"])
+        self._progress.update(self._task, completed=step, description=text)
+        if not self._console.is_terminal:
+            left = (time.perf_counter() - self._started) / step * (self._max_steps - step)
+            minutes, seconds = divmod(round(left), 60)
+            self.say(f"step {step}/{self._max_steps}  {text}  {minutes}:{seconds:02} left")
+
+    def validation(self, row: Row) -> None:
+        """Record and show a row of validation figures."""
+        self._write(row, "validation")
+        self.say(
+            f"step {row['step']}/{self._max_steps}  validation loss {row['validation_loss']:.4f}  "
+            f"perplexity {row['validation_perplexity']:,.2f}"
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line above the live one."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _write(self, row: Row, group: str) -> None:
+        # JSON has no NaN or infinity.
+        plain = {k: v if math.isfinite(v) else None for k, v in row.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+        for key, value in row.items():
+            if key not in ("step", "samples", "tokens"):
+                self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
+
+    def _set_aside_earlier_metrics(self) -> None:
+        """Keep what another run left here, under a name that says so."""
+        path = self._directory / "metrics.jsonl"
+        if not path.exists():
+            return
+        number = 1
+        while (aside := path.with_name(f"metrics.{number}.jsonl")).exists():
+            number += 1
+        path.rename(aside)
+        print(
+            f"{self._directory} holds an earlier run: starting from scratch, its metrics are kept "
+            f"as {aside.name}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,27 @@
+"""Pre-train a GPT on a token folder, under deepspeed, torchrun, mpirun, srun or plain python."""
+
+import os
+
+from gpt_dist import command
+from gpt_dist.config import load_config
+from gpt_dist.topology import connect, disconnect, discover_launch, form_groups
+from gpt_dist.train.pretrain import check, pretrain
+
+EXAMPLE = (
+    "deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=tokens "
+    "parallel.tensor_parallel_size=2"
+)
+
+
+def main() -> None:
+    path, overrides = command.parse_config_arguments(__doc__ or "", EXAMPLE)
+    launch = discover_launch(os.environ)
+    config, folder = check(load_config(path, overrides), launch)
+    device = connect(launch)
+    topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
+    pretrain(config, folder, topology)
+    disconnect()
+
+
+if __name__ == "__main__":
+    command.run(main)
