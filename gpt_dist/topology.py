@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from gpt_dist.errors import LaunchError
+
+with warnings.catch_warnings():
+    # Each import of megatron-core says that its optional CUDA extensions are missing.
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
 
 TIMEOUT = timedelta(minutes=10)
 """After which a collective that a peer never joined ends the process."""

@@ -39,7 +39,9 @@ class Engine:
         self._clip_norm = config.optimizer.clip_norm
         # DeepSpeed leaves fp32 without ZeRO to the plain optimizer, with a norm it does not report
         # and that lets NaN through: there the norm, the clip and the check are done here.
-        self._plain = config.parallel.zero_stage == 0 and config.training.precision == "fp32"
+        unpartitioned = config.parallel.zero_stage == 0
+        self._plain = unpartitioned and config.training.precision == "fp32"
+        self._half_without_zero = unpartitioned and not self._plain
         derived = deepspeed_config(config)
         if self._plain:
             derived["gradient_clipping"] = 0.0
@@ -80,6 +82,8 @@ class Engine:
             grad_norm = self._clip()
             engine.step()
             return Update(grad_norm, math.isfinite(grad_norm))
+        if self._half_without_zero:
+            self._mark_sharded_gradients()
         engine.step()
         return Update(float(engine.get_global_grad_norm()), engine.was_step_applied())
 
@@ -102,6 +106,13 @@ class Engine:
         elif self._clip_norm and norm > self._clip_norm:
             torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
         return norm
+
+    def _mark_sharded_gradients(self) -> None:
+        """DeepSpeed looks on the gradient for what megatron-core wrote on the parameter, and would
+        leave the shards of all but the first tensor-parallel rank out of the norm."""
+        for parameter in self._engine.module.parameters():
+            if parameter.grad is not None and getattr(parameter, "tensor_model_parallel", False):
+                parameter.grad.tensor_model_parallel = True
 
     def _check_batch_sizes(self, config: Config) -> None:
         """DeepSpeed computes these itself, and silently assumes one process where it errs."""

@@ -1,0 +1,266 @@
+"""Open a token folder: check its manifest and shards cheaply, then read ids by position."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from gpt_dist.data.shards import Ids, bin_path, idx_path, read_index_header
+from gpt_dist.errors import DataError
+
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.model"
+SPLITS = ("train", "validation")
+FORMAT = "gpt_dist.tokens"
+VERSION = 1
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+
+
+class FileEntry(_Record):
+    """Size in bytes and SHA-256 of a file of the folder."""
+
+    bytes: NonNegativeInt
+    sha256: Sha256
+
+
+class ShardEntry(_Record):
+    """One shard: `name` is its path in the folder without `.bin` or `.idx`."""
+
+    name: Annotated[str, Field(pattern=r"^(train|validation)/shard-\d{5,}$")]
+    tokens: NonNegativeInt
+    documents: NonNegativeInt
+    bin: FileEntry
+    idx: FileEntry
+
+
+class SplitEntry(_Record):
+    """The shards of one split, in reading order."""
+
+    tokens: NonNegativeInt
+    documents: NonNegativeInt
+    shards: tuple[ShardEntry, ...]
+
+
+class SourceEntry(_Record):
+    """A file the corpus was made from."""
+
+    name: str
+    bytes: NonNegativeInt
+    sha256: Sha256
+
+
+class DropEntry(_Record):
+    """A document or file that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+class BuildOptions(_Record):
+    """The choices a corpus depends on, beside its sources."""
+
+    vocab_size: PositiveInt
+    lowercase: bool
+    min_characters: NonNegativeInt
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)]
+    text_field: str
+    tokenizer_sample_mb: PositiveInt
+    seed: int
+
+
+class Totals(_Record):
+    """What went in and what was kept."""
+
+    source_bytes: NonNegativeInt
+    documents_read: NonNegativeInt
+    documents_kept: NonNegativeInt
+    decoded_as_latin1: NonNegativeInt
+    cleaned_bytes: NonNegativeInt
+    tokens: NonNegativeInt
+
+
+class Manifest(_Record):
+    """Content of `manifest.json`; nothing in it depends on time, machine or number of workers."""
+
+    format: Literal["gpt_dist.tokens"]
+    version: Literal[1]
+    vocab_size: PositiveInt
+    dtype: Literal["uint16", "int32"]
+    special_tokens: dict[str, NonNegativeInt]
+    tokenizer: FileEntry
+    options: BuildOptions
+    totals: Totals
+    sources: tuple[SourceEntry, ...]
+    dropped: dict[str, NonNegativeInt]  # reason → how many
+    drops: tuple[DropEntry, ...]  # the first of them, by name
+    splits: dict[Literal["train", "validation"], SplitEntry]
+
+
+class TokenStream:
+    """The ids of one split: its shards' documents, one after another."""
+
+    def __init__(self, folder: Path, split: SplitEntry, dtype: str, vocab_size: int) -> None:
+        """Describe the stream; no shard is opened before it is read."""
+        self.num_tokens = split.tokens
+        self._paths = [bin_path(folder / shard.name) for shard in split.shards]
+        self._starts = [0, *accumulate(shard.tokens for shard in split.shards)]
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._vocab_size = vocab_size
+        self._maps: dict[int, Ids] = {}
+
+    def read(self, start: int, stop: int) -> Ids:
+        """A copy of ids `start` to `stop` of the split, in the shards' own type.
+
+        Raises DataError, naming the shard, where an id is not of the vocabulary: the shard is
+        corrupt.
+        """
+        assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
+        ids = np.empty(stop - start, dtype=self._dtype)
+        shard = bisect_right(self._starts, start) - 1
+        position = start
+        while position < stop:
+            first, end = self._starts[shard], min(stop, self._starts[shard + 1])
+            part = self._map(shard)[position - first : end - first]
+            if part.size and (part.max() >= self._vocab_size or part.min() < 0):
+                raise DataError(
+                    f"{self._paths[shard]}: holds ids beyond the vocabulary of {self._vocab_size}: "
+                    "the shard is corrupt; see `python -m data_prep verify`"
+                )
+            ids[position - start : end - start] = part
+            position, shard = end, shard + 1
+        return ids
+
+    def _map(self, shard: int) -> Ids:
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
+        return self._maps[shard]
+
+
+class TokenFolder:
+    """A folder made by `python -m data_prep build`, checked for being whole."""
+
+    def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
+        """Use `TokenFolder.open`."""
+        self.path = path
+        self.manifest = manifest
+        self.digest = digest
+        self.vocab_size = manifest.vocab_size
+
+    @classmethod
+    def open(cls, path: Path) -> "TokenFolder":
+        """Read the manifest and check every file's size and every index header, but no token.
+
+        `digest` is the SHA-256 of the manifest, and so stands for the whole content.
+
+        Raises DataError where the folder or a file of it is missing, is of another format, or has
+        not the size the manifest states.
+        """
+        manifest, digest = _read_manifest(path)
+        _check_size(path / TOKENIZER_NAME, manifest.tokenizer.bytes)
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                _check_shard(path, shard, np.dtype(manifest.dtype))
+            if split.tokens != sum(shard.tokens for shard in split.shards):
+                raise DataError(f"{path / MANIFEST_NAME}: totals and shards disagree{_REMEDY}")
+        return cls(path, manifest, digest)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The sentencepiece model the ids were made with."""
+        return self.path / TOKENIZER_NAME
+
+    def split(self, name: Literal["train", "validation"]) -> TokenStream:
+        """The ids of one split; an empty split has `num_tokens` 0."""
+        manifest = self.manifest
+        return TokenStream(self.path, manifest.splits[name], manifest.dtype, self.vocab_size)
+
+
+_REMEDY = "; copy the token folder again, or prepare it with `python -m data_prep build`"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_damage(
+    folder: TokenFolder, progress: Callable[[int], None] = lambda size: None
+) -> Iterator[str]:
+    """Hash every file of the manifest and yield the names of those that differ from it.
+
+    `progress` is called with the size in bytes of each file after it was read.
+    """
+    for name, entry in files_of(folder.manifest):
+        if file_sha256(folder.path / name) != entry.sha256:
+            yield name
+        progress(entry.bytes)
+
+
+def files_of(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
+    """Every file a manifest states, by its path in the folder."""
+    yield TOKENIZER_NAME, manifest.tokenizer
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            yield shard.name + ".bin", shard.bin
+            yield shard.name + ".idx", shard.idx
+
+
+def _read_manifest(path: Path) -> tuple[Manifest, str]:
+    file = path / MANIFEST_NAME
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; make one with `python -m data_prep build`")
+    if not file.is_file():
+        raise DataError(
+            f"{path}: not a token folder (it has no {MANIFEST_NAME}); "
+            "make one with `python -m data_prep build`"
+        )
+    try:
+        content = file.read_bytes()
+        manifest = Manifest.model_validate_json(content)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}){_REMEDY}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(
+            f"{file}: not a manifest of {FORMAT} version {VERSION}: "
+            f"{where}: {first['msg']}{_REMEDY}"
+        ) from error
+    missing = set(SPLITS) - set(manifest.splits)
+    if missing:
+        raise DataError(f"{file}: has no split {', '.join(sorted(missing))}{_REMEDY}")
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _check_shard(folder: Path, shard: ShardEntry, dtype: np.dtype[Any]) -> None:
+    prefix = folder / shard.name
+    _check_size(bin_path(prefix), shard.bin.bytes)
+    _check_size(idx_path(prefix), shard.idx.bytes)
+    header = read_index_header(idx_path(prefix))
+    stated = (dtype, shard.documents, shard.tokens * dtype.itemsize)
+    if stated != (header.dtype, header.documents, shard.bin.bytes):
+        raise DataError(
+            f"{prefix}: index, shard and manifest disagree: {header.documents} documents of "
+            f"{header.dtype} and {shard.bin.bytes} bytes, but the manifest states "
+            f"{shard.documents} documents of {dtype} and {shard.tokens} tokens{_REMEDY}"
+        )
+
+
+def _check_size(file: Path, expected: int) -> None:
+    try:
+        found = file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{file}: missing ({error.strerror}){_REMEDY}") from error
+    if found != expected:
+        raise DataError(f"{file}: {found} bytes instead of {expected}{_REMEDY}")

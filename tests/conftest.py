@@ -1,0 +1,27 @@
+"""Fixtures that several tests share: token folders and connected processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process_group import ProcessGroup
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[Callable[[int], ProcessGroup]]:
+    """Connected processes by number; each group is started once."""
+    groups: dict[int, ProcessGroup] = {}
+
+    def get(size: int) -> ProcessGroup:
+        if size not in groups or not groups[size].alive:
+            groups[size] = ProcessGroup(size)
+        return groups[size]
+
+    yield get
+    for group in groups.values():
+        group.close()

@@ -1,0 +1,98 @@
+"""Worker processes that stay connected, so that many cases share one start-up."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class ProcessGroup:
+    """`size` processes joined in a torch.distributed group, on the CPU."""
+
+    def __init__(self, size: int) -> None:
+        context = mp.get_context("spawn")
+        self._store = tempfile.TemporaryDirectory()
+        self._connections: list[Connection] = []
+        self._processes = []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve,
+                args=(rank, size, f"file://{self._store.name}/rendezvous", theirs),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
+        """function(launch, device, *arguments) on every rank; their results by rank.
+
+        A failure names the rank; a rank that does not answer in time ends the group.
+        """
+        for connection in self._connections:
+            connection.send((function, arguments))
+        results: dict[int, Any] = {}
+        waiting = dict(zip(self._connections, range(len(self._connections)), strict=True))
+        while waiting:
+            ready = wait(list(waiting), timeout)
+            if not ready:
+                self.close()
+                pytest.fail(f"ranks {sorted(waiting.values())} did not answer in {timeout} s")
+            for connection in ready:
+                rank = waiting.pop(connection)
+                try:
+                    result, error = connection.recv()
+                except EOFError:
+                    error = "the process died"
+                if error:
+                    self.close()
+                    pytest.fail(f"rank {rank}: {error}")
+                results[rank] = result
+        return [results[rank] for rank in sorted(results)]
+
+    @property
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self._processes)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        self._store.cleanup()
+
+
+def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from gpt_dist.topology import Launch, connect
+
+    launch = Launch("test", rank, size, rank, size)
+    # DeepSpeed insists on an address, although the processes meet in the file.
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    device = connect(launch, init_method=rendezvous)
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send((function(launch, device, *arguments), None))
+        except Exception:
+            connection.send((None, traceback.format_exc()))
+
+
+def read_rows(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    import json
+
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
