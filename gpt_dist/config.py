@@ -263,11 +263,12 @@ def check_layout(config: Config, world_size: int, device_type: str) -> None:
     data_parallel_size = config.data_parallel_size(world_size)
     global_batch_size = config.training.global_batch_size
     micro_batch_size = config.training.micro_batch_size or 1
-    if global_batch_size % (data_parallel_size * micro_batch_size):
+    step = data_parallel_size * micro_batch_size
+    if global_batch_size % step:
         raise ConfigError(
-            f"training.global_batch_size: {global_batch_size} is not a multiple of "
-            f"{data_parallel_size} data-parallel processes x training.micro_batch_size "
-            f"{micro_batch_size}; choose a multiple of {data_parallel_size * micro_batch_size}"
+            f"training.global_batch_size: {global_batch_size} is not a multiple of {step}, "
+            f"{data_parallel_size} data-parallel process(es) x training.micro_batch_size "
+            f"{micro_batch_size}; choose one that is"
         )
     if config.training.precision == "fp16" and device_type != "cuda":
         raise ConfigError("training.precision: fp16 needs a CUDA device; use bf16 or fp32 here")

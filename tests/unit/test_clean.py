@@ -1,0 +1,166 @@
+"""Cleaning: what every kind of text becomes, on crafted lines and on real books."""
+
+from pathlib import Path
+
+import ftfy
+import pytest
+
+from data_prep.clean import clean, decode, normalise_space, repair, standardise_punctuation
+
+BOOKS = Path(__file__).parents[3] / "shared/data"
+needs_books = pytest.mark.skipif(not BOOKS.is_dir(), reason="../shared/data is absent")
+
+WRAPPED = """Call me Ishmael. Some years ago, never mind how long precisely, having
+little or no money in my purse, and nothing particular to interest me on
+shore, I thought I would sail about a little and see the well-
+known part of the world.
+
+It is a way I have of driving off the spleen and regulating the cir--
+culation.
+"""
+
+
+def text_of(data: str | bytes, lowercase: bool = True) -> str:
+    return clean(data.encode() if isinstance(data, str) else data, "book", lowercase).text
+
+
+def test_hard_wrapped_lines_become_paragraphs() -> None:
+    first, second = text_of(WRAPPED, lowercase=False).split("\n")
+    assert first.startswith("Call me Ishmael.")
+    assert "having little" in first
+    assert "the well-known part" in first
+    assert "the cir--culation." in second
+
+
+def test_long_lines_stay_paragraphs() -> None:
+    lines = ["A sentence that goes on and on. " * 6, "Short.", "Another long line again. " * 8]
+    assert text_of("\n".join(lines), lowercase=False) == "\n".join(map(str.strip, lines))
+
+
+def test_verse_keeps_its_lines() -> None:
+    verse = "Tiger, tiger, burning bright\nIn the forests of the night,\nWhat immortal hand or eye"
+    assert text_of(WRAPPED + "\n" + verse).endswith(verse.lower())
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("“It’s …” he said—‘no’ – 1–2", "\"it's ...\" he said--'no' - 1-2"),
+        ("an _emphatic_ word, _two words_; snake_case", "an emphatic word, two words; snake_case"),
+        ("tab\tand\u00a0no-break \u2003 em space ", "tab and no-break em space"),
+        ("nul\x00 and \x07bell \ufeffand zero\u200bwidth", "nul and bell and zerowidth"),
+        ("fish &amp; chips, AT&T", "fish & chips, at&t"),
+        ("page\fbreak", "page break"),
+        ("schÃ¶n and â€œquotedâ€\x9d", 'schön and "quoted"'),
+        ("_\n\nleft alone", "left alone"),
+        ("\n \n\t\n", ""),
+    ],
+)
+def test_crafted_lines(raw: str, cleaned: str) -> None:
+    assert text_of(raw) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("data", "latin1"),
+    [
+        ("caf\u00e9 \u201cx\u201d".encode(), False),
+        ("\ufeffcaf\u00e9 \u201cx\u201d".encode(), False),
+        ("caf\u00e9 \u201cx\u201d".encode("utf-16"), False),
+        ("caf\u00e9 \u201cx\u201d".encode("cp1252"), True),
+    ],
+)
+def test_encodings(data: bytes, latin1: bool) -> None:
+    result = clean(data, "book", lowercase=True)
+    assert result.text == 'café "x"'
+    assert result.latin1 is latin1
+
+
+def test_one_bad_byte_costs_nothing_else() -> None:
+    assert text_of("déjà vu\n\n".encode() + b"bad \xff byte") == "déjà vu\nbad ÿ byte"
+
+
+def test_line_ends_do_not_matter() -> None:
+    assert text_of(WRAPPED.replace("\n", "\r\n")) == text_of(WRAPPED)
+    assert text_of(WRAPPED.replace("\n", "\r")) == text_of(WRAPPED)
+
+
+def test_a_word_without_end_is_cut() -> None:
+    lines = text_of("x" * 10_000).split("\n")
+    assert list(map(len, lines)) == [4096, 4096, 1808]
+
+
+def test_sentences_become_bounded_paragraphs() -> None:
+    lines = [f"sentence number {number} , she said ." for number in range(500)]
+    text = clean("\n".join(lines).encode(), "sentences", lowercase=True).text
+    assert text.replace("\n", " ") == " ".join(lines)
+    assert all(1900 < len(paragraph) <= 2000 for paragraph in text.split("\n")[:-1])
+
+
+HEADER = "The Project Gutenberg EBook of Moby\n\nTitle: Moby\n\n"
+START = "*** START OF THIS PROJECT GUTENBERG EBOOK MOBY ***\n\nProduced by A. Volunteer\n\n"
+OLD_START = "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n\n"
+END = "\n*** END OF THIS PROJECT GUTENBERG EBOOK MOBY ***\n\nlicence text\n"
+OLD_END = "\nEnd of Project Gutenberg's Moby, by Herman Melville\n\nlicence text\n"
+NOTE = "[Transcriber's Note: spelling was\nleft as it is.]\n\n"
+
+
+@pytest.mark.parametrize("end", [END, OLD_END, "\nEnd of the Project Gutenberg EBook of Moby\n"])
+@pytest.mark.parametrize("start", [HEADER + START, HEADER + OLD_START, HEADER + START + NOTE, ""])
+def test_gutenberg_wrapping_goes(start: str, end: str) -> None:
+    assert text_of(start + WRAPPED + end) == text_of(WRAPPED)
+
+
+@needs_books
+@pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [
+        ("1399-0.txt", "anna karenina\nby leo tolstoy\n", 'which i have the power to put into it."'),
+        ("pg11.txt", "alice's adventures in wonderland\nlewis carroll\n", "the end"),
+        ("pg1232.txt", "the prince\nby nicolo machiavelli\n", "but in macedonia or rome."),
+    ],
+)
+def test_real_gutenberg_files(name: str, begin: str, end: str) -> None:
+    text = text_of((BOOKS / "books-raw" / name).read_bytes())
+    assert text.startswith(begin)
+    assert text.endswith(end)
+    assert "gutenberg" not in text
+    assert "produced by" not in text[:2000]
+
+
+@needs_books
+def test_thoreau_is_latin1() -> None:
+    (file,) = (BOOKS / "books").glob("Henry_David_Thoreau*")
+    result = clean(file.read_bytes(), "book", lowercase=True)
+    assert result.latin1
+    assert "musketaquid" in result.text
+    assert not any("\x7f" <= character <= "\x9f" for character in result.text)
+    assert "ã" not in result.text
+
+
+MOJIBAKE = "schÃ¶n;Ã  la carte;voilÃ ;â€” dash;â€™s;it\x92s;caf√©;Â£5;&eacute;t&eacute;;ﬁsh".split(";")
+HARMLESS = "café;“É.”;’Tis—“so”…;à la;Â;A Â b;Ã ;É“;naïve “œuvre”;½ lb;5° £6;ǆ;e\u0301".split(";")
+
+
+@pytest.mark.parametrize("lines", [MOJIBAKE, HARMLESS], ids=["mojibake", "harmless"])
+def test_gate_changes_nothing_on_crafted_lines(lines: list[str]) -> None:
+    for line in lines:
+        assert_same_as_ftfy_everywhere(line)
+        assert_same_as_ftfy_everywhere(f"some words {line} and more")
+
+
+@needs_books
+def test_gate_changes_nothing_on_real_books() -> None:
+    raw = sorted((BOOKS / "books-raw").iterdir())
+    mixed = [next((BOOKS / "books").glob(name)) for name in ("Henry_David*", "James_Feni*France*")]
+    for file in raw[1:] + mixed:
+        text, _ = decode(file.read_bytes())
+        assert_same_as_ftfy_everywhere(text.replace("\r\n", "\n"))
+
+
+def assert_same_as_ftfy_everywhere(text: str) -> None:
+    everywhere = "\n".join(map(ftfy.fix_text, text.split("\n")))
+    assert standardised(repair(text)) == standardised(everywhere)
+
+
+def standardised(text: str) -> str:
+    return normalise_space(standardise_punctuation(text))

@@ -1,0 +1,132 @@
+"""Configurations: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt_dist.config import Config, check_layout, load_config, resolve
+from gpt_dist.errors import ConfigError
+
+SHIPPED = sorted(Path("configs/pretrain").glob("*.yaml"))
+
+
+def load(tmp_path: Path, text: str = "", *overrides: str) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return load_config(path, list(overrides))
+
+
+def test_an_empty_file_gives_the_paper(tmp_path):
+    config = load(tmp_path)
+    model, optimizer = config.model, config.optimizer
+    assert (model.num_layers, model.hidden_size, model.num_heads) == (12, 768, 12)
+    assert (model.sequence_length, model.dropout, model.norm_position) == (512, 0.1, "post")
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (2.5e-4, 0.01)
+    assert optimizer.betas == (0.9, 0.999)
+    assert (config.schedule.warmup_steps, config.schedule.shape) == (2000, "cosine")
+    assert config.training.global_batch_size == 64
+
+
+def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
+    config = load(
+        tmp_path,
+        "optimizer: {learning_rate: 1.0}",
+        "optimizer.learning_rate=1e-3",
+        "optimizer.betas=[0.8, 0.9]",
+        "data.path=a=b",
+    )
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.optimizer.betas == (0.8, 0.9)
+    assert config.data.path == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.num_layrs=2", r"model\.num_layrs: unknown key; did you mean model\.num_layers"),
+        ("modle.num_layers=2", "modle: unknown key; did you mean model"),
+        ("model.num_layers=two", r"model\.num_layers: .*integer, not 'two'"),
+        ("model.num_layers=2.5", r"model\.num_layers: .*integer, not 2\.5"),
+        ("model.num_layers=true", r"model\.num_layers: .*integer, not True"),
+        ("model.num_layers=0", r"model\.num_layers: .*greater than or equal to 1, not 0"),
+        ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate: .*finite number, not nan"),
+        ("training.precision=fp8", r"training\.precision: .*'fp32', 'bf16' or 'fp16', not 'fp8'"),
+        ("parallel.zero_stage=4", r"parallel\.zero_stage: .*0, 1, 2 or 3, not 4"),
+        ("num_layers=2", r"expected section\.key=value"),
+        ("model.num_layers", r"expected section\.key=value"),
+        ("model.num_heads=5", r"model\.num_heads: 5 does not divide model\.hidden_size 768"),
+        ("parallel.tensor_parallel_size=5", r"5 does not divide model\.num_heads 12"),
+        ("parallel.offload_optimizer=true", r"needs parallel\.zero_stage 1, 2 or 3, not 0"),
+        ("data.path=[unclosed", r"data\.path: '\[unclosed' is not a YAML value"),
+    ],
+)
+def test_a_bad_override_is_refused_by_name(tmp_path, override, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load(tmp_path, "", override)
+
+
+def test_steps_and_epochs_exclude_each_other(tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.epochs: training\.max_steps is given too"):
+        load(tmp_path, "training: {max_steps: 5, epochs: 1}")
+
+
+def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path):
+    for text in ("- a list", "key: [unclosed", "run: !!python/object:os.system {}"):
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            load(tmp_path, text)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "absent.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "expected"),
+    [
+        (["parallel.tensor_parallel_size=2"], 3, "2 does not divide the 3 launched"),
+        (["training.global_batch_size=10"], 4, "10 is not a multiple of 4, 4 data-parallel"),
+        (["training.micro_batch_size=48"], 1, r"64 is not a multiple of .*micro_batch_size 48"),
+        (["training.precision=fp16"], 1, r"training\.precision: fp16 needs a CUDA device"),
+    ],
+)
+def test_a_launch_that_does_not_fit_is_refused(tmp_path, overrides, world_size, expected):
+    with pytest.raises(ConfigError, match=expected):
+        check_layout(load(tmp_path, "", *overrides), world_size, "cpu")
+
+
+def test_another_vocabulary_than_the_tokens_is_refused(tmp_path):
+    config = load(tmp_path, "model: {vocab_size: 300}")
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: 300 is not the 400 of the tokens"):
+        resolve(config, world_size=1, vocab_size=400, num_windows=10)
+
+
+def test_a_vocabulary_that_cannot_be_shared_is_refused(tmp_path):
+    config = load(tmp_path, "", "model.num_heads=6", "parallel.tensor_parallel_size=3")
+    with pytest.raises(ConfigError, match="3 does not divide the vocabulary, 400 padded to 512"):
+        resolve(config, world_size=3, vocab_size=400, num_windows=10)
+
+
+def test_resolving_fills_in_what_data_and_launch_decide(tmp_path):
+    config = load(tmp_path, "training: {epochs: 3, global_batch_size: 8}")
+    resolved = resolve(config, world_size=2, vocab_size=400, num_windows=100)
+    assert resolved.model.vocab_size == 400
+    assert resolved.model.padded_vocab_size == 512
+    assert resolved.training.max_steps == 38  # 300 windows in batches of 8, rounded up
+    assert resolved.training.micro_batch_size == 4
+    assert resolved.schedule.decay_steps == 38
+
+
+def test_a_resolved_configuration_is_read_back_the_same(tmp_path):
+    resolved = resolve(load(tmp_path), world_size=2, vocab_size=400, num_windows=100)
+    resolved.save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml", []) == resolved
+
+
+@pytest.mark.parametrize("nodes", [1, 8])
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_on_nodes_of_eight(path, nodes):
+    if nodes == 8 and path.stem == "tiny":
+        pytest.skip("made for a laptop")
+    config = load_config(path, ["training.micro_batch_size=1"] if nodes == 8 else [])
+    check_layout(config, 8 * nodes, "cuda")
+    resolve(config, 8 * nodes, vocab_size=40_000, num_windows=10**6)

@@ -1,0 +1,61 @@
+"""The dictionary that DeepSpeed gets from each shipped configuration, spelled out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt_dist.config import load_config, resolve
+from gpt_dist.train.deepspeed_config import deepspeed_config
+
+BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+GOLDEN = {
+    "tiny": {
+        "train_batch_size": 16,
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": 0},
+    },
+    "gpt1": {
+        "train_batch_size": 64,
+        "train_micro_batch_size_per_gpu": 8,
+        "zero_optimization": {"stage": 1},
+        **BF16,
+    },
+    "gpt-1.3b": {
+        "train_batch_size": 512,
+        "train_micro_batch_size_per_gpu": 8,
+        "zero_optimization": {"stage": 1},
+        **BF16,
+    },
+    "gpt-13b": {
+        "train_batch_size": 1024,
+        "train_micro_batch_size_per_gpu": 4,
+        "zero_optimization": {"stage": 1},
+        **BF16,
+    },
+}
+ALWAYS = {
+    "gradient_clipping": 1.0,
+    "communication_data_type": "fp32",
+    "zero_force_ds_cpu_optimizer": False,
+    "steps_per_print": None,
+    "wall_clock_breakdown": False,
+}
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda p: p.stem)
+def test_golden(path):
+    config = resolve(load_config(path, []), world_size=8, vocab_size=40_000, num_windows=1000)
+    assert deepspeed_config(config) == GOLDEN[path.stem] | ALWAYS
+
+
+def test_offload_and_fp16():
+    overrides = ["parallel.zero_stage=2", "parallel.offload_optimizer=true"]
+    config = load_config(Path("configs/pretrain/tiny.yaml"), [*overrides, "training.precision=fp16"])
+    derived = deepspeed_config(resolve(config, world_size=1, vocab_size=500, num_windows=100))
+    assert derived["zero_optimization"] == {
+        "stage": 2,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+    }
+    assert derived["fp16"] == {"enabled": True, "initial_scale_power": 16}
