@@ -17,6 +17,7 @@ from gpt_dist.errors import ConfigError
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to this multiple whatever the layout, so that shapes never depend on it."""
 
+
 class Section(BaseModel):
     """A group of keys: unknown keys are refused, values do not change once read."""
 
@@ -247,9 +248,7 @@ def _check_combinations(config: Config) -> None:
             "training.epochs: training.max_steps is given too; set one of them to null"
         )
     if parallel.offload_optimizer and parallel.zero_stage == 0:
-        raise ConfigError(
-            "parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0"
-        )
+        raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
 
 
 def check_layout(config: Config, world_size: int, device_type: str) -> None:

@@ -145,11 +145,16 @@ def connect(launch: Launch, init_method: str = "env://") -> torch.device:
 
 def form_groups(launch: Launch, device: torch.device, tensor_parallel_size: int) -> Topology:
     """Divide the connected processes into tensor- and data-parallel groups."""
-    parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor_parallel_size,
-        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
-    )
+    if not (
+        parallel_state.model_parallel_is_initialized()
+        and parallel_state.get_tensor_model_parallel_world_size() == tensor_parallel_size
+    ):
+        parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor_parallel_size,
+            distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
+            create_gloo_process_groups=False,
+        )
     return Topology(
         launch,
         device,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,3 +27,16 @@ def process_group() -> Iterator[Callable[[int], ProcessGroup]]:
     yield get
     for group in groups.values():
         group.close()
+
+
+@pytest.fixture(scope="session")
+def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled books as tokens of a small vocabulary, made by the command that users type."""
+    folder = tmp_path_factory.mktemp("data") / "tokens"
+    subprocess.run(
+        [sys.executable, "-m", "data_prep", "build", "data_prep/sample_books"]
+        + ["--output", str(folder), "--vocab-size", "500", "--workers", "2"],
+        check=True,
+        timeout=120,
+    )
+    return folder

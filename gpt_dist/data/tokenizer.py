@@ -14,9 +14,9 @@ from gpt_dist.errors import DataError
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>")
 
-# Long texts go to sentencepiece in pieces of about this many characters: fastest by measurement,
-# and its memory grows with a call's text.
-_CALL_CHARACTERS = 1024
+# A text goes to sentencepiece in pieces of about this many characters: the fastest by measurement,
+# and its memory grows with the piece alone.
+_PIECE_CHARACTERS = 1024
 _TRAINING_LINE_CHARACTERS = 4096
 # Recorded in the model file, so it is fixed: a model must not depend on the machine's cores.
 _TRAINING_THREADS = 4
@@ -25,7 +25,7 @@ _TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ v
 
 
 class Tokenizer(Protocol):
-    """What others ask of a tokenizer; the attributes but `vocab_size` are ids of reserved tokens."""
+    """What others ask of a tokenizer; attributes beside `vocab_size` are ids of reserved tokens."""
 
     vocab_size: int
     end_of_text: int
@@ -69,9 +69,9 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Ids (int32 vector) of `text`; memory beyond the result does not grow with its length."""
-        # No piece holds a space but at its start: cutting at a space changes no id.
-        parts = cut_at_spaces(text.replace("\n", "\n "), _CALL_CHARACTERS)
-        ids = [np.array(self._processor.encode(part), dtype=np.int32) for part in parts]
+        # No token holds a space but at its start: cutting at a space changes no id.
+        pieces = cut_at_spaces(text.replace("\n", "\n "), _PIECE_CHARACTERS)
+        ids = [np.array(self._processor.encode(piece), dtype=np.int32) for piece in pieces]
         return np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -195,7 +195,7 @@ def file_sha256(path: Path) -> str:
 
 
 def find_damage(
-    folder: TokenFolder, progress: Callable[[int], None] = lambda size: None
+    folder: TokenFolder, progress: Callable[[int], None] = lambda _size: None
 ) -> Iterator[str]:
     """Hash every file of the manifest and yield the names of those that differ from it.
 

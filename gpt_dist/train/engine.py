@@ -55,6 +55,9 @@ class Engine:
             mpu=ModelParallelUnit(topology),
             dist_init_required=False,
         )
+        if self._half_without_zero:
+            # DeepSpeed allocated the moments by a step that Adam's bias correction must not count.
+            self._engine.optimizer.optimizer.state.clear()
         self._check_batch_sizes(config)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:

@@ -111,9 +111,7 @@ class Trainer:
         assert update is not None, "the engine and the plan disagree on accumulation"
         return loss_sum / micro_batches, update
 
-    def _report(
-        self, step: int, loss: Tensor, rate: float, update: Update, seconds: float
-    ) -> None:
+    def _report(self, step: int, loss: Tensor, rate: float, update: Update, seconds: float) -> None:
         dist.all_reduce(loss, group=self.topology.data_parallel_group)
         if self.reporter is None:
             return

@@ -11,7 +11,10 @@ from gpt_dist.config import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay on matrices only, not on biases and LayerNorm gains."""
+    """AdamW with decoupled weight decay on matrices only, not on biases and LayerNorm gains.
+
+    Its learning rate is 0 until each step sets one.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {
@@ -23,9 +26,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
             "weight_decay": 0.0,
         },
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def learning_rate(step: int, maximum: float, schedule: ScheduleConfig) -> float:

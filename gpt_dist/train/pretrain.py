@@ -30,7 +30,9 @@ def check(config: Config, launch: Launch) -> tuple[Config, TokenFolder]:
     """
     check_layout(config, launch.world_size, device_type())
     if config.data.path is None:
-        raise ConfigError("data.path: not given; make a token folder by `python -m data_prep build`")
+        raise ConfigError(
+            "data.path: not given; make a token folder by `python -m data_prep build`"
+        )
     folder = TokenFolder.open(Path(config.data.path))
     windows = Windows(folder.split("train"), config.model.sequence_length)
     ShuffledWindows(windows, config.run.seed)

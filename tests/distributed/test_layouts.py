@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from gpt_dist.topology import Launch, form_groups
-from tests.process_group import ProcessGroup, read_rows
+from tests.process_group import read_rows
 
 STEPS = 20
+CLIP_NORM = 0.3
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
 
@@ -39,29 +41,112 @@ SMALL = {
     "training.global_batch_size": 8,
     "training.micro_batch_size": 2,
     "schedule.warmup_steps": 5,
-    "optimizer.clip_norm": 0.3,
+    "optimizer.clip_norm": CLIP_NORM,
     "logging.interval": 1,
     "validation.interval": 10,
     "validation.max_samples": 7,
 }
 
 
-@pytest.fixture(scope="session")
-def single(process_group, token_folder, tmp_path_factory):
-    """The rows of the single process, by precision and norm position."""
-    cache: dict[tuple[str, str], list[dict[str, Any]]] = {}
+Rows = list[dict[str, Any]]
+Run = Callable[..., Rows]
 
-    def get(precision: str, norm_position: str) -> list[dict[str, Any]]:
-        key = (precision, norm_position)
+
+@pytest.fixture(scope="module")
+def run(process_group, token_folder, tmp_path_factory) -> Run:
+    """Train in a layout and return the rows; equal runs are made once."""
+    cache: dict[str, Rows] = {}
+
+    def run(data_parallel_size: int = 1, tensor_parallel_size: int = 1, **sections: Any) -> Rows:
+        overrides = SMALL | {
+            "data.path": token_folder,
+            "parallel.tensor_parallel_size": tensor_parallel_size,
+            **{key.replace("__", "."): value for key, value in sections.items()},
+        }
+        key = repr((data_parallel_size, overrides))
         if key not in cache:
-            directory = tmp_path_factory.mktemp("single")
-            overrides = SMALL | {
-                "data.path": token_folder,
-                "training.precision": precision,
-                "model.norm_position": norm_position,
-            }
-            process_group(1).run(train, overrides, directory)
+            directory = tmp_path_factory.mktemp("run")
+            group = process_group(data_parallel_size * tensor_parallel_size)
+            group.run(train, overrides, directory)
             cache[key] = read_rows(directory)
         return cache[key]
 
-    return get
+    return run
+
+
+def assert_same(found: Rows, expected: Rows, tolerance: float) -> None:
+    """Equal steps, and losses and norms within a relative tolerance."""
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for row, reference in zip(found, expected, strict=True):
+        for key in ("loss", "grad_norm", "validation_loss", "learning_rate"):
+            assert (key in row) == (key in reference)
+            if key in row:
+                assert row[key] == pytest.approx(reference[key], rel=tolerance), (key, row["step"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("data_parallel_size", [1, 2])
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_every_layout_gives_the_single_process_figures(
+    run, zero_stage, tensor_parallel_size, data_parallel_size, precision
+):
+    expected = run(training__precision=precision)
+    found = run(
+        data_parallel_size,
+        tensor_parallel_size,
+        parallel__zero_stage=zero_stage,
+        training__precision=precision,
+    )
+    training = [row for row in found if "loss" in row]
+    assert len(training) == STEPS
+    assert all(row["grad_norm"] > CLIP_NORM for row in training), "clipping is never active"
+    assert_same(found, expected, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_pre_layer_norm(run, zero_stage):
+    expected = run(model__norm_position="pre")
+    found = run(2, 2, model__norm_position="pre", parallel__zero_stage=zero_stage)
+    assert_same(found, expected, TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 8])
+def test_accumulation_changes_nothing(run, micro_batch_size):
+    found = run(training__micro_batch_size=micro_batch_size)
+    assert_same(found, run(), TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_offload_changes_nothing(run, zero_stage, precision):
+    settings = {"training__precision": precision, "parallel__zero_stage": zero_stage}
+    found = run(2, **settings, parallel__offload_optimizer="true")
+    assert_same(found, run(2, **settings), TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_activation_checkpointing_repeats_dropout(run, zero_stage):
+    settings = {"model__dropout": 0.2, "parallel__zero_stage": zero_stage}
+    found = run(1, 2, **settings, training__activation_checkpointing="true")
+    assert_same(found, run(1, 2, **settings), TOLERANCE["fp32"])
+    assert found[-1] != pytest.approx(run(1, 2, parallel__zero_stage=zero_stage)[-1])
+
+
+def test_a_compiled_model_gives_the_same_figures(run):
+    assert_same(run(training__compile="true"), run(), TOLERANCE["fp32"])
+
+
+def test_a_deterministic_run_repeats_bit_for_bit(run, process_group, token_folder, tmp_path):
+    settings = {"training__deterministic": "true", "model__dropout": 0.1}
+    overrides = SMALL | {"data.path": token_folder, "parallel.tensor_parallel_size": 2}
+    overrides |= {key.replace("__", "."): value for key, value in settings.items()}
+    process_group(2).run(train, overrides, tmp_path)
+    assert_same(read_rows(tmp_path), run(1, 2, **settings), 0.0)
+
+
+def test_training_learns(run):
+    rows = run(training__max_steps=200, training__micro_batch_size=8, optimizer__clip_norm=1)
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert losses[0] == pytest.approx(math.log(500), rel=0.01)
+    assert losses[-1] < losses[0] - 1.5

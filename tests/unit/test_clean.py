@@ -114,7 +114,11 @@ def test_gutenberg_wrapping_goes(start: str, end: str) -> None:
 @pytest.mark.parametrize(
     ("name", "begin", "end"),
     [
-        ("1399-0.txt", "anna karenina\nby leo tolstoy\n", 'which i have the power to put into it."'),
+        (
+            "1399-0.txt",
+            "anna karenina\nby leo tolstoy\n",
+            'i have the power to put into it."',
+        ),
         ("pg11.txt", "alice's adventures in wonderland\nlewis carroll\n", "the end"),
         ("pg1232.txt", "the prince\nby nicolo machiavelli\n", "but in macedonia or rome."),
     ],
@@ -137,11 +141,22 @@ def test_thoreau_is_latin1() -> None:
     assert "ã" not in result.text
 
 
-MOJIBAKE = "schÃ¶n;Ã  la carte;voilÃ ;â€” dash;â€™s;it\x92s;caf√©;Â£5;&eacute;t&eacute;;ﬁsh".split(";")
-HARMLESS = "café;“É.”;’Tis—“so”…;à la;Â;A Â b;Ã ;É“;naïve “œuvre”;½ lb;5° £6;ǆ;e\u0301".split(";")
+MOJIBAKE = ["schÃ¶n", "Ã  la carte", "voilÃ ", "â€” dash", "â€™s", "it\x92s", "caf√©", "Â£5"]
+ODD = [
+    "&eacute;t&eacute;",
+    "&AMP;",
+    "ﬁsh",
+    "ǆ",
+    "e\u0301",
+    "Ｆｕｌｌ",
+    "\x1b[31mred",
+    "½ lb",
+    "5° £6",
+]
+HARMLESS = ["café", "“É.”", "’Tis—“so”…", "à la", "Â", "A Â b", "Ã ", "É“", "naïve “œuvre”", "AT&T"]
 
 
-@pytest.mark.parametrize("lines", [MOJIBAKE, HARMLESS], ids=["mojibake", "harmless"])
+@pytest.mark.parametrize("lines", [MOJIBAKE, ODD, HARMLESS], ids=["mojibake", "odd", "harmless"])
 def test_gate_changes_nothing_on_crafted_lines(lines: list[str]) -> None:
     for line in lines:
         assert_same_as_ftfy_everywhere(line)

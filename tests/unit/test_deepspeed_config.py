@@ -44,7 +44,9 @@ ALWAYS = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_golden(path):
     config = resolve(load_config(path, []), world_size=8, vocab_size=40_000, num_windows=1000)
     assert deepspeed_config(config) == GOLDEN[path.stem] | ALWAYS
@@ -52,7 +54,9 @@ def test_golden(path):
 
 def test_offload_and_fp16():
     overrides = ["parallel.zero_stage=2", "parallel.offload_optimizer=true"]
-    config = load_config(Path("configs/pretrain/tiny.yaml"), [*overrides, "training.precision=fp16"])
+    config = load_config(
+        Path("configs/pretrain/tiny.yaml"), [*overrides, "training.precision=fp16"]
+    )
     derived = deepspeed_config(resolve(config, world_size=1, vocab_size=500, num_windows=100))
     assert derived["zero_optimization"] == {
         "stage": 2,

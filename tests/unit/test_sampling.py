@@ -79,7 +79,9 @@ def test_text_shorter_than_a_window_is_refused():
         ShuffledWindows(Windows(Counting(8), 8), seed=1)
 
 
-@pytest.mark.parametrize(("data_parallel_size", "micro_batch_size"), [(1, 8), (1, 2), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("data_parallel_size", "micro_batch_size"), [(1, 8), (1, 2), (2, 2), (4, 1)]
+)
 def test_the_global_batch_does_not_depend_on_how_it_is_shared(data_parallel_size, micro_batch_size):
     for step in (0, 7):
         plans = [

@@ -1,0 +1,1 @@
+"""Books to token shards: read, clean, deduplicate, train a tokenizer, encode, verify."""

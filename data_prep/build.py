@@ -1,0 +1,154 @@
+"""Build a token folder from books: the steps of `python -m data_prep build`, in order."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from data_prep.corpus import Corpus, collect, sample_lines, split_documents
+from data_prep.jobs import CleanDocument, EncodeJob, encode_part
+from data_prep.pool import Pool
+from data_prep.publish import new_folder, sync_folder, write_synced
+from data_prep.report import Progress
+from data_prep.sources import Source, find_sources
+from gpt_dist.data import tokens
+from gpt_dist.data.shards import token_dtype
+from gpt_dist.data.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer, train_sentencepiece
+from gpt_dist.data.tokens import BuildOptions, FileEntry, Manifest, ShardEntry, SplitEntry
+
+# A split is encoded in about this many parts, one shard each, within these bounds of clean bytes.
+_PARTS = 64
+_MIN_PART_BYTES = 1 << 20
+_MAX_PART_BYTES = 256 << 20
+
+
+def build(
+    inputs: list[Path], output: Path, options: BuildOptions, pool: Pool, progress: Progress
+) -> Manifest:
+    """Make the token folder `output`; every byte of it depends on inputs and options only.
+
+    Raises DataError for any fault of input, options or disk; nothing is left behind then.
+    """
+    with new_folder(output) as folder:
+        sources, skipped = find_sources(inputs)
+        entries = _hash_sources(sources, pool, progress)
+        work = folder / "work"
+        work.mkdir()
+        corpus = collect(sources, skipped, work, options, pool, progress)
+        documents = split_documents(corpus.kept, options.validation_fraction)
+        model = folder / tokens.TOKENIZER_NAME
+        _train_tokenizer(documents["train"], model, options, progress)
+        splits = {
+            name: _encode_split(documents[name], folder / name, model, pool, progress)
+            for name in tokens.SPLITS
+        }
+        shutil.rmtree(work)
+        manifest = _manifest(options, entries, corpus, splits, model)
+        content = manifest.model_dump_json(indent=1) + "\n"
+        write_synced(folder / tokens.MANIFEST_NAME, content.encode())
+    return manifest
+
+
+def _hash_sources(
+    sources: list[Source], pool: Pool, progress: Progress
+) -> tuple[tokens.SourceEntry, ...]:
+    sizes = [source.path.stat().st_size for source in sources]
+    entries = []
+    with (
+        progress.stage("hashing sources", "bytes", sum(sizes)) as advance,
+        closing(pool.map(tokens.file_sha256, (source.path for source in sources))) as digests,
+    ):
+        for source, size, digest in zip(sources, sizes, digests, strict=True):
+            entries.append(tokens.SourceEntry(name=source.name, bytes=size, sha256=digest))
+            advance(size)
+    return tuple(entries)
+
+
+def _train_tokenizer(
+    documents: list[CleanDocument], model: Path, options: BuildOptions, progress: Progress
+) -> None:
+    lines = sample_lines(documents, options.tokenizer_sample_mb * 1_000_000, options.seed)
+    with progress.stage("training the tokenizer", "tokens", None) as advance:
+        write_synced(model, train_sentencepiece(lines, options.vocab_size))
+        advance(options.vocab_size)
+
+
+def _encode_split(
+    documents: list[CleanDocument], folder: Path, model: Path, pool: Pool, progress: Progress
+) -> SplitEntry:
+    folder.mkdir()
+    jobs = [
+        EncodeJob(part, model, folder / f"shard-{number:05d}")
+        for number, part in enumerate(_parts(documents))
+    ]
+    shards = []
+    size = sum(document.size for document in documents)
+    with (
+        progress.stage(f"encoding {folder.name}", "bytes", size) as advance,
+        closing(pool.map(encode_part, jobs)) as results,
+    ):
+        for job, info in zip(jobs, results, strict=True):
+            shards.append(
+                ShardEntry(
+                    name=f"{folder.name}/{job.prefix.name}",
+                    tokens=info.tokens,
+                    documents=info.documents,
+                    bin=FileEntry.model_validate(info.bin),
+                    idx=FileEntry.model_validate(info.idx),
+                )
+            )
+            advance(sum(document.size for document in job.documents))
+    sync_folder(folder)
+    return SplitEntry(
+        tokens=sum(shard.tokens for shard in shards),
+        documents=len(documents),
+        shards=tuple(shards),
+    )
+
+
+def _parts(documents: list[CleanDocument]) -> Iterator[tuple[CleanDocument, ...]]:
+    """Runs of whole documents, of a size that depends on the text alone."""
+    total = sum(document.size for document in documents)
+    target = min(max(total // _PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
+    part: list[CleanDocument] = []
+    size = 0
+    for document in documents:
+        part.append(document)
+        size += document.size
+        if size >= target:
+            yield tuple(part)
+            part, size = [], 0
+    if part:
+        yield tuple(part)
+
+
+def _manifest(
+    options: BuildOptions,
+    sources: tuple[tokens.SourceEntry, ...],
+    corpus: Corpus,
+    splits: dict[str, SplitEntry],
+    model: Path,
+) -> Manifest:
+    tokenizer = SentencePieceTokenizer(model)
+    ids = (tokenizer.end_of_text, tokenizer.start, tokenizer.delimiter, tokenizer.extract)
+    return Manifest(
+        format=tokens.FORMAT,
+        version=tokens.VERSION,
+        vocab_size=tokenizer.vocab_size,
+        dtype=token_dtype(tokenizer.vocab_size).name,
+        special_tokens=dict(zip(SPECIAL_TOKENS, ids, strict=True)),
+        tokenizer=FileEntry(bytes=model.stat().st_size, sha256=tokens.file_sha256(model)),
+        options=options,
+        totals=tokens.Totals(
+            source_bytes=sum(source.bytes for source in sources),
+            documents_read=corpus.documents_read,
+            documents_kept=len(corpus.kept),
+            decoded_as_latin1=corpus.decoded_as_latin1,
+            cleaned_bytes=sum(document.size for document in corpus.kept),
+            tokens=sum(split.tokens for split in splits.values()),
+        ),
+        sources=sources,
+        dropped=corpus.dropped,
+        drops=tuple(corpus.drops),
+        splits=splits,
+    )

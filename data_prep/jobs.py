@@ -1,0 +1,111 @@
+"""The two jobs of a worker process: clean a batch of documents, and encode a part into a shard."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.clean import clean
+from data_prep.documents import Document, read_text
+from data_prep.sources import Source
+from gpt_dist.data.shards import ShardInfo, ShardWriter, token_dtype
+from gpt_dist.data.tokenizer import SentencePieceTokenizer
+
+
+@dataclass(frozen=True)
+class CleanJob:
+    """Clean `items` (text files, which the worker opens itself, or documents) into `output`."""
+
+    items: tuple[Source | Document, ...]
+    output: Path
+    lowercase: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CleanDocument:
+    """Where the clean text of a document lies (UTF-8), and what is to know about it."""
+
+    name: str
+    file: Path
+    offset: int  # bytes
+    size: int  # bytes
+    characters: int
+    digest: bytes  # SHA-256 of the text
+    latin1: bool
+
+    def lines(self, begin: int, end: int) -> Iterator[bytes]:
+        """The lines that begin in the bytes `begin` to `end` of the text."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset + begin)
+            if begin:
+                stream.seek(-1, 1)
+                stream.readline()
+            while stream.tell() < self.offset + min(end, self.size):
+                yield stream.readline().rstrip(b"\n")
+
+    def text(self) -> str:
+        """The whole text."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size).decode()
+
+
+@dataclass(frozen=True)
+class CleanBatch:
+    """The documents of one job, in order, and how many bytes they had before."""
+
+    documents: list[CleanDocument]
+    source_bytes: int
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """Encode `documents`, each followed by an end of text, into the shard `prefix`."""
+
+    documents: tuple[CleanDocument, ...]
+    tokenizer: Path
+    prefix: Path
+
+
+def clean_batch(job: CleanJob) -> CleanBatch:
+    """Clean documents one after another into one file, each ended by a line end."""
+    done: list[CleanDocument] = []
+    source_bytes = 0
+    with job.output.open("wb") as output:
+        for document in _documents(job.items):
+            cleaned = clean(document.data, document.form, job.lowercase)
+            data = cleaned.text.encode()
+            done.append(
+                CleanDocument(
+                    name=document.name,
+                    file=job.output,
+                    offset=output.tell(),
+                    size=len(data),
+                    characters=len(cleaned.text),
+                    digest=hashlib.sha256(data).digest(),
+                    latin1=cleaned.latin1,
+                )
+            )
+            output.write(data + b"\n")
+            source_bytes += len(document.data)
+    return CleanBatch(done, source_bytes)
+
+
+def encode_part(job: EncodeJob) -> ShardInfo:
+    """Write one shard and its index."""
+    tokenizer = SentencePieceTokenizer(job.tokenizer)
+    writer = ShardWriter(job.prefix, token_dtype(tokenizer.vocab_size))
+    for document in job.documents:
+        writer.add_document(np.append(tokenizer.encode(document.text()), tokenizer.end_of_text))
+    return writer.close()
+
+
+def _documents(items: tuple[Source | Document, ...]) -> Iterator[Document]:
+    for item in items:
+        if isinstance(item, Document):
+            yield item
+        else:
+            with item.path.open("rb") as stream:
+                yield from read_text(item.name, stream)

@@ -1,0 +1,86 @@
+"""Tell the user what goes on: progress bars (plain lines where there is no terminal), a summary."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from gpt_dist.data.tokens import Manifest
+
+Advance = Callable[[int], None]
+
+
+class Progress:
+    """Stages of a command, on standard error."""
+
+    def __init__(self) -> None:
+        """Draw bars on a terminal, else write one line for each finished stage."""
+        self._console = Console(stderr=True, highlight=False)
+
+    @contextmanager
+    def stage(self, title: str, unit: str, total: int | None) -> Iterator[Advance]:
+        """One stage; the function it gives is told how many units of `total` were done since."""
+        begin = time.monotonic()
+        done = 0
+        with RichProgress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        ) as bars:
+            task = bars.add_task(title, total=total, done="")
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                bars.update(task, advance=count, done=_amount(done, unit))
+
+            yield advance
+        seconds = time.monotonic() - begin
+        self._console.print(f"{title}: {_amount(done, unit)} in {seconds:.1f} s", soft_wrap=True)
+
+
+def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
+    """The closing table of a build, and the command to type next, on standard output."""
+    totals, train = manifest.totals, manifest.splits["train"]
+    validation = manifest.splits["validation"]
+    table = Table(title=f"Token folder {output}", show_header=False, title_justify="left")
+    rows = [
+        ("sources", f"{len(manifest.sources)} files, {_amount(totals.source_bytes, 'bytes')}"),
+        ("documents read", f"{totals.documents_read:,}"),
+        ("documents kept", f"{totals.documents_kept:,}"),
+        *((f"left out: {reason}", f"{count:,}") for reason, count in manifest.dropped.items()),
+        ("read as Latin-1", f"{totals.decoded_as_latin1:,}"),
+        ("training", _describe(train.documents, train.tokens, len(train.shards))),
+        ("validation", _describe(validation.documents, validation.tokens, len(validation.shards))),
+        ("vocabulary", f"{manifest.vocab_size:,} tokens, stored as {manifest.dtype}"),
+        ("tokens per byte", f"{totals.tokens / totals.cleaned_bytes:.3f} of clean text"),
+        ("time", f"{seconds:.1f} s, {totals.source_bytes / 1e6 / seconds:.1f} MB/s"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False, width=None)
+    console.print(table)
+    if not validation.documents:
+        console.print("WARNING: there is no validation text; give two documents or more.")
+    console.print(
+        "Next:  deepspeed launch/pretrain.py configs/pretrain/tiny.yaml "
+        f"data.path={output} run.directory=runs/first",
+        soft_wrap=True,
+    )
+
+
+def _describe(documents: int, tokens: int, shards: int) -> str:
+    return f"{documents:,} documents, {tokens:,} tokens, {shards:,} shards"
+
+
+def _amount(count: int, unit: str) -> str:
+    return f"{count / 1e6:,.1f} MB" if unit == "bytes" else f"{count:,} {unit}"
