@@ -25,7 +25,7 @@ on many hosts that share a file system, rank 0 leads and the others work:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it succeeded, 1 if `verify` found damage, 2 for a user's error."""
+    """Run one command; 0 if it succeeded, 2 for damage or a user's error, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gpt_dist.errors import ConfigError
 
 VOCABULARY_MULTIPLE = 128
-"""The vocabulary is padded to this multiple whatever the layout, so that shapes never depend on it."""
+"""The vocabulary is padded to this multiple in every layout, so that shapes do not depend on it."""
 
 
 class Section(BaseModel):
@@ -158,7 +158,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides, and check all but what the data decides.
+    """Read a YAML file, apply `section.key=value` overrides, check all but what data decides.
 
     Raises ConfigError with the dotted name, the value and the remedy.
     """
@@ -166,7 +166,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     for override in overrides:
         _apply(values, override)
     try:
-        # JSON mode is strict about types (no "3" for 3, no true for 1) and yet takes lists as tuples.
+        # JSON mode is strict about types (no true for 1) and yet takes lists as tuples.
         config = Config.model_validate_json(json.dumps(values), strict=True)
     except (ValidationError, TypeError) as error:
         raise ConfigError(_explain(error, path)) from None
@@ -223,8 +223,8 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     known: list[str] = list(Config.model_fields)
     prefix = ""
     if len(location) > 1 and section is not None:
-        assert isinstance(section.annotation, type) and issubclass(section.annotation, Section)
-        known, prefix = list(section.annotation.model_fields), f"{location[0]}."
+        known = list(type(section.default).model_fields)
+        prefix = f"{location[0]}."
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     if close:
         return f"did you mean {prefix}{close[0]}?"

@@ -1,4 +1,4 @@
-"""Who runs where: the launcher's environment, process groups, ranks, and DeepSpeed's view of them."""
+"""Who runs where: the launcher's environment, process groups, ranks, DeepSpeed's view of them."""
 
 from __future__ import annotations
 

@@ -34,8 +34,10 @@ def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled books as tokens of a small vocabulary, made by the command that users type."""
     folder = tmp_path_factory.mktemp("data") / "tokens"
     subprocess.run(
-        [sys.executable, "-m", "data_prep", "build", "data_prep/sample_books"]
-        + ["--output", str(folder), "--vocab-size", "500", "--workers", "2"],
+        [
+            *(sys.executable, "-m", "data_prep", "build", "data_prep/sample_books"),
+            *("--output", str(folder), "--vocab-size", "500", "--workers", "2"),
+        ],
         check=True,
         timeout=120,
     )

@@ -8,7 +8,6 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,12 +86,5 @@ def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> Non
             return
         try:
             connection.send((function(launch, device, *arguments), None))
-        except Exception:
+        except Exception:  # noqa: BLE001 -- the test shows any
             connection.send((None, traceback.format_exc()))
-
-
-def read_rows(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl."""
-    import json
-
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,20 +40,22 @@ class BatchPlan:
             yield np.arange(first, first + self.micro_batch_size)
 
 
-def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item, None, None]:
     """The same items, produced up to `depth` ahead in a thread; its exceptions are raised here.
 
-    Closing the returned iterator ends the thread.
+    Closing the returned generator ends the thread.
     """
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[Any] = queue.Queue(depth)
     closed = threading.Event()
+    end = object()
 
-    def put(item: Item | None, error: BaseException | None = None) -> None:
+    def put(item: Any) -> None:
         while not closed.is_set():
             try:
-                return ready.put((item, error), timeout=0.1)
+                ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
+            return
 
     def produce() -> None:
         try:
@@ -61,20 +63,17 @@ def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
                 put(item)
                 if closed.is_set():
                     return
-            put(None, StopIteration())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the consumer must see it
-            put(None, error)
+            put(end)
+        except Exception as error:  # noqa: BLE001 -- the consumer must see any
+            put(error)
 
     thread = threading.Thread(target=produce, name="prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        while (item := ready.get()) is not end:
+            if isinstance(item, Exception):
+                raise item
+            yield item
     finally:
         closed.set()
         thread.join()

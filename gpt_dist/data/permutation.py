@@ -21,7 +21,7 @@ def permute(positions: NDArray[np.int64], size: int, key: int) -> NDArray[np.int
     are mapped again until they fall inside (cycle walking; Black and Rogaway 2002). The time is
     that of a few hashes a position, and does not depend on size.
     """
-    assert size > 0 and positions.min(initial=0) >= 0 and positions.max(initial=0) < size
+    assert np.all((positions >= 0) & (positions < size))
     columns = math.isqrt(size - 1) + 1
     rows = -(-size // columns)
     images = positions.astype(np.uint64)

@@ -45,7 +45,7 @@ class Windows:
 
 
 class ShuffledWindows:
-    """The endless sequence of training samples: each epoch visits every window once, in its own order.
+    """The endless sequence of training samples: each epoch visits every window once, reshuffled.
 
     Sample s is a function of (seed, s) alone, so that consumed_samples is the whole data position.
     """

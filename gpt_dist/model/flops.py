@@ -17,7 +17,7 @@ PEAK_BF16_FLOPS = {
     "A10": 125e12,
     "V100": 125e12,
 }
-"""Dense bf16 (V100: fp16) matrix rates of the vendor's data sheets, by a word of the device's name."""
+"""Dense bf16 (V100: fp16) matrix rates of data sheets, by a word of the device's name."""
 
 
 def flops_per_token(config: ModelConfig) -> float:

@@ -1,7 +1,7 @@
-"""The decoder-only Transformer of GPT-1 (post-LayerNorm) and GPT-2 (pre-LayerNorm), tensor-parallel.
+"""The tensor-parallel decoder-only Transformer: GPT-1 (post-LayerNorm), GPT-2 (pre-LayerNorm).
 
-Shapes: B batch, T time, D hidden, H heads, S head size, V padded vocabulary; `/tp` where a dimension
-is split over the tensor-parallel group.
+Shapes: B batch, T time, D hidden, H heads, S head size, V padded vocabulary; `/tp` where a
+dimension is split over the tensor-parallel group.
 """
 
 from __future__ import annotations

@@ -68,9 +68,8 @@ def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in model.named_parameters():
             full = tensors[name]
             if getattr(parameter, "tensor_model_parallel", False):
-                full = full.chunk(model.group.size(), dim=parameter.partition_dim)[
-                    model.group.rank()
-                ]
+                dimension: int = getattr(parameter, "partition_dim")  # noqa: B009 -- megatron-core's
+                full = full.chunk(model.group.size(), dim=dimension)[model.group.rank()]
             assert parameter.shape == full.shape, f"{name}: {full.shape} for {parameter.shape}"
             parameter.copy_(full)
 

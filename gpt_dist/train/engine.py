@@ -134,7 +134,7 @@ class Engine:
         )
         if found != expected or engine.dp_world_size != topology.data_parallel_size:
             raise LaunchError(
-                f"DeepSpeed {deepspeed.__version__} sees global batch, micro-batch and accumulation "
+                f"DeepSpeed {deepspeed.__version__} sees global batch, micro-batch, accumulation "
                 f"{found}, not {expected}; use a version that pyproject.toml allows"
             )
 

@@ -38,6 +38,8 @@ class Reporter:
         )
         self._task = self._progress.add_task("", total=max_steps)
         self._started = time.perf_counter()
+        self._tokens = 0
+        self._perplexities: list[float] = []
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -56,6 +58,7 @@ class Reporter:
     def training(self, row: Row) -> None:
         """Record a row of training figures, and show the most telling of them."""
         self._write(row, "train")
+        self._tokens = int(row["tokens"])
         text = (
             f"loss {row['loss']:.4f}  grad norm {row['grad_norm']:.3f}  "
             f"lr {row['learning_rate']:.2e}  {row['tokens_per_second']:,.0f} tokens/s"
@@ -70,10 +73,20 @@ class Reporter:
     def validation(self, row: Row) -> None:
         """Record and show a row of validation figures."""
         self._write(row, "validation")
+        self._perplexities.append(row["validation_perplexity"])
         self.say(
             f"step {row['step']}/{self._max_steps}  validation loss {row['validation_loss']:.4f}  "
             f"perplexity {row['validation_perplexity']:,.2f}"
         )
+
+    def summary(self) -> None:
+        """Say what the run did and where it is."""
+        seconds = time.perf_counter() - self._started
+        self.say(f"trained on {self._tokens:,} tokens in {seconds:,.0f} s")
+        if self._perplexities:
+            first, last = self._perplexities[0], self._perplexities[-1]
+            self.say(f"validation perplexity {first:,.2f} before, {last:,.2f} after")
+        self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/")
 
     def say(self, text: str) -> None:
         """Print a line above the live one."""

@@ -70,7 +70,7 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
         validation = Windows(folder.split("validation"), length)
         Trainer(engine, samples, validation, config, topology, reporter).run()
         if reporter:
-            reporter.say(f"done: {directory}/metrics.jsonl, config.yaml, tensorboard/")
+            reporter.summary()
 
 
 def _check_hashes(folder: TokenFolder) -> None:

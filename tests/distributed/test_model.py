@@ -1,4 +1,4 @@
-"""The model against transformers, its mask, its padding and its dropout, at tensor parallel 1 and 2."""
+"""The model against transformers; its mask, padding and dropout; at tensor parallel 1 and 2."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+# `make demo` and `make test` work on a bare machine: they build .venv when there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+DEMO := runs/demo
+# Open MPI refuses to start for root unless told twice.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test check install clean
+
+install: $(VENV)/installed
+
+# torch first and exactly: a range would fetch gigabytes of CUDA packages on a machine without GPU.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch --constraint constraints.txt
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,mpi,hf]'
+	touch $@
+
+demo: install
+	rm -rf $(DEMO)
+	python -m data_prep build data_prep/sample_books --output $(DEMO)/tokens --vocab-size 4096
+	python -m data_prep verify $(DEMO)/tokens
+	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
+		run.directory=$(DEMO)/tensor-parallel parallel.tensor_parallel_size=2
+	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
+		run.directory=$(DEMO)/zero-2 parallel.zero_stage=2
+
+test: install
+	pytest
+
+check: install
+	ruff format --check .
+	ruff check .
+	mypy
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,187 @@
+"""`launch/pretrain.py` as users start it: every launcher, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_dist.config import load_config
+from gpt_dist.errors import ConfigError, DataError
+from gpt_dist.topology import Launch
+from gpt_dist.train.pretrain import check
+from tests.rows import assert_same, read_rows
+
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", "29651"],
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29652"],
+    "mpirun": ["mpirun", "-n", "2", "--oversubscribe", "python"],
+    "python": ["python"],
+}
+STEPS = 20
+
+
+def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the pre-training script to its end."""
+    command = LAUNCHERS[launcher]
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    return subprocess.run(
+        [*command, "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(token_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The directory and console output of a run under a launcher; each is started once."""
+    cache: dict[str, tuple[Path, str]] = {}
+
+    def run(launcher: str) -> tuple[Path, str]:
+        if launcher not in cache:
+            directory = tmp_path_factory.mktemp(launcher)
+            size = 1 if launcher == "python" else 2
+            finished = launch(
+                launcher,
+                f"data.path={token_folder}",
+                f"run.directory={directory}",
+                f"parallel.tensor_parallel_size={size}",
+                f"training.max_steps={STEPS}",
+                "logging.interval=1",
+            )
+            assert finished.returncode == 0, finished.stderr
+            cache[launcher] = directory, finished.stdout + finished.stderr
+        return cache[launcher]
+
+    return run
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
+def test_every_launcher_gives_the_losses_of_plain_python(run, launcher):
+    expected, found = (read_rows(run(name)[0]) for name in ("python", launcher))
+    assert len(found) == STEPS + 2
+    assert_same(found, expected, 1e-5)
+
+
+def test_a_run_leaves_what_was_promised(run):
+    directory, console = run("python")
+    rows = read_rows(directory)
+    assert set(rows[1]) == {
+        *("step", "samples", "tokens", "loss", "learning_rate", "grad_norm"),
+        *("step_seconds", "tokens_per_second"),
+    }
+    assert set(rows[0]) == {"step", "validation_loss", "validation_perplexity"}
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == list(range(1, STEPS + 1))
+    assert training[-1]["samples"] == STEPS * 16
+    assert training[-1]["tokens"] == STEPS * 16 * 128
+    assert training[-1]["loss"] < training[0]["loss"] - 0.5
+    assert list((directory / "tensorboard").iterdir())
+    assert load_config(directory / "config.yaml", []).model.vocab_size == 500
+    assert "validation perplexity" in console
+    assert str(directory) in console
+
+
+def test_a_second_run_keeps_the_metrics_of_the_first(token_folder, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    finished = launch(
+        "python",
+        f"data.path={token_folder}",
+        f"run.directory={tmp_path}",
+        "training.max_steps=1",
+        "validation.max_samples=1",
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "holds an earlier run" in finished.stderr
+    assert (tmp_path / "metrics.1.jsonl").read_text() == '{"step": 1}\n'
+    assert "loss" in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
+def test_a_refusal_is_one_line_and_a_failure(launcher, tmp_path):
+    finished = launch(launcher, f"run.directory={tmp_path / 'run'}", "modle.num_layers=2")
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: modle: unknown key; did you mean model?") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def refuse(folder: Path | str, *overrides: str, world_size: int = 1) -> None:
+    config = load_config(Path("configs/pretrain/tiny.yaml"), [f"data.path={folder}", *overrides])
+    check(config, Launch("test", 0, world_size, 0, world_size))
+
+
+@pytest.fixture
+def damaged(token_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the token folder, to be damaged."""
+    return shutil.copytree(token_folder, tmp_path / "tokens")
+
+
+def test_no_data_path_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.path: not given"):
+        refuse("null")
+
+
+def test_what_is_no_token_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not a token folder"):
+        refuse(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        refuse(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_a_missing_shard_is_refused_by_name(damaged, suffix):
+    (damaged / f"train/shard-00001.{suffix}").unlink()
+    with pytest.raises(DataError, match=rf"train/shard-00001\.{suffix}: missing"):
+        refuse(damaged)
+
+
+def test_a_truncated_shard_is_refused_by_name(damaged):
+    shard = damaged / "train/shard-00000.bin"
+    os.truncate(shard, shard.stat().st_size - 2)
+    with pytest.raises(DataError, match=r"train/shard-00000\.bin: \d+ bytes instead of \d+"):
+        refuse(damaged)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_a_flipped_bit_is_refused_by_name(damaged, suffix):
+    shard = damaged / f"validation/shard-00000.{suffix}"
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=rf"validation/shard-00000\.{suffix}: damaged"):
+        refuse(damaged)
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(token_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.directory: cannot write to .*file/run"):
+        refuse(token_folder, f"run.directory={tmp_path}/file/run")
+
+
+def test_another_vocabulary_is_refused(token_folder):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: 501 is not the 500"):
+        refuse(token_folder, "model.vocab_size=501")
+
+
+def test_a_split_shorter_than_a_window_is_refused(token_folder):
+    with pytest.raises(DataError, match="shorter than one window"):
+        refuse(token_folder, "model.sequence_length=10000000")
+
+
+def test_a_world_that_tensor_parallel_does_not_divide_is_refused(token_folder):
+    with pytest.raises(ConfigError, match="2 does not divide the 3 launched"):
+        refuse(token_folder, "parallel.tensor_parallel_size=2", world_size=3)
