@@ -118,6 +118,8 @@ def connect(launch: Launch, init_method: str = "env://") -> torch.device:
     MASTER_PORT of the environment, which are agreed on here when the launcher left them out. Raises
     LaunchError where the processes cannot find each other.
     """
+    # megatron-core overlaps the reduction of input gradients with the product behind it only then.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = torch.device(device_type())
     if device.type == "cuda":
         device = torch.device("cuda", launch.local_rank)
