@@ -41,6 +41,7 @@ SMALL = {
     "training.global_batch_size": 8,
     "training.micro_batch_size": 2,
     "schedule.warmup_steps": 5,
+    "optimizer.learning_rate": 2e-3,
     "optimizer.clip_norm": CLIP_NORM,
     "logging.interval": 1,
     "validation.interval": 10,

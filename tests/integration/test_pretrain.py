@@ -61,6 +61,7 @@ def run(token_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
                 f"run.directory={directory}",
                 f"parallel.tensor_parallel_size={size}",
                 f"training.max_steps={STEPS}",
+                "schedule.warmup_steps=5",
                 "logging.interval=1",
             )
             assert finished.returncode == 0, finished.stderr
