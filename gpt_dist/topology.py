@@ -122,7 +122,7 @@ def connect(launch: Launch, init_method: str = "env://") -> torch.device:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = torch.device(device_type())
     if device.type == "cuda":
-        device = torch.device("cuda", launch.local_rank)
+        device = torch.device("cuda", _gpu_index(launch, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_world_size))
@@ -173,6 +173,17 @@ def disconnect() -> None:
     """Leave all groups; call once, when no process will use another any more."""
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+
+
+def _gpu_index(launch: Launch, visible: int) -> int:
+    # A launcher that binds each process to a GPU of its own shows it as the only one.
+    index = 0 if visible == 1 and launch.launcher == "srun" else launch.local_rank
+    if index >= visible:
+        raise LaunchError(
+            f"{launch.local_world_size} processes on this host, but {visible} GPU(s); start one "
+            "process a GPU"
+        )
+    return index
 
 
 def _export_rendezvous(launch: Launch) -> None:

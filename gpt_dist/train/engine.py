@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from dataclasses import dataclass
 
 import deepspeed
@@ -71,6 +72,9 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's share of the gradient."""
+        if self._half_without_zero:
+            # DeepSpeed divides these gradients by the loss scale, but does not multiply the loss.
+            loss = loss * self._engine.optimizer.loss_scale_config.cur_scale
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> Update | None:
@@ -86,7 +90,7 @@ class Engine:
             engine.step()
             return Update(grad_norm, math.isfinite(grad_norm))
         if self._half_without_zero:
-            self._mark_sharded_gradients()
+            return self._step_half_without_zero()
         engine.step()
         return Update(float(engine.get_global_grad_norm()), engine.was_step_applied())
 
@@ -110,12 +114,17 @@ class Engine:
             torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
         return norm
 
-    def _mark_sharded_gradients(self) -> None:
+    def _step_half_without_zero(self) -> Update:
         """DeepSpeed looks on the gradient for what megatron-core wrote on the parameter, and would
-        leave the shards of all but the first tensor-parallel rank out of the norm."""
+        leave the shards of all but the first tensor-parallel rank out of the norm; and it reports
+        the norm before the loss scale is divided out."""
         for parameter in self._engine.module.parameters():
             if parameter.grad is not None and getattr(parameter, "tensor_model_parallel", False):
                 parameter.grad.tensor_model_parallel = True
+        scale = self._engine.optimizer.loss_scale_config.cur_scale
+        self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm()) / scale
+        return Update(grad_norm, self._engine.was_step_applied())
 
     def _check_batch_sizes(self, config: Config) -> None:
         """DeepSpeed computes these itself, and silently assumes one process where it errs."""
@@ -142,5 +151,6 @@ class Engine:
 def _prepare_deepspeed() -> None:
     """Quiet it, and spare it the compilation of an extension that training never calls."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False, verbose=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -46,6 +47,9 @@ def check(config: Config, launch: Launch) -> tuple[Config, TokenFolder]:
 def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
     """Train a new model on a token folder, as a configuration that `check` completed says."""
     directory = Path(config.run.directory)
+    if config.training.deterministic:
+        # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.training.deterministic)
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)

@@ -140,3 +140,25 @@ def test_training_learns(run):
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert losses[0] == pytest.approx(math.log(500), rel=0.01)
     assert losses[-1] < losses[0] - 0.9
+
+
+def train_fp16(
+    launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
+) -> None:
+    """The fp16 arithmetic on the CPU, slow and so refused to users, with DeepSpeed persuaded."""
+    from deepspeed.accelerator import get_accelerator
+
+    import gpt_dist.train.pretrain
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+        patch.setattr(gpt_dist.train.pretrain, "device_type", lambda: "cuda")
+        train(launch, device, overrides | {"training.precision": "fp16"}, directory)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_fp16_gives_the_figures_of_fp32(run, process_group, token_folder, tmp_path, zero_stage):
+    overrides = {"data.path": token_folder, "parallel.tensor_parallel_size": 2}
+    overrides |= {"parallel.zero_stage": zero_stage}
+    process_group(2).run(train_fp16, SMALL | overrides, tmp_path)
+    assert_same(read_rows(tmp_path), run(), TOLERANCE["bf16"])
