@@ -3,6 +3,7 @@
 Steps, in order:
 1. Decode: UTF-8 with or without a byte-order mark; UTF-16 with one; else Latin-1 (counted in the
    manifest), whose leftovers of Windows-1252, and UTF-8 read as Latin-1, step 3 repairs.
+   Bytes of which more than 8 % are control characters are no text.
 2. Line ends: CRLF, CR, form feed and Unicode's separators become a line feed.
 3. Repair with ftfy the lines that need it, and no other (see `repair`).
 4. Punctuation is standardised: straight quotes, `--` for a dash, `-` for hyphens and en dashes,
@@ -34,6 +35,9 @@ _UNUSUAL = re.compile(r"[^\t\n -~]+|&#?[0-9A-Za-z]{1,24};")
 _HARMLESS = re.compile(r"[“”‘’—–…]+|[ÀÁÄ-ÖØ-öø-ÿ]")
 _BLANK = re.compile(r"[^\S\n ]")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+# Random bytes have 11 %.
+_MAX_CONTROL_SHARE = 0.08
 _SPACES = re.compile(r"  +")
 _WORD_CHARACTERS = 4096
 _LONG_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS}}}(?=\S)")
@@ -50,15 +54,21 @@ _PUNCTUATION = {
 
 @dataclass(frozen=True)
 class CleanText:
-    """The clean text of a document, and whether its bytes had to be read as Latin-1."""
+    """The clean text of a document, and whether its bytes had to be read as Latin-1.
+
+    Bytes that are no text at all give an empty one.
+    """
 
     text: str
     latin1: bool
+    binary: bool = False
 
 
 def clean(data: bytes, form: Form, lowercase: bool) -> CleanText:
     """Clean one document: a book (or other text), or BookCorpus's sentences, one a line."""
     text, latin1 = decode(data)
+    if len(_CONTROL.findall(text)) > len(text) * _MAX_CONTROL_SHARE:
+        return CleanText("", latin1=False, binary=True)
     text = repair(_LINE_ENDS.sub("\n", text.replace("\r\n", "\n")))
     text = normalise_space(standardise_punctuation(text))
     text = join_sentences(text) if form == "sentences" else unwrap(strip_gutenberg(text))

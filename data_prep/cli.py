@@ -131,22 +131,26 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="text to train the tokenizer on, drawn at random; default 20",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of that draw; default 0")
+    add("--seed", type=_natural, default=0, metavar="N", help="of that draw; default 0")
 
 
 def _positive(value: str) -> int:
-    if (number := int(value)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return number
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number of 1 or more")
+    return int(value)
 
 
 def _natural(value: str) -> int:
-    if (number := int(value)) < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return number
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number of 0 or more")
+    return int(value)
 
 
 def _fraction(value: str) -> float:
-    if not 0 <= (number := float(value)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 0 to below 1")
     return number

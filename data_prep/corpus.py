@@ -20,6 +20,7 @@ _BLOCK_BYTES = 64 << 10
 _NAMED_DROPS = 1000
 
 SKIPPED = "not a text, jsonl or archive file"
+BINARY = "binary"
 EMPTY = "empty"
 TOO_SHORT = "too short"
 DUPLICATE = "duplicate"
@@ -120,7 +121,9 @@ def sample_lines(documents: list[CleanDocument], size: int, seed: int) -> Iterat
 def _judge(document: CleanDocument, corpus: Corpus, seen: set[bytes], min_characters: int) -> None:
     corpus.documents_read += 1
     corpus.decoded_as_latin1 += document.latin1
-    if not document.size:
+    if document.binary:
+        corpus.drop(document.name, BINARY)
+    elif not document.size:
         corpus.drop(document.name, EMPTY)
     elif document.characters < min_characters:
         corpus.drop(document.name, TOO_SHORT)

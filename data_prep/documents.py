@@ -75,9 +75,9 @@ class SourceReader:
                 else:
                     name = re.sub(r"\.t([gx]z)$", r".tar.\1", source.name, flags=re.IGNORECASE)
                     yield from self._read_stream(name, stream, budget)
-        except _BROKEN + _BROKEN_ZIP as error:
+        except (*_BROKEN, *_BROKEN_ZIP, OSError) as error:
             raise DataError(
-                f"{source.path}: broken archive ({error}); fetch it again, or leave it out"
+                f"{source.path}: cannot be read ({error}); fetch it again, or leave it out"
             ) from error
 
     def _read_stream(self, name: str, stream: IO[bytes], budget: "_Budget") -> Iterator[Document]:

@@ -34,6 +34,7 @@ class CleanDocument:
     characters: int
     digest: bytes  # SHA-256 of the text
     latin1: bool
+    binary: bool
 
     def lines(self, begin: int, end: int) -> Iterator[bytes]:
         """The lines that begin in the bytes `begin` to `end` of the text."""
@@ -86,6 +87,7 @@ def clean_batch(job: CleanJob) -> CleanBatch:
                     characters=len(cleaned.text),
                     digest=hashlib.sha256(data).digest(),
                     latin1=cleaned.latin1,
+                    binary=cleaned.binary,
                 )
             )
             output.write(data + b"\n")

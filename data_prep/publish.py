@@ -57,4 +57,7 @@ def _explain(error: OSError, output: Path) -> DataError:
             f"{output}: the disk is full, and nothing was published; free about twice the size of "
             "the unpacked text, or give an --output on another disk"
         )
-    return DataError(f"{error.filename or output}: {error.strerror or error}")
+    return DataError(
+        f"{error.filename or output}: {error.strerror or error}; nothing was published; see that "
+        "the inputs can be read, or give another --output"
+    )

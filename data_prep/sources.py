@@ -1,9 +1,9 @@
 """Find the files a corpus is made from.
 
-Read are `.txt`, `.jsonl`, either of them as `.gz` or `.xz`, and the archives `.tar`, `.tar.gz`
-(`.tgz`), `.tar.xz` (`.txz`) and `.zip`, whatever the case of the suffix. A folder is read with its
-subfolders, sorted by name; hidden files and folders are passed over, and other files counted as
-skipped.
+Read are `.txt`, `.jsonl`, either of them as `.gz` or `.xz`, a bare `.gz` as text, and the archives
+`.tar`, `.tar.gz` (`.tgz`), `.tar.xz` (`.txz`) and `.zip`, whatever the case of the suffix. A folder
+is read with its subfolders, sorted by name; hidden files and folders are passed over, and other
+files counted as skipped.
 """
 
 import os
@@ -14,7 +14,9 @@ from pathlib import Path
 
 from gpt_dist.errors import DataError
 
-_READABLE = re.compile(r"\.(?:(?:txt|jsonl|tar)(?:\.[gx]z)?|t[gx]z|zip)$", re.IGNORECASE)
+_READABLE = re.compile(
+    r"\.(?:(?:txt|jsonl|tar)(?:\.[gx]z)?|t[gx]z|zip)$|^[^.]+\.gz$", re.IGNORECASE
+)
 _SMALL_BYTES = 32 << 20
 
 

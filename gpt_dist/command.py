@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt_dist.errors import GptDistError
+import torch.distributed as dist
+
+from gpt_dist.errors import GptDistError, LaunchError
+from gpt_dist.rendezvous import discover_launch
 
 USER_ERROR = 2
 """Exit status of a run that was refused."""
@@ -35,11 +38,23 @@ def parse_config_arguments(description: str, example: str) -> tuple[Path, list[s
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; print a user's error in one line, once a host, and exit with USER_ERROR."""
+    """Run a command; report a user's error in one line and exit with USER_ERROR.
+
+    Before the processes are connected all see the same error, and one a host says it; later it may
+    be any one's own, and each says its own.
+    """
     try:
         main()
     except GptDistError as error:
-        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-        if local_rank == "0":
-            print(f"error: {error}", file=sys.stderr)
+        if dist.is_initialized():
+            print(f"error: rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)
+        elif _local_rank() == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
+
+
+def _local_rank() -> int:
+    try:
+        return discover_launch(os.environ).local_rank
+    except LaunchError:
+        return 0

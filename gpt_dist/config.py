@@ -7,7 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,9 @@ from gpt_dist.errors import ConfigError
 
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to this multiple in every layout, so that shapes do not depend on it."""
+
+
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -79,7 +82,7 @@ class OptimizerConfig(Section):
     """The maximum, reached after the warm-up."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled, on matrices and embeddings only."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     epsilon: float = Field(default=1e-8, gt=0)
     """Adam's denominator term."""
@@ -147,7 +150,20 @@ class Config(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads `1e-4` as a number, as every user means it."""
+    """Safe YAML in which `1e-4` is a number, a date is text, and a key given twice an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 -- as the base class has it
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                problem = f"the key {name!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -180,7 +196,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see configs/pretrain/ for examples") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a readable YAML file: {reason}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

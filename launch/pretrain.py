@@ -4,7 +4,8 @@ import os
 
 from gpt_dist import command
 from gpt_dist.config import load_config
-from gpt_dist.topology import connect, disconnect, discover_launch, form_groups
+from gpt_dist.rendezvous import discover_launch
+from gpt_dist.topology import connect, disconnect, form_groups
 from gpt_dist.train.pretrain import check, pretrain
 
 EXAMPLE = (

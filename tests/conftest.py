@@ -11,8 +11,6 @@ import pytest
 
 from tests.process_group import ProcessGroup
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
 
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[Callable[[int], ProcessGroup]]:

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 
 class ProcessGroup:
@@ -25,7 +26,7 @@ class ProcessGroup:
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_serve,
-                args=(rank, size, f"file://{self._store.name}/rendezvous", theirs),
+                args=(rank, size, f"{self._store.name}/rendezvous", theirs),
                 daemon=True,
             )
             process.start()
@@ -73,12 +74,11 @@ class ProcessGroup:
 
 def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from gpt_dist.topology import Launch, connect
+    from gpt_dist.rendezvous import Launch
+    from gpt_dist.topology import connect
 
     launch = Launch("test", rank, size, rank, size)
-    # DeepSpeed insists on an address, although the processes meet in the file.
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    device = connect(launch, init_method=rendezvous)
+    device = connect(launch, dist.FileStore(rendezvous, size))
     while True:
         try:
             function, arguments = connection.recv()

@@ -219,7 +219,8 @@ def files_of(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
 def _read_manifest(path: Path) -> tuple[Manifest, str]:
     file = path / MANIFEST_NAME
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder; make one with `python -m data_prep build`")
+        what = "a file, not a token folder" if path.exists() else "no such folder"
+        raise DataError(f"{path}: {what}; make one with `python -m data_prep build`")
     if not file.is_file():
         raise DataError(
             f"{path}: not a token folder (it has no {MANIFEST_NAME}); "

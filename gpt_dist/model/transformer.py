@@ -131,7 +131,9 @@ class GPT(nn.Module):
         self.group = group
         self.activation_checkpointing = activation_checkpointing
         parallel = ModelParallelConfig(
-            tensor_model_parallel_size=group.size(), use_cpu_initialization=True
+            tensor_model_parallel_size=group.size(),
+            use_cpu_initialization=True,
+            deterministic_mode=torch.are_deterministic_algorithms_enabled(),
         )
         self.token_embedding = VocabParallelEmbedding(
             config.padded_vocab_size,

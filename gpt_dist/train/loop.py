@@ -51,8 +51,8 @@ class Trainer:
         max_steps, interval = config.training.max_steps, config.validation.interval
         assert max_steps is not None, "the configuration is not resolved yet"
         plan = self._plan()
-        skipped, last_step, last_time = 0, 0, time.perf_counter()
         self.validate(0)
+        skipped, last_step, last_time = 0, 0, time.perf_counter()
         with closing(prefetch(self._batches(plan, max_steps))) as batches:
             for step in range(1, max_steps + 1):
                 rate = learning_rate(step, config.optimizer.learning_rate, config.schedule)
@@ -74,18 +74,15 @@ class Trainer:
         """Report the mean loss over the validation windows, the same for every layout."""
         count = min(len(self.validation), self.config.validation.max_samples or 2**63)
         if count == 0:
+            if step == 0 and self.reporter:
+                self.reporter.say("no validation: its text is shorter than one window")
             return
-        plan = self._plan()
         self.engine.train(False)
         total = torch.zeros(2, dtype=torch.float64, device=self.topology.device)
-        width = plan.micro_batch_size * plan.data_parallel_size
-        first = plan.data_parallel_rank * plan.micro_batch_size
-        with torch.no_grad():
-            for start in range(first, count + first, width):
-                numbers = np.arange(start, start + plan.micro_batch_size)
-                tokens, labels = self._to_device(self.validation.read(numbers % count))
-                # Every process runs the same number of batches; what exceeds the windows is void.
-                labels[torch.from_numpy(numbers >= count)] = IGNORED_LABEL
+        with torch.no_grad(), closing(prefetch(self._validation_batches(count))) as batches:
+            for void, windows in batches:
+                tokens, labels = self._to_device(windows)
+                labels[torch.from_numpy(void)] = IGNORED_LABEL
                 tokens_counted = (labels != IGNORED_LABEL).sum()
                 loss = self.engine.forward(tokens, labels)
                 total += torch.stack([loss.double() * tokens_counted, tokens_counted.double()])
@@ -151,6 +148,19 @@ class Trainer:
         for step in range(max_steps):
             for numbers in plan.micro_batches(step):
                 yield self.samples.read(numbers)
+
+    def _validation_batches(
+        self, count: int
+    ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
+        """This process's micro-batches of the first `count` windows, and which rows are void.
+
+        Every process gets the same number of batches, filled up with rows that do not count.
+        """
+        plan = self._plan()
+        first = plan.data_parallel_rank * plan.micro_batch_size
+        for start in range(0, count, plan.micro_batch_size * plan.data_parallel_size):
+            numbers = np.arange(start + first, start + first + plan.micro_batch_size)
+            yield numbers >= count, self.validation.read(numbers % count)
 
     def _plan(self) -> BatchPlan:
         training, topology = self.config.training, self.topology

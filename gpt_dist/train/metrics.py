@@ -23,7 +23,7 @@ class Reporter:
     def __init__(self, directory: Path, max_steps: int) -> None:
         self._directory = directory
         self._max_steps = max_steps
-        self._set_aside_earlier_metrics()
+        self._set_aside_earlier_run()
         self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         self._tensorboard = SummaryWriter(directory / "tensorboard")
         self._console = Console(stderr=True)
@@ -31,18 +31,18 @@ class Reporter:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task("", total=max_steps)
-        self._started = time.perf_counter()
         self._tokens = 0
         self._perplexities: list[float] = []
 
     def __enter__(self) -> Self:
         self._progress.start()
+        self._started = time.perf_counter()
         return self
 
     def __exit__(
@@ -90,7 +90,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a line above the live one."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, row: Row, group: str) -> None:
         # JSON has no NaN or infinity.
@@ -101,15 +101,17 @@ class Reporter:
             if key not in ("step", "samples", "tokens"):
                 self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
 
-    def _set_aside_earlier_metrics(self) -> None:
-        """Keep what another run left here, under a name that says so."""
-        path = self._directory / "metrics.jsonl"
-        if not path.exists():
+    def _set_aside_earlier_run(self) -> None:
+        """Keep what another run left here, under names that say so."""
+        metrics, curves = self._directory / "metrics.jsonl", self._directory / "tensorboard"
+        if not metrics.exists():
             return
         number = 1
-        while (aside := path.with_name(f"metrics.{number}.jsonl")).exists():
+        while (aside := metrics.with_name(f"metrics.{number}.jsonl")).exists():
             number += 1
-        path.rename(aside)
+        metrics.rename(aside)
+        if curves.exists():
+            curves.rename(curves.with_name(f"tensorboard.{number}"))
         print(
             f"{self._directory} holds an earlier run: starting from scratch, its metrics are kept "
             f"as {aside.name}",

@@ -14,7 +14,8 @@ from gpt_dist.data.tokens import TokenFolder, files_of, find_damage
 from gpt_dist.data.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.model import GPT
-from gpt_dist.topology import Launch, Topology, device_type
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.loop import Trainer
 from gpt_dist.train.metrics import Reporter

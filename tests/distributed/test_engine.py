@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_dist.topology import Launch, form_groups
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import form_groups
 
 
 class Poisoned(torch.nn.Module):

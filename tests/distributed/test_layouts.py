@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_dist.topology import Launch, form_groups
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import form_groups
 from tests.rows import Rows, assert_same, read_rows
 
 STEPS = 20
@@ -92,6 +93,17 @@ def test_every_layout_gives_the_single_process_figures(
     assert len(training) == STEPS
     assert all(row["grad_norm"] > CLIP_NORM for row in training), "clipping is never active"
     assert_same(found, expected, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_layers_too_large_to_sum_carelessly(run, zero_stage, tensor_parallel_size):
+    """Norms over 6e5 elements, and weights that ZeRO 3 really partitions and releases."""
+    wide = {"model__hidden_size": 384, "training__max_steps": 4}
+    found = run(
+        2 // tensor_parallel_size, tensor_parallel_size, parallel__zero_stage=zero_stage, **wide
+    )
+    assert_same(found, run(**wide, parallel__zero_stage=1), TOLERANCE["fp32"])
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt_dist.config import ModelConfig
-from gpt_dist.topology import Launch, Topology, form_groups
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology, form_groups
 
 transformers = pytest.importorskip("transformers")
 

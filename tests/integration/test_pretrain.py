@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpt_dist.config import load_config
+from gpt_dist.data.tokens import TokenFolder
+from gpt_dist.data.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
-from gpt_dist.topology import Launch
+from gpt_dist.rendezvous import Launch
 from gpt_dist.train.pretrain import check
 from tests.rows import assert_same, read_rows
 
@@ -118,6 +122,27 @@ def test_a_refusal_is_one_line_and_a_failure(launcher, tmp_path):
     assert finished.returncode != 0
     assert finished.stderr.count("error: modle: unknown key; did you mean model?") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_the_rank_that_meets_damage_names_it(launcher, damaged, tmp_path):
+    """An impossible id that only rank 1 reads, and that the hashes do not give away."""
+    folder = TokenFolder.open(damaged)
+    samples = ShuffledWindows(Windows(folder.split("train"), 128), seed=42)
+    start = int(samples.window_numbers(np.array([9]))[0]) * 128
+    shards = folder.manifest.splits["train"].shards
+    number = 0 if start < shards[0].tokens else 1
+    shard = damaged / f"train/shard-0000{number}.bin"
+    ids = np.memmap(shard, dtype="<u2", mode="r+")
+    ids[start - number * shards[0].tokens + 5] = 65_000
+    ids.flush()
+    manifest = (damaged / "manifest.json").read_text()
+    true_hash = hashlib.sha256(shard.read_bytes()).hexdigest()
+    (damaged / "manifest.json").write_text(manifest.replace(shards[number].bin.sha256, true_hash))
+    finished = launch(launcher, f"data.path={damaged}", f"run.directory={tmp_path}/run")
+    assert finished.returncode != 0
+    console = finished.stdout + finished.stderr
+    assert f"error: rank 1: {shard}: holds ids beyond the vocabulary" in console
 
 
 def refuse(folder: Path | str, *overrides: str, world_size: int = 1) -> None:

@@ -1,5 +1,6 @@
 """Cleaning: what every kind of text becomes, on crafted lines and on real books."""
 
+import sys
 from pathlib import Path
 
 import ftfy
@@ -129,6 +130,15 @@ def test_real_gutenberg_files(name: str, begin: str, end: str) -> None:
     assert text.endswith(end)
     assert "gutenberg" not in text
     assert "produced by" not in text[:2000]
+
+
+def test_a_program_is_no_text() -> None:
+    program = Path(sys.executable).resolve().read_bytes()[:100_000]
+    assert clean(program, "book", lowercase=True).binary
+    few = b"A page, a NUL \0 and a form feed.\x0c" * 9
+    result = clean(few, "book", lowercase=False)
+    assert not result.binary
+    assert "\0" not in result.text
 
 
 @needs_books

@@ -59,6 +59,7 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
         ("model.num_heads=5", r"model\.num_heads: 5 does not divide model\.hidden_size 768"),
         ("parallel.tensor_parallel_size=5", r"5 does not divide model\.num_heads 12"),
         ("parallel.offload_optimizer=true", r"needs parallel\.zero_stage 1, 2 or 3, not 0"),
+        ("optimizer.betas=[2, 0.9]", r"optimizer\.betas\.0: .*less than 1, not 2"),
         ("data.path=[unclosed", r"data\.path: '\[unclosed' is not a YAML value"),
     ],
 )
@@ -72,10 +73,17 @@ def test_steps_and_epochs_exclude_each_other(tmp_path):
         load(tmp_path, "training: {max_steps: 5, epochs: 1}")
 
 
+def test_a_date_is_text_and_a_key_given_twice_an_error(tmp_path):
+    assert load(tmp_path, "", "run.directory=2024-01-01").run.directory == "2024-01-01"
+    with pytest.raises(ConfigError, match="the key 'model' is given twice"):
+        load(tmp_path, "model: {num_layers: 1}\nmodel: {hidden_size: 64}")
+
+
 def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path):
     for text in ("- a list", "key: [unclosed", "run: !!python/object:os.system {}"):
-        with pytest.raises(ConfigError, match=r"config\.yaml"):
+        with pytest.raises(ConfigError, match=r"config\.yaml") as refused:
             load(tmp_path, text)
+        assert "\n" not in str(refused.value)
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "absent.yaml", [])
 

@@ -151,20 +151,20 @@ def test_truncated_archive_is_named(tmp_path: Path, kind: str) -> None:
     }[kind]()
     length = 700 if kind == "books.tar" else whole.stat().st_size - 6
     whole.write_bytes(whole.read_bytes()[:length])
-    with pytest.raises(DataError, match=rf"{kind}: broken archive"):
+    with pytest.raises(DataError, match=rf"{kind}: cannot be read"):
         read_all(whole)
 
 
 def test_broken_zip_and_damaged_tar_header_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(DataError, match=r"broken\.zip: broken archive"):
+    with pytest.raises(DataError, match=r"broken\.zip: cannot be read"):
         read_all(broken)
     damaged = write_tar(tmp_path, "w", ".tar")
     data = bytearray(damaged.read_bytes())
     data[1024:1030] = b"XXXXXX"
     damaged.write_bytes(data)
-    with pytest.raises(DataError, match=r"books\.tar: broken archive"):
+    with pytest.raises(DataError, match=r"books\.tar: cannot be read"):
         read_all(damaged)
 
 
@@ -239,3 +239,8 @@ def test_huge_text_is_cut_between_characters(unit: bytes) -> None:
     for document in documents:
         assert len(document.data) <= DOCUMENT_BYTES
         document.data.decode()
+
+
+def test_a_bare_gz_is_text(tmp_path: Path) -> None:
+    (tmp_path / "book.gz").write_bytes(gzip.compress(b"words"))
+    assert [document.data for document in read_all(tmp_path / "book.gz")] == [b"words"]

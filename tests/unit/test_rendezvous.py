@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpt_dist.errors import LaunchError
-from gpt_dist.topology import Launch, discover_launch
+from gpt_dist.rendezvous import Launch, discover_launch
 
 
 def variables(text: str) -> dict[str, str]:
