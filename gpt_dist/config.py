@@ -117,6 +117,9 @@ class TrainingConfig(Section):
     """Compile the model with torch.compile."""
     deterministic: bool = False
     """Forbid operations whose result varies between runs."""
+    resume: str = "auto"
+    """auto: from the newest whole checkpoint of the run's directory, if it has any; never: from
+    scratch; otherwise the path of a checkpoint."""
 
 
 class ValidationConfig(Section):
@@ -124,6 +127,17 @@ class ValidationConfig(Section):
     """Steps between validations; one more is made before the first step and after the last."""
     max_samples: int | None = Field(default=None, ge=1)
     """Validation windows used, from the first; left out, all."""
+
+
+class CheckpointConfig(Section):
+    interval: int = Field(default=1000, ge=1)
+    """Steps between checkpoints; one more is written after the last step."""
+    keep: int = Field(default=3, ge=1)
+    """The newest so many are kept."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of every step that this divides are kept too."""
+    asynchronous: bool = True
+    """Write in the background: a step is held only while the state is copied."""
 
 
 class LoggingConfig(Section):
@@ -140,6 +154,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
 
     def data_parallel_size(self, world_size: int) -> int:

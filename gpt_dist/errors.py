@@ -19,3 +19,15 @@ class LaunchError(GptDistError):
 
 class TrainingError(GptDistError):
     """Training cannot go on: its numbers are no longer finite."""
+
+
+class Interrupted(GptDistError):  # noqa: N818 -- it is no error
+    """The run was pre-empted, and saved; it can be resumed."""
+
+
+class CheckpointError(GptDistError):
+    """A checkpoint is damaged, missing, belongs to another run, or could not be written."""
+
+
+class ModelError(GptDistError):
+    """A model folder or released weights are damaged, missing or of an unsuitable kind."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import Config
 from gpt_dist.errors import LaunchError
 from gpt_dist.topology import ModelParallelUnit, Topology
@@ -60,6 +61,10 @@ class Engine:
             # DeepSpeed allocated the moments by a step that Adam's bias correction must not count.
             self._engine.optimizer.optimizer.state.clear()
         self._check_batch_sizes(config)
+
+    def state(self) -> TrainingState:
+        """Weights, moments and counters, to be saved or loaded."""
+        return TrainingState(self._engine, self._topology)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The objective's loss of this process's micro-batch; a scalar."""

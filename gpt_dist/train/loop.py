@@ -14,13 +14,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpt_dist.checkpoint.save import Saver
 from gpt_dist.config import Config
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.data.windows import ShuffledWindows, Windows
-from gpt_dist.errors import TrainingError
+from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import flops_per_token, peak_flops
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine, Update
+from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
 from gpt_dist.train.objective import IGNORED_LABEL
 from gpt_dist.train.optimizer import learning_rate
@@ -39,22 +41,27 @@ class Trainer:
     validation: Windows
     config: Config
     topology: Topology
+    saver: Saver
+    interruption: Interruption
     reporter: Reporter | None
     """Given on the reporting process only."""
 
-    def run(self) -> None:
-        """Train from the first step to training.max_steps.
+    def run(self, done: int) -> None:
+        """Train from the step after `done` to training.max_steps.
 
-        Raises TrainingError when the gradient stays not finite.
+        Raises TrainingError when the gradient stays not finite, CheckpointError when a checkpoint
+        cannot be written, and Interrupted after having saved when a scheduler ends the job.
         """
         config = self.config
         max_steps, interval = config.training.max_steps, config.validation.interval
         assert max_steps is not None, "the configuration is not resolved yet"
         plan = self._plan()
-        self.validate(0)
-        skipped, last_step, last_time = 0, 0, time.perf_counter()
-        with closing(prefetch(self._batches(plan, max_steps))) as batches:
-            for step in range(1, max_steps + 1):
+        if done == 0:
+            self.validate(0)
+        interrupted, step = False, done
+        skipped, last_step, last_time = 0, done, time.perf_counter()
+        with closing(prefetch(self._batches(plan, done, max_steps))) as batches:
+            for step in range(done + 1, max_steps + 1):
                 rate = learning_rate(step, config.optimizer.learning_rate, config.schedule)
                 loss, update = self._train_step(batches, plan.accumulation_steps, rate)
                 skipped = 0 if update.applied else skipped + 1
@@ -69,6 +76,14 @@ class Trainer:
                     pause = time.perf_counter()
                     self.validate(step)
                     last_time += time.perf_counter() - pause
+                interrupted = self.interruption.agreed()
+                if step % config.checkpoint.interval == 0 or step == max_steps or interrupted:
+                    self.saver.save(step)
+                if interrupted:
+                    break
+        self.saver.wait()
+        if interrupted and step < max_steps:
+            raise Interrupted(f"interrupted and saved at step {step}; start again to go on")
 
     def validate(self, step: int) -> None:
         """Report the mean loss over the validation windows, the same for every layout."""
@@ -144,8 +159,8 @@ class Trainer:
                 "training.precision bf16 or fp32"
             )
 
-    def _batches(self, plan: BatchPlan, max_steps: int) -> Iterator[NDArray[np.int64]]:
-        for step in range(max_steps):
+    def _batches(self, plan: BatchPlan, done: int, max_steps: int) -> Iterator[NDArray[np.int64]]:
+        for step in range(done, max_steps):
             for numbers in plan.micro_batches(step):
                 yield self.samples.read(numbers)
 

@@ -20,12 +20,17 @@ Row = dict[str, int | float]
 class Reporter:
     """Writes the rows of one run; made on the one process that reports."""
 
-    def __init__(self, directory: Path, max_steps: int) -> None:
+    def __init__(self, directory: Path, max_steps: int, first_step: int = 0) -> None:
+        """Go on after `first_step`, dropping what an interrupted run wrote beyond it."""
         self._directory = directory
         self._max_steps = max_steps
-        self._set_aside_earlier_run()
-        self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
-        self._tensorboard = SummaryWriter(directory / "tensorboard")
+        self._first_step = first_step
+        if first_step:
+            self._drop_rows_after(first_step)
+        else:
+            self._set_aside_earlier_run()
+        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("step"),
@@ -66,7 +71,8 @@ class Reporter:
         step = int(row["step"])
         self._progress.update(self._task, completed=step, description=text)
         if not self._console.is_terminal:
-            left = (time.perf_counter() - self._started) / step * (self._max_steps - step)
+            step_seconds = (time.perf_counter() - self._started) / (step - self._first_step)
+            left = step_seconds * (self._max_steps - step)
             minutes, seconds = divmod(round(left), 60)
             self.say(f"step {step}/{self._max_steps}  {text}  {minutes}:{seconds:02} left")
 
@@ -100,6 +106,14 @@ class Reporter:
         for key, value in row.items():
             if key not in ("step", "samples", "tokens"):
                 self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
+
+    def _drop_rows_after(self, step: int) -> None:
+        path = self._directory / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        replacement = path.with_suffix(".partial")
+        replacement.write_text("".join(kept), encoding="utf-8")
+        replacement.rename(path)
 
     def _set_aside_earlier_run(self) -> None:
         """Keep what another run left here, under names that say so."""

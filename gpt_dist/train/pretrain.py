@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.resume import find_checkpoint
+from gpt_dist.checkpoint.save import Saver
+from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import Config, check_layout, resolve
 from gpt_dist.data.tokens import TokenFolder, files_of, find_damage
 from gpt_dist.data.windows import ShuffledWindows, Windows
@@ -17,6 +22,7 @@ from gpt_dist.model import GPT
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.engine import Engine
+from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Trainer
 from gpt_dist.train.metrics import Reporter
 from gpt_dist.train.objective import LanguageModelObjective
@@ -46,12 +52,45 @@ def check(config: Config, launch: Launch) -> tuple[Config, TokenFolder]:
 
 
 def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
-    """Train a new model on a token folder, as a configuration that `check` completed says."""
+    """Train a model on a token folder, as a configuration that `check` completed says.
+
+    It starts from scratch, or goes on from the checkpoint that training.resume leads to.
+    """
     directory = Path(config.run.directory)
     if config.training.deterministic:
         # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.training.deterministic)
+    checkpoint = find_checkpoint(config, topology, folder.digest, _warn)
+    done = checkpoint.manifest.step if checkpoint else 0
+    engine, num_parameters = _build(config, topology, checkpoint)
+    if topology.is_main:
+        config.save(directory / "config.yaml")
+    assert config.training.max_steps is not None
+    reporting = Reporter(directory, config.training.max_steps, done) if topology.is_main else None
+    with reporting or nullcontext() as reporter:
+        if reporter:
+            reporter.say(_describe(config, topology, num_parameters))
+            if checkpoint:
+                reporter.say(f"resumed from {checkpoint.path}")
+        length = config.model.sequence_length
+        trainer = Trainer(
+            engine,
+            ShuffledWindows(Windows(folder.split("train"), length), config.run.seed),
+            Windows(folder.split("validation"), length),
+            config,
+            topology,
+            Saver(engine.state(), config, topology, folder.digest),
+            Interruption(),
+            reporter,
+        )
+        trainer.run(done)
+        if reporter:
+            reporter.summary()
+
+
+def _build(config: Config, topology: Topology, checkpoint: Checkpoint | None) -> tuple[Engine, int]:
+    """The engine, with a checkpoint's state if there is one, and its parameters in number."""
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)
     model = GPT(
@@ -63,19 +102,14 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
     engine = Engine(LanguageModelObjective(model), config, topology)
     # Dropout differs between data-parallel processes and agrees between tensor-parallel peers.
     torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
-    if topology.is_main:
-        config.save(directory / "config.yaml")
-    assert config.training.max_steps is not None
-    reporting = Reporter(directory, config.training.max_steps) if topology.is_main else None
-    with reporting or nullcontext() as reporter:
-        if reporter:
-            reporter.say(_describe(config, topology, num_parameters))
-        length = config.model.sequence_length
-        samples = ShuffledWindows(Windows(folder.split("train"), length), config.run.seed)
-        validation = Windows(folder.split("validation"), length)
-        Trainer(engine, samples, validation, config, topology, reporter).run()
-        if reporter:
-            reporter.summary()
+    if checkpoint:
+        engine.state().load(checkpoint)
+        restore_rng(checkpoint, topology)
+    return engine, num_parameters
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _check_hashes(folder: TokenFolder) -> None:

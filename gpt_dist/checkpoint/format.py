@@ -1,0 +1,190 @@
+"""The checkpoint format: fragments in safetensors files, and a manifest that says where each is.
+
+A checkpoint is a folder `step-00000020`. Each process wrote one file of its fragments, flat fp32
+tensors named `KIND/PARAMETER`; `manifest.json`, written last, maps every parameter to its fragments
+and carries the hash of every file. A folder without a valid manifest is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt_dist.data.tokens import FileEntry, file_sha256
+from gpt_dist.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "gpt_dist.checkpoint"
+VERSION = 1
+
+FileName = Annotated[str, Field(pattern=r"^rank-\d{5}\.safetensors$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FragmentEntry(_Record):
+    """Elements offset to offset + length of the flattened shard of one tensor-parallel rank."""
+
+    file: FileName
+    tensor_parallel_rank: NonNegativeInt
+    offset: NonNegativeInt
+    length: PositiveInt
+
+
+class ParameterEntry(_Record):
+    """One parameter: full shape, the dimension that tensor parallelism splits, its fragments."""
+
+    shape: tuple[PositiveInt, ...]
+    tensor_parallel_dimension: NonNegativeInt | None
+    fragments: tuple[FragmentEntry, ...]
+
+
+class TopologyEntry(_Record):
+    """The layout that wrote the checkpoint."""
+
+    world_size: PositiveInt
+    tensor_parallel_size: PositiveInt
+    zero_stage: NonNegativeInt
+    precision: str
+
+
+class Manifest(_Record):
+    """Content of `manifest.json`."""
+
+    format: Literal["gpt_dist.checkpoint"]
+    version: Literal[1]
+    step: NonNegativeInt
+    consumed_samples: NonNegativeInt
+    optimizer_steps: NonNegativeInt
+    """Updates that were applied: Adam's own count."""
+    loss_scaler: dict[str, float]
+    config: dict[str, Any]
+    topology: TopologyEntry
+    versions: dict[str, str]
+    tokens_digest: str
+    files: dict[FileName, FileEntry]
+    parameters: dict[str, ParameterEntry]
+
+
+class Checkpoint:
+    """A checkpoint on disk, read tensor by tensor."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Use `Checkpoint.open`."""
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read the manifest and check that every file is there, whole, and covers the parameters.
+
+        Raises CheckpointError naming the file. `verify` checks the content too.
+        """
+        file = path / MANIFEST_NAME
+        try:
+            manifest = Manifest.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror}; not a checkpoint") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise CheckpointError(
+                f"{file}: not a manifest of {FORMAT} version {VERSION}: {where}: {first['msg']}"
+            ) from None
+        for name, entry in manifest.files.items():
+            found = (path / name).stat().st_size if (path / name).is_file() else None
+            if found != entry.bytes:
+                raise CheckpointError(f"{path / name}: {found} bytes instead of {entry.bytes}")
+        for name, parameter in manifest.parameters.items():
+            _check_coverage(file, name, parameter, manifest)
+        return cls(path, manifest)
+
+    def verify(self) -> None:
+        """Hash every file; raises CheckpointError naming the first that differs."""
+        for name, entry in self.manifest.files.items():
+            if file_sha256(self.path / name) != entry.sha256:
+                raise CheckpointError(f"{self.path / name}: damaged, its SHA-256 is another")
+
+    def read(self, kind: str, name: str) -> Tensor:
+        """A whole parameter or moment, in its full shape, fp32."""
+        entry = self.manifest.parameters[name]
+        dimension = entry.tensor_parallel_dimension
+        if dimension is None:
+            return self._read_flat(kind, name, 0, 0, prod(entry.shape)).view(entry.shape)
+        size = self.manifest.topology.tensor_parallel_size
+        shape = list(entry.shape)
+        shape[dimension] //= size
+        shards = [
+            self._read_flat(kind, name, rank, 0, prod(shape)).view(shape) for rank in range(size)
+        ]
+        return torch.cat(shards, dim=dimension)
+
+    def read_part(
+        self,
+        kind: str,
+        name: str,
+        tensor_parallel_size: int,
+        tensor_parallel_rank: int,
+        start: int,
+        stop: int,
+    ) -> Tensor:
+        """Elements start to stop of the flattened shard that a process of another layout holds."""
+        dimension = self.manifest.parameters[name].tensor_parallel_dimension
+        if dimension is None:
+            return self._read_flat(kind, name, 0, start, stop)
+        if tensor_parallel_size == self.manifest.topology.tensor_parallel_size:
+            return self._read_flat(kind, name, tensor_parallel_rank, start, stop)
+        shards = self.read(kind, name).chunk(tensor_parallel_size, dim=dimension)
+        return shards[tensor_parallel_rank].flatten()[start:stop]
+
+    def read_saved(self, rank: int, name: str) -> Tensor:
+        """A tensor that one process wrote for itself, such as its random state."""
+        return self._file(f"rank-{rank:05d}.safetensors").get_tensor(name)
+
+    def _read_flat(self, kind: str, name: str, rank: int, start: int, stop: int) -> Tensor:
+        """Elements start to stop of one saved shard, put together from its fragments."""
+        result = torch.empty(stop - start)
+        for fragment in self.manifest.parameters[name].fragments:
+            first = max(start, fragment.offset)
+            last = min(stop, fragment.offset + fragment.length)
+            if fragment.tensor_parallel_rank == rank and first < last:
+                stored = self._file(fragment.file).get_slice(f"{kind}/{name}")
+                part = stored[first - fragment.offset : last - fragment.offset]
+                result[first - start : last - start] = part
+        return result
+
+    @cached_property
+    def _open_files(self) -> dict[str, Any]:
+        return {}
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open_files:
+            try:
+                self._open_files[name] = safe_open(self.path / name, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.path / name}: cannot be read ({error})") from None
+        return self._open_files[name]
+
+
+def _check_coverage(file: Path, name: str, entry: ParameterEntry, manifest: Manifest) -> None:
+    """Every element of every shard is in exactly one fragment, of a file that is listed."""
+    split = entry.tensor_parallel_dimension is not None
+    size = manifest.topology.tensor_parallel_size if split else 1
+    for rank in range(size):
+        position = 0
+        for fragment in sorted(entry.fragments, key=lambda fragment: fragment.offset):
+            if fragment.tensor_parallel_rank == rank:
+                if fragment.offset != position or fragment.file not in manifest.files:
+                    break
+                position += fragment.length
+        if position * size != prod(entry.shape):
+            raise CheckpointError(f"{file}: {name} is not whole on tensor-parallel rank {rank}")

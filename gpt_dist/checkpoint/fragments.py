@@ -1,0 +1,119 @@
+"""Where a process holds its part of the training state, whatever the ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from torch import Tensor, nn
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""The fp32 weight and Adam's two moments."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of consecutive elements of one parameter that this process holds in fp32.
+
+    `offset` and `length` are in the flattened tensor-parallel shard of the parameter; the same
+    elements begin at `start` in `master`, the tensor that the optimizer updates.
+    """
+
+    parameter: nn.Parameter
+    offset: int
+    length: int
+    master: Tensor
+    start: int
+    optimizer: torch.optim.Optimizer
+    replicated: bool
+    """Whether every data-parallel process holds the same elements."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Live flat views [length] of the weight and the moments: writing changes the state."""
+        state = self.optimizer.state[self.master]
+        if not state:
+            # As torch.optim.AdamW, fused, makes it at its first step.
+            state["step"] = torch.zeros((), device=self.master.device)
+            for kind in KINDS[1:]:
+                state[kind] = torch.zeros_like(self.master)
+        whole = {"weight": self.master.detach(), **{kind: state[kind] for kind in KINDS[1:]}}
+        end = self.start + self.length
+        return {kind: tensor.view(-1)[self.start : end] for kind, tensor in whole.items()}
+
+    def part(self, first: int, last: int) -> Fragment:
+        """The elements first to last of this fragment."""
+        return Fragment(
+            self.parameter,
+            self.offset + first,
+            last - first,
+            self.master,
+            self.start + first,
+            self.optimizer,
+            self.replicated,
+        )
+
+
+def fragments_of(engine: DeepSpeedEngine) -> Iterator[Fragment]:
+    """All fragments that this process holds."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return _stage_3(engine, optimizer)
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        return _half_without_zero(optimizer)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return _plain(engine, optimizer)
+    return _stage_1_and_2(engine, optimizer)
+
+
+def _plain(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
+    for parameter in engine.module.parameters():
+        yield Fragment(parameter, 0, parameter.numel(), parameter, 0, optimizer, replicated=True)
+
+
+def _half_without_zero(optimizer: FP16_UnfusedOptimizer) -> Iterator[Fragment]:
+    for halves, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        for half, master in zip(halves, masters, strict=True):
+            yield Fragment(half, 0, half.numel(), master, 0, optimizer.optimizer, replicated=True)
+
+
+def _stage_1_and_2(engine: DeepSpeedEngine, optimizer: object) -> Iterator[Fragment]:
+    groups = (
+        optimizer.fp32_groups_flat_partition
+        if isinstance(optimizer, BF16_Optimizer)
+        else optimizer.single_partition_of_fp32_groups  # type: ignore[attr-defined]
+    )
+    for parameter in engine.module.parameters():
+        mapping = parameter._hp_mapping
+        if mapping is not None:
+            yield Fragment(
+                parameter,
+                mapping.lp_fragment_address.start,
+                mapping.lp_fragment_address.numel,
+                groups[mapping.param_group_index],
+                mapping.hp_fragment_address.start,
+                optimizer.optimizer,  # type: ignore[attr-defined]
+                replicated=False,
+            )
+
+
+def _stage_3(
+    engine: DeepSpeedEngine, optimizer: DeepSpeedZeroOptimizer_Stage3
+) -> Iterator[Fragment]:
+    for parameter in engine.module.parameters():
+        group, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        offset = size * dist.get_rank(optimizer.dp_process_group)
+        yield Fragment(
+            parameter,
+            offset,
+            max(0, min(size, parameter.ds_numel - offset)),
+            optimizer.fp32_partitioned_groups_flat[group],
+            start,
+            optimizer.optimizer,
+            replicated=False,
+        )
