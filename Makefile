@@ -24,10 +24,13 @@ demo: install
 	rm -rf $(DEMO)
 	python -m data_prep build data_prep/sample_books --output $(DEMO)/tokens --vocab-size 4096
 	python -m data_prep verify $(DEMO)/tokens
+	@echo "The first half, layers shared by two processes:"
 	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
-		run.directory=$(DEMO)/tensor-parallel parallel.tensor_parallel_size=2
+		run.directory=$(DEMO)/run parallel.tensor_parallel_size=2 \
+		training.max_steps=200 schedule.decay_steps=400
+	@echo "The second half, resumed with data parallel 2 and ZeRO 2:"
 	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
-		run.directory=$(DEMO)/zero-2 parallel.zero_stage=2
+		run.directory=$(DEMO)/run parallel.zero_stage=2
 
 test: install
 	pytest

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gpt_dist.errors import GptDistError, LaunchError
+from gpt_dist.errors import GptDistError, Interrupted, LaunchError
 from gpt_dist.rendezvous import discover_launch
 
 USER_ERROR = 2
 """Exit status of a run that was refused."""
+
+RESUMABLE = 75
+"""Exit status of a run that was pre-empted and saved (EX_TEMPFAIL of sysexits.h)."""
 
 
 def parse_config_arguments(description: str, example: str) -> tuple[Path, list[str]]:
@@ -45,6 +48,10 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except Interrupted as interruption:
+        if dist.get_rank() == 0:
+            print(interruption, file=sys.stderr, flush=True)
+        sys.exit(RESUMABLE)
     except GptDistError as error:
         if dist.is_initialized():
             print(f"error: rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)

@@ -1,11 +1,13 @@
 """Pre-train a GPT on a token folder, under deepspeed, torchrun, mpirun, srun or plain python."""
 
 import os
+from pathlib import Path
 
 from gpt_dist import command
 from gpt_dist.config import load_config
 from gpt_dist.rendezvous import discover_launch
 from gpt_dist.topology import connect, disconnect, form_groups
+from gpt_dist.train.directory import locked
 from gpt_dist.train.pretrain import check, pretrain
 
 EXAMPLE = (
@@ -18,10 +20,11 @@ def main() -> None:
     path, overrides = command.parse_config_arguments(__doc__ or "", EXAMPLE)
     launch = discover_launch(os.environ)
     config, folder = check(load_config(path, overrides), launch)
-    device = connect(launch)
-    topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
-    pretrain(config, folder, topology)
-    disconnect()
+    with locked(Path(config.run.directory), launch):
+        device = connect(launch)
+        topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
+        pretrain(config, folder, topology)
+        disconnect()
 
 
 if __name__ == "__main__":

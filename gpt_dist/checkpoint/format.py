@@ -7,6 +7,8 @@ and carries the hash of every file. A folder without a valid manifest is not a c
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -24,7 +26,7 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.checkpoint"
 VERSION = 1
 
-FileName = Annotated[str, Field(pattern=r"^rank-\d{5}\.safetensors$")]
+FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.model)$")]
 
 
 class _Record(BaseModel):
@@ -73,6 +75,14 @@ class Manifest(_Record):
     tokens_digest: str
     files: dict[FileName, FileEntry]
     parameters: dict[str, ParameterEntry]
+    digest: str = ""
+    """SHA-256 of all the rest, as canonical JSON."""
+
+    def sealed(self) -> Self:
+        """The same with its digest."""
+        content = self.model_dump(mode="json", exclude={"digest"})
+        canonical = json.dumps(content, sort_keys=True).encode()
+        return self.model_copy(update={"digest": hashlib.sha256(canonical).hexdigest()})
 
 
 class Checkpoint:
@@ -100,6 +110,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{file}: not a manifest of {FORMAT} version {VERSION}: {where}: {first['msg']}"
             ) from None
+        if manifest.sealed() != manifest:
+            raise CheckpointError(f"{file}: damaged, its digest is another")
         for name, entry in manifest.files.items():
             found = (path / name).stat().st_size if (path / name).is_file() else None
             if found != entry.bytes:

@@ -25,7 +25,7 @@ from gpt_dist.checkpoint.format import (
 )
 from gpt_dist.checkpoint.state import TrainingState, snapshot
 from gpt_dist.config import Config
-from gpt_dist.data.tokens import FileEntry, file_sha256
+from gpt_dist.data.tokens import TOKENIZER_NAME, FileEntry, TokenFolder, file_sha256
 from gpt_dist.errors import CheckpointError
 from gpt_dist.topology import Topology
 
@@ -39,12 +39,12 @@ class Saver:
     """
 
     def __init__(
-        self, state: TrainingState, config: Config, topology: Topology, tokens_digest: str
+        self, state: TrainingState, config: Config, topology: Topology, tokens: TokenFolder
     ) -> None:
         self._state = state
         self._config = config
         self._topology = topology
-        self._tokens_digest = tokens_digest
+        self._tokens = tokens
         self._folder = Path(config.run.directory) / "checkpoints"
         self._group = dist.new_group(backend="gloo")
         self._thread: threading.Thread | None = None
@@ -97,7 +97,7 @@ class Saver:
                     precision=config.training.precision,
                 ),
                 versions={name: version(name) for name in _PACKAGES},
-                tokens_digest=self._tokens_digest,
+                tokens_digest=self._tokens.digest,
                 files=files,
                 parameters=entries,
             )
@@ -136,7 +136,8 @@ class Saver:
                 entries[name] = entry.model_copy(update={"fragments": (*known, *entry.fragments)})
         try:
             files = {file: entry for _, file, entry, _ in reports}
-            content = manifest(files, entries).model_dump_json(indent=1)
+            files[TOKENIZER_NAME] = _copy_tokenizer(self._tokens, partial)
+            content = manifest(files, entries).sealed().model_dump_json(indent=1)
             _write_synced(partial / MANIFEST_NAME, content.encode())
             _sync_folder(partial)
             final = step_path(self._folder, step)
@@ -160,6 +161,12 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
     return FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _copy_tokenizer(tokens: TokenFolder, folder: Path) -> FileEntry:
+    """A checkpoint is enough to use the model."""
+    _write_synced(folder / TOKENIZER_NAME, tokens.tokenizer_path.read_bytes())
+    return tokens.manifest.tokenizer
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -63,11 +63,8 @@ class TrainingState:
         _, fragment = next(self._fragments())
         fragment.tensors()
         steps = int(fragment.optimizer.state[fragment.master]["step"])
-        return steps, {
-            key: float(getattr(self._scaler(), key))
-            for key in _SCALER_KEYS
-            if hasattr(self._scaler(), key)
-        }
+        scaler = {key: getattr(self._scaler(), key, None) for key in _SCALER_KEYS}
+        return steps, {key: value for key, value in scaler.items() if value is not None}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Fill every fragment of this process from a checkpoint of any layout.

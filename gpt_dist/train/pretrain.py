@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.model import GPT
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
+from gpt_dist.train.directory import check_writable
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Trainer
@@ -45,7 +45,7 @@ def check(config: Config, launch: Launch) -> tuple[Config, TokenFolder]:
     windows = Windows(folder.split("train"), config.model.sequence_length)
     ShuffledWindows(windows, config.run.seed)
     config = resolve(config, launch.world_size, folder.vocab_size, len(windows))
-    _check_writable(Path(config.run.directory))
+    check_writable(Path(config.run.directory))
     if launch.rank == 0:
         _check_hashes(folder)
     return config, folder
@@ -63,7 +63,7 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
     torch.use_deterministic_algorithms(config.training.deterministic)
     checkpoint = find_checkpoint(config, topology, folder.digest, _warn)
     done = checkpoint.manifest.step if checkpoint else 0
-    engine, num_parameters = _build(config, topology, checkpoint)
+    engine, num_parameters = build(config, topology, checkpoint)
     if topology.is_main:
         config.save(directory / "config.yaml")
     assert config.training.max_steps is not None
@@ -80,7 +80,7 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
             Windows(folder.split("validation"), length),
             config,
             topology,
-            Saver(engine.state(), config, topology, folder.digest),
+            Saver(engine.state(), config, topology, folder),
             Interruption(),
             reporter,
         )
@@ -89,7 +89,7 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
             reporter.summary()
 
 
-def _build(config: Config, topology: Topology, checkpoint: Checkpoint | None) -> tuple[Engine, int]:
+def build(config: Config, topology: Topology, checkpoint: Checkpoint | None) -> tuple[Engine, int]:
     """The engine, with a checkpoint's state if there is one, and its parameters in number."""
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)
@@ -120,17 +120,6 @@ def _check_hashes(folder: TokenFolder) -> None:
             f"{folder.path / name}: damaged, its SHA-256 is not the manifest's; copy the token "
             "folder again, or prepare it with `python -m data_prep build`"
         )
-
-
-def _check_writable(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"run.directory: cannot write to {directory} ({error.strerror}); choose another"
-        ) from None
 
 
 def _describe(config: Config, topology: Topology, parameters: int) -> str:

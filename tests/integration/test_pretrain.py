@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from gpt_dist.config import load_config
@@ -33,21 +38,38 @@ LAUNCHERS = {
 STEPS = 20
 
 
-def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the pre-training script to its end."""
-    command = LAUNCHERS[launcher]
+def start(launcher: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start the pre-training script."""
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
-    return subprocess.run(
-        [*command, "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
+    return subprocess.Popen(
+        [*LAUNCHERS[launcher], "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=180,
     )
+
+
+def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the pre-training script to its end."""
+    process = start(launcher, *arguments)
+    stdout, stderr = process.communicate(timeout=180)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def wait_for_step(directory: Path, step: int) -> None:
+    """Return when a run has reported a step."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = directory / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no step {step} within a minute")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +123,7 @@ def test_a_run_leaves_what_was_promised(run):
     assert str(directory) in console
 
 
-def test_a_second_run_keeps_the_metrics_of_the_first(token_folder, tmp_path):
+def test_a_run_from_scratch_keeps_the_metrics_of_an_earlier_one(token_folder, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     finished = launch(
         "python",
@@ -114,6 +136,39 @@ def test_a_second_run_keeps_the_metrics_of_the_first(token_folder, tmp_path):
     assert "holds an earlier run" in finished.stderr
     assert (tmp_path / "metrics.1.jsonl").read_text() == '{"step": 1}\n'
     assert "loss" in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
+def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
+    """SIGTERM to one rank: all agree on a step, save, and say that the run can be resumed."""
+    settings = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
+    settings += ["validation.max_samples=1", "parallel.zero_stage=2"]
+    process = start(launcher, *settings, "training.max_steps=100000")
+    wait_for_step(tmp_path, 5)
+    rank_1 = next(
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.environ().get("RANK", child.environ().get("OMPI_COMM_WORLD_RANK")) == "1"
+        and "launch/pretrain.py" in child.cmdline()
+    )
+    rank_1.send_signal(signal.SIGTERM)
+    _, console = process.communicate(timeout=60)
+    assert process.returncode != 0
+    (line,) = re.findall(r"interrupted and saved at step (\d+)", console)
+    assert (tmp_path / f"checkpoints/step-{int(line):08d}/manifest.json").exists()
+    finished = launch(launcher, *settings, f"training.max_steps={int(line) + 2}")
+    assert finished.returncode == 0, finished.stderr
+    assert "resumed from" in finished.stderr
+    steps = [row["step"] for row in read_rows(tmp_path) if "loss" in row]
+    assert steps == list(range(1, int(line) + 3))
+
+
+def test_a_second_run_on_a_directory_in_use_is_refused(token_folder, tmp_path):
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        finished = launch("python", f"data.path={token_folder}", f"run.directory={tmp_path}")
+    assert finished.returncode == 2
+    assert f"error: run.directory: another run is using {tmp_path}" in finished.stderr
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
