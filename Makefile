@@ -8,7 +8,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-faults check bench-checkpoint install clean
 
 install: $(VENV)/installed
 
@@ -39,6 +39,12 @@ check: install
 	ruff format --check .
 	ruff check .
 	mypy
+
+test-faults: install
+	pytest -m faults
+
+bench-checkpoint: install
+	python -m tests.benchmarks.checkpoint
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

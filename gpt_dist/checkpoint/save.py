@@ -46,6 +46,9 @@ class Saver:
         self._topology = topology
         self._tokens = tokens
         self._folder = Path(config.run.directory) / "checkpoints"
+        self._file = f"rank-{topology.launch.rank:05d}.safetensors"
+        self._parameters = state.describe(self._file)
+        self._buffers: dict[str, Tensor] = {}
         self._group = dist.new_group(backend="gloo")
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -56,8 +59,8 @@ class Saver:
         Raises CheckpointError if this save, or the one before it, failed.
         """
         self.wait()
-        tensors = snapshot(self._state)
-        write = self._writer(step, tensors)
+        snapshot(self._state, self._buffers)
+        write = self._writer(step)
         if self._config.checkpoint.asynchronous:
             self._thread = threading.Thread(target=write, name="checkpoint")
             self._thread.start()
@@ -74,10 +77,9 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
-    def _writer(self, step: int, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """What writes a snapshot; all that it needs of the live state is read now."""
-        file = f"rank-{self._topology.launch.rank:05d}.safetensors"
-        parameters = self._state.describe(file)
+    def _writer(self, step: int) -> Callable[[], None]:
+        """What writes the snapshot; all that it needs of the live state is read now."""
+        file, parameters = self._file, self._parameters
         optimizer_steps, loss_scaler = self._state.counters()
 
         def manifest(files: dict[str, FileEntry], entries: dict[str, ParameterEntry]) -> Manifest:
@@ -107,7 +109,7 @@ class Saver:
             failure, entry = None, None
             try:
                 partial.mkdir(parents=True, exist_ok=True)
-                entry = _write_tensors(partial / file, tensors)
+                entry = _write_tensors(partial / file, self._buffers)
             except Exception as error:  # noqa: BLE001 -- every rank must learn of any
                 failure = f"rank {self._topology.launch.rank}: {error}"
             reports = self._exchange((failure, file, entry, parameters))

@@ -143,17 +143,21 @@ def _full_shape(parameter: nn.Parameter, topology: Topology) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def snapshot(state: TrainingState) -> dict[str, Tensor]:
-    """Copies in host memory of what this process writes, by name in its file."""
-    copies = {
-        f"{kind}/{name}": tensor.detach().to("cpu", copy=True)
-        for name, fragment in state.owned()
-        for kind, tensor in fragment.tensors().items()
-    }
-    copies["rng/cpu"] = torch.get_rng_state()
+def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:
+    """Copy what this process writes into host memory, by name in its file.
+
+    Buffers are made at the first call and used again: fresh memory would take longer than the copy.
+    """
+    for name, fragment in state.owned():
+        for kind, tensor in fragment.tensors().items():
+            key = f"{kind}/{name}"
+            if key not in buffers:
+                buffers[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            buffers[key].copy_(tensor, non_blocking=True)
+    buffers["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
-        copies["rng/cuda"] = torch.cuda.get_rng_state()
-    return copies
+        buffers["rng/cuda"] = torch.cuda.get_rng_state()
+        torch.cuda.synchronize()
 
 
 def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:

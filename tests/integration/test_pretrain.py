@@ -9,15 +9,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from gpt_dist.config import load_config
@@ -26,50 +22,10 @@ from gpt_dist.data.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.rendezvous import Launch
 from gpt_dist.train.pretrain import check
+from tests.launching import find_rank, launch, start, wait_for_step
 from tests.rows import assert_same, read_rows
 
-BIN = Path(sys.executable).parent
-LAUNCHERS = {
-    "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", "29651"],
-    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29652"],
-    "mpirun": ["mpirun", "-n", "2", "--oversubscribe", "python"],
-    "python": ["python"],
-}
 STEPS = 20
-
-
-def start(launcher: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start the pre-training script."""
-    environment = os.environ | {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    }
-    return subprocess.Popen(
-        [*LAUNCHERS[launcher], "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the pre-training script to its end."""
-    process = start(launcher, *arguments)
-    stdout, stderr = process.communicate(timeout=180)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-
-def wait_for_step(directory: Path, step: int) -> None:
-    """Return when a run has reported a step."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        path = directory / "metrics.jsonl"
-        if path.exists() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.1)
-    pytest.fail(f"no step {step} within a minute")
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +101,7 @@ def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
     settings += ["validation.max_samples=1", "parallel.zero_stage=2"]
     process = start(launcher, *settings, "training.max_steps=100000")
     wait_for_step(tmp_path, 5)
-    rank_1 = next(
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.environ().get("RANK", child.environ().get("OMPI_COMM_WORLD_RANK")) == "1"
-        and "launch/pretrain.py" in child.cmdline()
-    )
-    rank_1.send_signal(signal.SIGTERM)
+    find_rank(process, 1).send_signal(signal.SIGTERM)
     _, console = process.communicate(timeout=60)
     assert process.returncode != 0
     (line,) = re.findall(r"interrupted and saved at step (\d+)", console)

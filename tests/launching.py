@@ -1,0 +1,64 @@
+"""Starts `launch/pretrain.py` as users do, under every launcher."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", "29651"],
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29652"],
+    "mpirun": ["mpirun", "-n", "2", "--oversubscribe", "python"],
+    "python": ["python"],
+}
+
+
+def start(launcher: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start the pre-training script."""
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    return subprocess.Popen(
+        [*LAUNCHERS[launcher], "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the pre-training script to its end."""
+    process = start(launcher, *arguments)
+    stdout, stderr = process.communicate(timeout=180)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def find_rank(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """The process of one rank, below its launcher."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        environment = child.environ()
+        found = environment.get("RANK", environment.get("OMPI_COMM_WORLD_RANK"))
+        if found == str(rank) and "launch/pretrain.py" in child.cmdline():
+            return child
+    raise LookupError(f"no process of rank {rank}")
+
+
+def wait_for_step(directory: Path, step: int) -> None:
+    """Return when a run has reported a step."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = directory / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no step {step} within a minute")
