@@ -31,6 +31,9 @@ demo: install
 	@echo "The second half, resumed with data parallel 2 and ZeRO 2:"
 	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
 		run.directory=$(DEMO)/run parallel.zero_stage=2
+	python launch/consolidate.py $(DEMO)/run --output $(DEMO)/model
+	python launch/evaluate.py $(DEMO)/model --tokens $(DEMO)/tokens
+	python launch/generate.py $(DEMO)/model --prompt "he looked at" --max-tokens 40
 
 test: install
 	pytest

@@ -114,10 +114,13 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
 
 
 def cut_at_spaces(text: str, length: int) -> Iterator[str]:
-    """Cut `text` at the first space after every `length` characters; those spaces are left out."""
+    """Cut `text` at the first space after every `length` characters; those spaces are left out.
+
+    A space that ends the text stays: it is a token.
+    """
     begin = 0
     while begin < len(text):
-        end = text.find(" ", begin + length)
+        end = text.find(" ", begin + length, len(text) - 1)
         if end < 0:
             end = len(text)
         yield text[begin:end]

@@ -1,7 +1,26 @@
 """The decoder-only Transformer on tensor-parallel layers, and its weights in other layouts."""
 
 from gpt_dist.model.flops import flops_per_token, peak_flops
+from gpt_dist.model.folder import ModelFolder, load_model, write_model_folder
+from gpt_dist.model.generate import Sampling, generate
+from gpt_dist.model.perplexity import SlidingWindows, total_loss
+from gpt_dist.model.released import ReleasedWeights
 from gpt_dist.model.transformer import GPT
-from gpt_dist.model.weights import from_hugging_face, load_full_tensors
+from gpt_dist.model.weights import from_hugging_face, load_full_tensors, to_hugging_face
 
-__all__ = ["GPT", "flops_per_token", "from_hugging_face", "load_full_tensors", "peak_flops"]
+__all__ = [
+    "GPT",
+    "ModelFolder",
+    "ReleasedWeights",
+    "Sampling",
+    "SlidingWindows",
+    "flops_per_token",
+    "from_hugging_face",
+    "generate",
+    "load_full_tensors",
+    "load_model",
+    "peak_flops",
+    "to_hugging_face",
+    "total_loss",
+    "write_model_folder",
+]

@@ -7,24 +7,30 @@ dimension is split over the tensor-parallel group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    VocabParallelEmbedding,
-    vocab_parallel_cross_entropy,
-)
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
 from gpt_dist.config import ModelConfig
+from gpt_dist.model.cache import LayerCache
 from gpt_dist.model.random import fork_rng_for_tensor_parallel
+
+with warnings.catch_warnings():
+    # Each import of megatron-core says that its optional CUDA extensions are missing.
+    warnings.simplefilter("ignore")
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        vocab_parallel_cross_entropy,
+    )
 
 INIT_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
@@ -54,20 +60,26 @@ class Attention(nn.Module):
         )
         self.projection = _output_projection(config.hidden_size, config, parallel, group)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # [B, T, D] -> [B, T, D]
+    def forward(self, hidden: Tensor, cache: LayerCache | None = None) -> Tensor:
+        # [B, T, D] -> [B, T, D]
         fused, _ = self.query_key_value(hidden)  # [B, T, 3D/tp]
         heads = fused.unflatten(-1, (-1, 3, self.head_size))  # [B, T, H/tp, 3, S]
         query, key, value = heads.permute(3, 0, 2, 1, 4)  # each [B, H/tp, T, S]
+        if cache is not None:
+            key, value = cache.extend(key, value)
         context = self.attend(query, key, value)  # [B, H/tp, T, S]
         output, _ = self.projection(context.transpose(1, 2).flatten(2))
         return output
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Mix values of this process's heads, [B, H/tp, T, S]; dropout differs between peers."""
+        """Mix values of this process's heads, [B, H/tp, T, S]; dropout differs between peers.
+
+        With more keys than queries, there must be one query: the last token's, which sees all.
+        """
         dropout = self.dropout if self.training else 0.0
         with fork_rng_for_tensor_parallel(self.group, query.device, enabled=dropout > 0):
             return F.scaled_dot_product_attention(
-                query, key, value, dropout_p=dropout, is_causal=True
+                query, key, value, dropout_p=dropout, is_causal=query.size(2) == key.size(2)
             )
 
 
@@ -107,11 +119,12 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # [B, T, D] -> [B, T, D]
+    def forward(self, hidden: Tensor, cache: LayerCache | None = None) -> Tensor:
+        # [B, T, D] -> [B, T, D]
         if self.norm_position == "post":
-            hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden)))
+            hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, cache)))
             return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden)))
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache))
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
 
@@ -163,16 +176,21 @@ class GPT(nn.Module):
             tp_group=group,
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Last hidden states [B, T, D] of token ids [B, T]."""
-        positions = torch.arange(tokens.size(1), device=tokens.device)
+    def forward(self, tokens: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
+        """Last hidden states [B, T, D] of token ids [B, T].
+
+        With one cache a block, the tokens follow those that the caches have seen; a cache that is
+        not empty takes one token at a time.
+        """
+        start = caches[0].length if caches else 0
+        positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
         hidden = self.token_embedding(tokens) + self.position_embedding(positions)
         hidden = self.dropout(hidden)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(block, hidden, use_reentrant=False)
             else:
-                hidden = block(hidden)
+                hidden = block(hidden, caches[layer] if caches else None)
         return self.final_norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 from gpt_dist.config import ModelConfig
 from gpt_dist.model.transformer import GPT
 
+Shape = tuple[int, ...]
+
 _BLOCK_NAMES = {
     "attention.query_key_value": "attn.c_attn",
     "attention.projection": "attn.c_proj",
@@ -45,18 +47,66 @@ def hugging_face_names(config: ModelConfig) -> dict[str, str]:
     return names
 
 
+def hugging_face_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The shape of each parameter in Hugging Face's layout, under this model's names."""
+    assert config.vocab_size is not None
+    width = config.hidden_size
+    outputs = {
+        "attention.query_key_value": (width, 3 * width),
+        "attention.projection": (width, width),
+        "feed_forward.expansion": (width, 4 * width),
+        "feed_forward.projection": (4 * width, width),
+    }
+    shapes: dict[str, Shape] = {}
+    for name in hugging_face_names(config):
+        layer, _, kind = name.rpartition(".")
+        matrix = outputs.get(layer.split(".", 2)[-1], (width, width))
+        shapes[name] = matrix if "norm" not in layer and kind == "weight" else matrix[1:]
+    shapes["token_embedding.weight"] = (config.vocab_size, width)
+    shapes["position_embedding.weight"] = (config.sequence_length, width)
+    return shapes
+
+
+def released_order(config: ModelConfig) -> list[str]:
+    """This model's names in the order of the released `params_shapes.json`: positions first."""
+    tokens, positions, *rest = hugging_face_names(config)
+    return [positions, tokens, *rest]
+
+
 def from_hugging_face(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Full tensors of this model, the vocabulary padded with zeros, from a Hugging Face state."""
-    own = {}
-    for ours, theirs in hugging_face_names(config).items():
-        tensor = _transpose_matrix(ours, state[theirs])
-        if "query_key_value" in ours:
-            tensor = _thirds_to_heads(tensor, config.num_heads)
-        if ours == "token_embedding.weight":
-            padding = config.padded_vocab_size - tensor.size(0)
-            tensor = torch.cat([tensor, tensor.new_zeros(padding, tensor.size(1))])
-        own[ours] = tensor
-    return own
+    return {
+        ours: tensor_from_hugging_face(ours, state[theirs], config)
+        for ours, theirs in hugging_face_names(config).items()
+    }
+
+
+def to_hugging_face(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The inverse of `from_hugging_face`; the padding of the vocabulary is dropped."""
+    return {
+        theirs: tensor_to_hugging_face(ours, tensors[ours], config)
+        for ours, theirs in hugging_face_names(config).items()
+    }
+
+
+def tensor_from_hugging_face(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """One full tensor, by this model's name for it."""
+    tensor = _transpose_matrix(name, tensor)
+    if "query_key_value" in name:
+        return tensor.unflatten(0, (3, config.num_heads, -1)).transpose(0, 1).flatten(0, 2)
+    if name == "token_embedding.weight":
+        padding = config.padded_vocab_size - tensor.size(0)
+        return torch.cat([tensor, tensor.new_zeros(padding, tensor.size(1))])
+    return tensor
+
+
+def tensor_to_hugging_face(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """The inverse of `tensor_from_hugging_face`."""
+    if "query_key_value" in name:
+        tensor = tensor.unflatten(0, (config.num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    if name == "token_embedding.weight":
+        return tensor[: config.vocab_size]
+    return _transpose_matrix(name, tensor)
 
 
 def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor]) -> None:
@@ -76,8 +126,3 @@ def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor]) -> None:
 
 def _transpose_matrix(name: str, tensor: Tensor) -> Tensor:
     return tensor.t().contiguous() if "blocks" in name and tensor.dim() == 2 else tensor
-
-
-def _thirds_to_heads(tensor: Tensor, num_heads: int) -> Tensor:
-    """Rows [3, H, S] (all q, all k, all v) in the order [H, 3, S] (head by head)."""
-    return tensor.unflatten(0, (3, num_heads, -1)).transpose(0, 1).flatten(0, 2).contiguous()

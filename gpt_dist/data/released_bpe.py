@@ -1,0 +1,133 @@
+"""The byte-pair tokenizers of other models: the released GPT-1's, and any in a `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from gpt_dist.data.shards import Ids
+from gpt_dist.data.tokenizer import SPECIAL_TOKENS
+from gpt_dist.errors import DataError
+
+_END_OF_WORD = "</w>"
+_UNKNOWN = "<unk>"
+_FILE_BYTES = 2**27
+"""A larger file is refused unread; a vocabulary of 256,000 tokens takes about an eighth of it."""
+
+
+class BytePairTokenizer:
+    """A byte-pair encoding behind the `tokenizers` library.
+
+    A reserved token that the vocabulary lacks gets an id behind it, as in the released fine-tuning
+    code: a model meets it only once its embedding has grown.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.vocab_size = backend.get_vocab_size()
+        known = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
+        behind = iter(range(self.vocab_size, self.vocab_size + len(known)))
+        ids = [next(behind) if index is None else index for index in known]
+        self.end_of_text, self.start, self.delimiter, self.extract = ids
+
+    def encode(self, text: str) -> Ids:
+        """Ids (int32 vector) of a text."""
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; reserved tokens are left out."""
+        known = [int(index) for index in ids if index < self.vocab_size]
+        return self._backend.decode(known)
+
+    def files(self) -> dict[str, bytes]:
+        """The files by which `transformers.AutoTokenizer` makes this tokenizer."""
+        reserved = SPECIAL_TOKENS[:1] if self.end_of_text < self.vocab_size else ()
+        settings = tokenizer_settings(eos_token=next(iter(reserved), None))
+        return {"tokenizer.json": self._backend.to_str().encode(), **settings}
+
+
+def tokenizer_settings(**settings: Any) -> dict[str, bytes]:
+    """The file that has `transformers` read a `tokenizer.json` as it is."""
+    common = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    text = json.dumps({**common, **settings}, indent=2, sort_keys=True)
+    return {"tokenizer_config.json": f"{text}\n".encode()}
+
+
+def read_tokenizer_json(path: Path) -> BytePairTokenizer:
+    """The tokenizer in a `tokenizer.json`; DataError where it is damaged or of another kind."""
+    try:
+        text = _read(path)
+        values = json.loads(text)
+        model, added = values["model"], values.get("added_tokens") or []
+        if model["type"] != "BPE":
+            raise ValueError(f"a model of type {model['type']}, not BPE")
+        merges = [
+            merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
+        ]
+        behind = {token["content"]: token["id"] for token in added}
+        _check(model["vocab"], merges, behind)
+        return BytePairTokenizer(Backend.from_str(text))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise _unreadable(path, error) from error
+
+
+def read_openai_gpt(vocabulary: Path, merges: Path) -> BytePairTokenizer:
+    """The released GPT-1's tokenizer, with the ids of `transformers.OpenAIGPTTokenizer`.
+
+    Words are split as BERT's are, not as spaCy and ftfy did for the paper: so does transformers.
+    Raises DataError where a file is damaged.
+    """
+    backend = _read_merges(vocabulary, merges, end_of_word_suffix=_END_OF_WORD, unk_token=_UNKNOWN)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=_END_OF_WORD)
+    backend.add_special_tokens([_UNKNOWN])
+    return BytePairTokenizer(backend)
+
+
+def read_gpt2(vocabulary: Path, merges: Path) -> BytePairTokenizer:
+    """GPT-2's tokenizer, on bytes; DataError where a file is damaged."""
+    backend = _read_merges(vocabulary, merges)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([SPECIAL_TOKENS[0]])
+    return BytePairTokenizer(backend)
+
+
+def _read_merges(vocabulary: Path, merges: Path, **options: str) -> Backend:
+    try:
+        ids = json.loads(_read(vocabulary))
+        lines = [line for line in _read(merges).split("\n") if line and line[:8] != "#version"]
+        pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+        _check(ids, pairs, {})
+        return Backend(BPE(vocab=ids, merges=pairs, **options))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise _unreadable(vocabulary, error) from error
+
+
+def _check(vocabulary: Any, merges: Iterable[Sequence[str]], added: Mapping[str, int]) -> None:
+    """Raise ValueError for what would have the `tokenizers` library abort, or give strange ids."""
+    ids = sorted({**vocabulary, **added}.values())
+    if ids != list(range(len(ids))):
+        raise ValueError("ids are not numbered without gaps")
+    for left, right in merges:
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise ValueError(f"a merge of {left!r} and {right!r}, which are not all tokens")
+
+
+def _read(path: Path) -> str:
+    if path.stat().st_size > _FILE_BYTES:
+        raise ValueError(f"larger than {_FILE_BYTES} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return DataError(f"{path}: not a readable tokenizer ({reason}); copy the tokenizer again")

@@ -1,0 +1,136 @@
+"""The tokenizer of a model folder: which files say it, and what they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from gpt_dist.data.released_bpe import (
+    BytePairTokenizer,
+    read_gpt2,
+    read_openai_gpt,
+    read_tokenizer_json,
+    tokenizer_settings,
+)
+from gpt_dist.data.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer
+from gpt_dist.errors import DataError
+
+SENTENCEPIECE_NAME = "tokenizer.model"
+_SPACE = "▁"
+
+FolderTokenizer = SentencePieceTokenizer | BytePairTokenizer
+
+
+class _Pieces(Protocol):
+    """What is asked of a sentencepiece processor."""
+
+    def get_piece_size(self) -> int: ...
+
+    def id_to_piece(self, index: int) -> str: ...
+
+    def get_score(self, index: int) -> float: ...
+
+    def is_control(self, index: int) -> bool: ...
+
+    def is_unknown(self, index: int) -> bool: ...
+
+    def is_byte(self, index: int) -> bool: ...
+
+
+def open_tokenizer(folder: Path) -> FolderTokenizer:
+    """The tokenizer of a model folder, ours or Hugging Face's, or of the released GPT-1 files.
+
+    Raises DataError where there is none, or it is damaged.
+    """
+    if (folder / SENTENCEPIECE_NAME).is_file():
+        return SentencePieceTokenizer(folder / SENTENCEPIECE_NAME)
+    if (folder / "tokenizer.json").is_file():
+        return read_tokenizer_json(folder / "tokenizer.json")
+    if (folder / "encoder_bpe_40000.json").is_file():
+        return read_openai_gpt(folder / "encoder_bpe_40000.json", folder / "vocab_40000.bpe")
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocabulary.is_file():
+        # Only GPT-1's marks the ends of words.
+        ends_words = b"</w>" in merges.read_bytes() if merges.is_file() else False
+        return (read_openai_gpt if ends_words else read_gpt2)(vocabulary, merges)
+    raise DataError(
+        f"{folder}: has no tokenizer: no {SENTENCEPIECE_NAME}, tokenizer.json or vocab.json; copy "
+        "the tokenizer's files into the folder"
+    )
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The tokenizer files of a new model folder, from another, a token folder, or released files.
+
+    `transformers.AutoTokenizer` makes from them a tokenizer of the same ids.
+    """
+    tokenizer = open_tokenizer(folder)
+    if isinstance(tokenizer, BytePairTokenizer):
+        return tokenizer.files()
+    model = (folder / SENTENCEPIECE_NAME).read_bytes()
+    end_of_text, *others = SPECIAL_TOKENS
+    # Reserved tokens never come from text: there, their names are words like any.
+    settings = tokenizer_settings(
+        eos_token=end_of_text, additional_special_tokens=others, split_special_tokens=True
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    backend = _as_tokenizers(processor).to_str()
+    return {SENTENCEPIECE_NAME: model, "tokenizer.json": backend.encode(), **settings}
+
+
+def _as_tokenizers(processor: _Pieces) -> Backend:
+    """A sentencepiece model as a pipeline of `tokenizers`, with `SentencePieceTokenizer`'s ids."""
+    ids = range(processor.get_piece_size())
+    backend = Backend(
+        BPE(
+            vocab={processor.id_to_piece(index): index for index in ids},
+            merges=_merges(processor),
+            unk_token=next(processor.id_to_piece(i) for i in ids if processor.is_unknown(i)),
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace("\n", "\n "),
+            normalizers.Prepend(_SPACE),
+            normalizers.Replace(" ", _SPACE),
+        ]
+    )
+    # No piece holds a space but at its start: words can be encoded one by one.
+    backend.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+            decoders.Replace("\n ", "\n"),
+        ]
+    )
+    return backend
+
+
+def _merges(processor: _Pieces) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, the best piece first.
+
+    sentencepiece joins the neighbours whose union is the best piece, wherever that is cut.
+    """
+    pieces = [
+        (-processor.get_score(index), processor.id_to_piece(index))
+        for index in range(processor.get_piece_size())
+        if not (
+            processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index)
+        )
+    ]
+    known = {piece for _, piece in pieces}
+    return [
+        (piece[:cut], piece[cut:])
+        for _, piece in sorted(pieces)
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]

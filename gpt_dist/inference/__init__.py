@@ -1,0 +1,1 @@
+"""A trained model and its tokenizer together: opening, scoring text, writing text."""

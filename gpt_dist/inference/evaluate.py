@@ -1,0 +1,115 @@
+"""Scores a model by its perplexity on a token folder's held-out text, or on text files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gpt_dist.data.shards import Ids
+from gpt_dist.data.tokenizer_files import SENTENCEPIECE_NAME
+from gpt_dist.data.tokens import TokenFolder, TokenStream, file_sha256
+from gpt_dist.errors import ConfigError, DataError
+from gpt_dist.inference.model import OpenedModel
+from gpt_dist.model import GPT, SlidingWindows, total_loss
+from gpt_dist.topology import Topology
+
+Scores = dict[str, float]
+
+
+class Texts:
+    """Text files as token streams, each after the token that ends a text, as in training."""
+
+    def __init__(self, files: Sequence[Path], opened: OpenedModel) -> None:
+        """Read and encode; DataError where a file cannot be read or is empty."""
+        tokenizer = opened.tokenizer
+        texts = [_read_text(file) for file in files]
+        # The released GPT-1 knows no such token: there, the first token is context only.
+        known = tokenizer.end_of_text < tokenizer.vocab_size
+        before = [tokenizer.end_of_text] if known else []
+        self.streams: list[Ids] = [
+            np.concatenate([np.array(before, dtype=np.int32), tokenizer.encode(text)])
+            for text in texts
+        ]
+        self.bytes = sum(len(text.encode()) for text in texts)
+        self.words = sum(len(text.split()) for text in texts)
+
+
+def open_validation_split(path: Path, opened: OpenedModel) -> TokenStream:
+    """The held-out tokens of a token folder; DataError where another tokenizer made them."""
+    folder = TokenFolder.open(path)
+    own = opened.tokenizer_folder / SENTENCEPIECE_NAME
+    differs = own.is_file() and file_sha256(own) != folder.manifest.tokenizer.sha256
+    if differs or folder.vocab_size != opened.config.vocab_size:
+        raise DataError(
+            f"{path}: its {folder.vocab_size} tokens are of another tokenizer than the model's "
+            f"{opened.config.vocab_size}; give the token folder that the model was trained on, or "
+            "score text files with --text"
+        )
+    stream = folder.split("validation")
+    if stream.num_tokens < 2:
+        raise DataError(f"{path}: holds out no text; score text files with --text")
+    return stream
+
+
+def choose_stride(opened: OpenedModel, stride: int | None) -> int:
+    """Tokens from one window to the next; ConfigError beyond a window's length."""
+    length = opened.config.sequence_length
+    if stride is not None and stride > length:
+        raise ConfigError(
+            f"--stride: {stride} is more than the model's {length} tokens of context, and would "
+            "leave tokens out; give less"
+        )
+    return stride or length
+
+
+def score_tokens(
+    model: GPT, stream: TokenStream, stride: int, batch_size: int, topology: Topology
+) -> Scores:
+    """Mean loss and perplexity of a split."""
+    windows = SlidingWindows(stream.num_tokens, model.config.sequence_length, stride)
+    group = topology.data_parallel_group
+    total = total_loss(model, windows, stream.read, batch_size, group)
+    return _per_token(total, stream.num_tokens - 1)
+
+
+def score_texts(
+    model: GPT, texts: Texts, stride: int, batch_size: int, topology: Topology
+) -> Scores:
+    """Mean loss and perplexity of texts, also by units that do not depend on a tokenizer."""
+    total, tokens = 0.0, 0
+    for ids in texts.streams:
+        windows = SlidingWindows(len(ids), model.config.sequence_length, stride)
+        total += total_loss(
+            model,
+            windows,
+            lambda start, stop, ids=ids: ids[start:stop],  # type: ignore[misc]
+            batch_size,
+            topology.data_parallel_group,
+        )
+        tokens += len(ids) - 1
+    return {
+        **_per_token(total, tokens),
+        "bits_per_byte": total / texts.bytes / math.log(2),
+        "perplexity_per_word": _exp(total / texts.words),
+    }
+
+
+def _per_token(total: float, tokens: int) -> Scores:
+    return {"tokens": tokens, "loss": total / tokens, "perplexity": _exp(total / tokens)}
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _read_text(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not a readable UTF-8 text ({error}); give another") from None
+    if not text.strip():
+        raise DataError(f"{file}: holds no text; leave it out")
+    return text

@@ -1,0 +1,84 @@
+"""Opens a model with its tokenizer, whatever it is stored as, and spreads it over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
+from gpt_dist.config import ModelConfig
+from gpt_dist.data.tokenizer_files import FolderTokenizer, open_tokenizer, tokenizer_files
+from gpt_dist.errors import ConfigError, ModelError
+from gpt_dist.model import GPT, ModelFolder, ReleasedWeights, load_model, write_model_folder
+from gpt_dist.model.released import SHAPES_NAME
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology, connect, form_groups
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model on the disk: checked, its weights not read yet."""
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    """Full tensors by parameter name, each read when asked for."""
+    tokenizer_folder: Path
+    """Where the tokenizer's files are."""
+
+    @cached_property
+    def tokenizer(self) -> FolderTokenizer:
+        """DataError where there is none; ModelError where the model has fewer tokens."""
+        tokenizer = open_tokenizer(self.tokenizer_folder)
+        assert self.config.vocab_size is not None
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise ModelError(
+                f"{self.tokenizer_folder}: the tokenizer has {tokenizer.vocab_size} tokens, the "
+                f"model {self.config.vocab_size}; copy the model's own tokenizer into the folder"
+            )
+        return tokenizer
+
+
+def open_model(path: Path) -> OpenedModel:
+    """A sharded checkpoint, a model folder, ours or Hugging Face's, or the released GPT-1 files.
+
+    Raises ModelError or CheckpointError where it is none of them, or is damaged.
+    """
+    if is_checkpoint(path):
+        saved = SavedWeights.open(path)
+        return OpenedModel(saved.config, saved, saved.path)
+    tensors = ReleasedWeights(path) if (path / SHAPES_NAME).is_file() else ModelFolder(path)
+    return OpenedModel(tensors.config, tensors, path)
+
+
+def save_model(opened: OpenedModel, output: Path) -> None:
+    """Write a model and its tokenizer as a model folder; ModelError where that fails."""
+    assert opened.tokenizer, "opening it checks it"
+    files = tokenizer_files(opened.tokenizer_folder)
+    write_model_folder(output, opened.config, opened.tensors.__getitem__, files)
+
+
+def assemble(
+    opened: OpenedModel, launch: Launch, tensor_parallel_size: int
+) -> tuple[GPT, Topology]:
+    """Connect the processes and load the model for inference, each holding its slice.
+
+    Raises ConfigError where the model cannot be divided so.
+    """
+    config = opened.config
+    for number, what in (
+        (launch.world_size, "processes launched"),
+        (config.num_heads, "attention heads"),
+        (config.padded_vocab_size, "rows of the padded vocabulary"),
+    ):
+        if number % tensor_parallel_size:
+            raise ConfigError(
+                f"--tensor-parallel-size: {tensor_parallel_size} does not divide the {number} "
+                f"{what}; choose a divisor"
+            )
+    topology = form_groups(launch, connect(launch), tensor_parallel_size)
+    model = load_model(opened.tensors, config, topology.tensor_parallel_group)
+    return model.to(topology.device).eval(), topology

@@ -1,0 +1,53 @@
+"""What a model folder should hold: size and SHA-256 of each file, so that damage shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt_dist.errors import ModelError
+from gpt_dist.model.tensor_files import read_json
+
+CHECKSUMS_NAME = "checksums.json"
+FORMAT = "gpt_dist.model"
+VERSION = 1
+
+_LIMIT_BYTES = 2**22
+
+
+def write_checksums(folder: Path) -> None:
+    """State every file there is; call it last."""
+    files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
+    content = {"format": FORMAT, "version": VERSION, "files": files}
+    (folder / CHECKSUMS_NAME).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_files(folder: Path) -> None:
+    """Hash every stated file; ModelError names the first that differs.
+
+    A folder made elsewhere states nothing, and nothing is found amiss.
+    """
+    path = folder / CHECKSUMS_NAME
+    if not path.exists():
+        return
+    content = read_json(path, _LIMIT_BYTES)
+    files = content.get("files")
+    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        raise ModelError(f"{path}: not of {FORMAT} version {VERSION}; copy the folder again")
+    if not isinstance(files, dict) or any(name != Path(name).name for name in files):
+        raise ModelError(f"{path}: does not list the folder's files; copy the folder again")
+    for name, stated in files.items():
+        file = folder / name
+        if not file.is_file() or _describe(file) != stated:
+            raise ModelError(
+                f"{file}: missing, or not as {CHECKSUMS_NAME} states it; copy the model folder "
+                f"again, or remove {CHECKSUMS_NAME} if you changed the folder on purpose"
+            )
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

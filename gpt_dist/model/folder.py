@@ -1,0 +1,241 @@
+"""Model folders: a configuration, weights and tokenizer files, as `transformers` opens them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from gpt_dist.config import ModelConfig
+from gpt_dist.errors import ModelError
+from gpt_dist.model.checksums import check_files, write_checksums
+from gpt_dist.model.tensor_files import SHARD_BYTES, WeightFiles, read_json, write_weights
+from gpt_dist.model.transformer import GPT, INIT_STD, LAYER_NORM_EPSILON
+from gpt_dist.model.weights import (
+    hugging_face_names,
+    hugging_face_shapes,
+    load_full_tensors,
+    tensor_from_hugging_face,
+    tensor_to_hugging_face,
+)
+
+CONFIG_NAME = "config.json"
+_CONFIG_BYTES = 2**20
+
+_ARCHITECTURES = {"post": "OpenAIGPTLMHeadModel", "pre": "GPT2LMHeadModel"}
+_MODEL_TYPES = {"post": "openai-gpt", "pre": "gpt2"}
+_DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+# Tensors that old exports hold beside the parameters: causal masks, positions.
+_BUFFERS = ("attn.bias", "attn.masked_bias", "position_ids")
+_HEAD = "lm_head.weight"
+
+
+class ModelFolder(Mapping[str, Tensor]):
+    """The full tensors of a model folder under this model's names, each read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Check hashes, configuration, names and shapes; ModelError where any is not right."""
+        self.path = path
+        if not path.is_dir():
+            raise ModelError(f"{path}: no such folder; give a model folder")
+        check_files(path)
+        self.config = read_model_config(path / CONFIG_NAME)
+        self._files = WeightFiles(path)
+        self._names = self._find_names()
+        for ours, shape in hugging_face_shapes(self.config).items():
+            self._files.check_shape(self._names[ours], shape)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return tensor_from_hugging_face(name, self._files.read(self._names[name]), self.config)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _find_names(self) -> dict[str, str]:
+        """The stored name of each parameter: with or without the prefix `transformer.`."""
+        stored = self._files.names
+        if self.config.num_layers > len(stored):
+            raise ModelError(
+                f"{self.path}: {len(stored)} weights for the {self.config.num_layers} layers of "
+                f"{CONFIG_NAME}; both must be of one model"
+            )
+        prefix = "transformer." if any(name.startswith("transformer.") for name in stored) else ""
+        names = {
+            ours: prefix + theirs.removeprefix("transformer.")
+            for ours, theirs in hugging_face_names(self.config).items()
+        }
+        if missing := sorted(set(names.values()) - stored):
+            raise ModelError(
+                f"{self.path}: {len(missing)} weights are missing, such as {missing[0]}; weights "
+                f"and {CONFIG_NAME} must be of one model"
+            )
+        unknown = stored - set(names.values()) - {_HEAD}
+        if unknown := {name for name in unknown if not name.endswith(_BUFFERS)}:
+            raise ModelError(
+                f"{self._files.path(min(unknown))}: {min(unknown)} is no weight of the model that "
+                f"{CONFIG_NAME} describes; weights and {CONFIG_NAME} must be of one model"
+            )
+        if _HEAD in stored:
+            self._check_tied(names["token_embedding.weight"])
+        return names
+
+    def _check_tied(self, embedding: str) -> None:
+        self._files.check_shape(_HEAD, hugging_face_shapes(self.config)["token_embedding.weight"])
+        if not self._files.read(_HEAD).equal(self._files.read(embedding)):
+            raise ModelError(
+                f"{self._files.path(_HEAD)}: {_HEAD} differs from {embedding}; only models whose "
+                "head is tied to the embedding can be opened"
+            )
+
+
+def load_model(tensors: Mapping[str, Tensor], config: ModelConfig, group: ProcessGroup) -> GPT:
+    """A model with these full tensors, each process of the group holding its slice."""
+    model = GPT(config, group)
+    load_full_tensors(model, tensors)
+    return model
+
+
+def write_model_folder(
+    path: Path,
+    config: ModelConfig,
+    read: Callable[[str], Tensor],
+    tokenizer_files: Mapping[str, bytes],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a folder that `transformers` opens, holding one tensor in memory at a time.
+
+    `read` gives a full tensor by this model's name for it. The folder appears whole or not at all.
+    Raises ModelError where `path` exists and is not empty, or cannot be written to.
+    """
+    theirs = hugging_face_names(config)
+    ours = {name: own for own, name in theirs.items()}
+    shapes = {theirs[name]: shape for name, shape in hugging_face_shapes(config).items()}
+
+    def read_theirs(name: str) -> Tensor:
+        return tensor_to_hugging_face(ours[name], read(ours[name]), config)
+
+    with _new_folder(path) as partial:
+        for name, content in tokenizer_files.items():
+            (partial / name).write_bytes(content)
+        write_weights(partial, shapes, read_theirs, shard_bytes)
+        text = json.dumps(describe(config), indent=2, sort_keys=True)
+        (partial / CONFIG_NAME).write_text(text + "\n")
+        write_checksums(partial)
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """The content of config.json."""
+    post = config.norm_position == "post"
+    return {
+        "architectures": [_ARCHITECTURES[config.norm_position]],
+        "model_type": _MODEL_TYPES[config.norm_position],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.sequence_length,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        **dict.fromkeys(_DROPOUTS, config.dropout),
+        "afn" if post else "activation_function": "gelu" if post else "gelu_new",
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "initializer_range": INIT_STD,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+        # Those of GPT-2's own vocabulary are transformers' default.
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """The model that a config.json of Hugging Face's GPT-1 or GPT-2 describes.
+
+    Raises ModelError where it describes another model, naming the key.
+    """
+    values = read_json(path, _CONFIG_BYTES)
+    model_type = values.get("model_type")
+    position = next((key for key, kind in _MODEL_TYPES.items() if kind == model_type), None)
+    if position is None:
+        kinds = " and ".join(_MODEL_TYPES.values())
+        raise ModelError(f"{path}: model_type {model_type!r}; models of type {kinds} can be opened")
+    _check_supported(path, values)
+    defaults = ModelConfig()
+    found = {
+        "num_layers": values.get("n_layer", defaults.num_layers),
+        "hidden_size": values.get("n_embd", defaults.hidden_size),
+        "num_heads": values.get("n_head", defaults.num_heads),
+        "sequence_length": values.get("n_positions", 512 if position == "post" else 1024),
+        "vocab_size": values.get("vocab_size", 40478 if position == "post" else 50257),
+        "dropout": _read_dropout(path, values),
+        "norm_position": position,
+    }
+    try:
+        config = ModelConfig.model_validate(found, strict=True)
+        if config.vocab_size is None:
+            raise ValueError("vocab_size is null")
+        if config.hidden_size % config.num_heads:
+            raise ValueError(f"n_head {config.num_heads} does not divide {config.hidden_size}")
+    except ValueError as error:  # pydantic's is one too
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: sizes that no model has ({reason}); copy it again") from None
+    return config
+
+
+def _read_dropout(path: Path, values: Mapping[str, Any]) -> Any:
+    first, *others = (values.get(key, 0.1) for key in _DROPOUTS)
+    if any(other != first for other in others):
+        raise ModelError(
+            f"{path}: {', '.join(_DROPOUTS)} differ, but a model has one rate here; set them equal"
+        )
+    return first
+
+
+def _check_supported(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuse what changes the arithmetic in a way that this model does not have."""
+    width = values.get("n_embd", 768)
+    supported: dict[str, tuple[Any, ...]] = {
+        "afn": ("gelu",),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
+        "n_inner": (None, 4 * width if isinstance(width, int) else None),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+    for key, allowed in supported.items():
+        if key in values and values[key] not in allowed:
+            raise ModelError(
+                f"{path}: {key} is {values[key]!r}; only models with {allowed[-1]!r} can be opened"
+            )
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, renamed to it at the end, or removed if anything fails."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ModelError(f"{output}: exists already; remove it, or give another --output")
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(output)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror or str(error)
+        raise ModelError(
+            f"{output}: {reason}; nothing was written; give an --output with room for 4 bytes a "
+            "parameter"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""Continues token sequences with a model: greedily, or by sampling from what filters leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.transformer import GPT
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from a distribution."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; at 0 the likeliest token is taken."""
+    top_k: int | None = None
+    """Only this many of the likeliest tokens can be drawn."""
+    top_p: float | None = None
+    """Only the likeliest tokens that together reach this probability can be drawn."""
+    seed: int = 42
+    """Prompt number i draws from a generator seeded with seed + i, whatever its neighbours."""
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling: Sampling,
+    end_of_text: int,
+) -> Iterator[tuple[int, int]]:
+    """Continue each prompt; yields (number of the prompt, new token) as tokens are made.
+
+    A prompt ends at `end_of_text`, which is not yielded, after `max_tokens`, or when it fills the
+    model's sequence_length: positions beyond were never trained, so nothing slides. All prompts
+    step together from the end of the shortest; a longer one is fed its own tokens meanwhile, so
+    that no prompt needs padding. Every process of the model's group yields the same.
+    """
+    longest = model.config.sequence_length
+    assert all(0 < len(prompt) <= longest for prompt in prompts), "a prompt is empty or too long"
+    limits = [min(len(prompt) + max_tokens, longest) for prompt in prompts]
+    draws = [torch.Generator().manual_seed(sampling.seed + i) for i in range(len(prompts))]
+    caches = [LayerCache(max(limits)) for _ in model.blocks]
+    device = next(model.parameters()).device
+    position = min(map(len, prompts))
+    tokens = torch.tensor([prompt[:position] for prompt in prompts], device=device)  # [B, T]
+    active = set(range(len(prompts)))
+    while active := {row for row in active if position < limits[row]}:
+        with torch.no_grad():
+            probabilities = _next_probabilities(model, tokens, caches, sampling)  # [B, V]
+        column = []
+        for row, prompt in enumerate(prompts):
+            token = prompt[position] if position < len(prompt) else 0
+            if row in active and position >= len(prompt):
+                token = int(torch.multinomial(probabilities[row], 1, generator=draws[row]))
+                if token == end_of_text:
+                    active.discard(row)
+                else:
+                    yield row, token
+            column.append([token])
+        tokens = torch.tensor(column, device=device)
+        position += 1
+
+
+def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distributions [..., V] that tokens are drawn from, given logits [..., V].
+
+    Temperature is applied first, then top_k, then top_p (Holtzman et al. 2020) on what is left.
+    """
+    if sampling.temperature == 0:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, best, 1.0)
+    probabilities = (logits / sampling.temperature).softmax(-1)
+    ranked, order = probabilities.sort(stable=True, descending=True)
+    if sampling.top_k is not None:
+        ranked[..., sampling.top_k :] = 0
+        ranked /= ranked.sum(-1, keepdim=True)
+    if sampling.top_p is not None:
+        before = ranked.cumsum(-1) - ranked
+        ranked = ranked.masked_fill(before >= sampling.top_p, 0)
+    filtered = torch.zeros_like(ranked).scatter_(-1, order, ranked)
+    return filtered / filtered.sum(-1, keepdim=True)
+
+
+def _next_probabilities(
+    model: GPT, tokens: Tensor, caches: Sequence[LayerCache], sampling: Sampling
+) -> Tensor:
+    """What the token after each row is drawn from, on the CPU: the same on every device's host."""
+    logits = model.logits(model(tokens, caches)[:, -1])  # [B, V/tp]
+    parts = [torch.empty_like(logits) for _ in range(model.group.size())]
+    dist.all_gather(parts, logits.contiguous(), group=model.group)
+    return filtered_probabilities(torch.cat(parts, dim=-1).float().cpu(), sampling)

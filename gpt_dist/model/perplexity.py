@@ -1,0 +1,73 @@
+"""How well a model predicts a stream of tokens: windows over it, and the sum of their losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.distributed import ProcessGroup
+
+from gpt_dist.model.transformer import GPT
+
+Read = Callable[[int, int], NDArray[Any]]
+"""Tokens [start, stop) of a stream."""
+
+_UNSCORED = -1
+
+
+@dataclass(frozen=True)
+class SlidingWindows:
+    """Windows over a stream of `num_tokens` tokens, each `stride` further than the one before.
+
+    A window predicts the tokens that no earlier one did: every token but the stream's first is
+    predicted once, from at least sequence_length - stride tokens on its left, where there are.
+    """
+
+    num_tokens: int
+    sequence_length: int
+    stride: int
+
+    def __len__(self) -> int:
+        beyond_first = max(0, self.num_tokens - 1 - self.sequence_length)
+        return math.ceil(beyond_first / self.stride) + (self.num_tokens > 1)
+
+    def read(self, number: int, read: Read) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and labels [T] of a window; a label that is not its to predict is negative."""
+        length, start = self.sequence_length, number * self.stride
+        stop = min(start + length + 1, self.num_tokens)
+        ids = read(start, stop)
+        inputs = np.zeros(length, dtype=np.int64)
+        labels = np.full(length, _UNSCORED, dtype=np.int64)
+        inputs[: len(ids) - 1] = ids[:-1]
+        known = length - self.stride if number else 0
+        labels[known : len(ids) - 1] = ids[1 + known :]
+        return inputs, labels
+
+
+def total_loss(
+    model: GPT, windows: SlidingWindows, read: Read, batch_size: int, group: ProcessGroup
+) -> float:
+    """The sum of the losses, in nats, of all tokens that the windows predict.
+
+    The windows are shared out over the processes of `group`, the data-parallel one, which all call
+    this and get the same sum.
+    """
+    device = next(model.parameters()).device
+    numbers = range(group.rank(), len(windows), group.size())
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for first in range(0, len(numbers), batch_size):
+        batch = [windows.read(number, read) for number in numbers[first : first + batch_size]]
+        inputs, labels = (
+            torch.from_numpy(np.stack(part)).to(device) for part in zip(*batch, strict=True)
+        )
+        with torch.no_grad():
+            losses = model.token_losses(model(inputs), labels)  # [B, T]
+        total += (losses.double() * (labels != _UNSCORED)).sum()
+    dist.all_reduce(total, group=group)
+    return float(total)

@@ -1,0 +1,116 @@
+"""The released GPT-1's weights: one long vector in pieces, and a list of shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt_dist.config import ModelConfig
+from gpt_dist.errors import ModelError
+from gpt_dist.model.weights import hugging_face_shapes, released_order, tensor_from_hugging_face
+
+SHAPES_NAME = "params_shapes.json"
+HEAD_SIZE = 64
+"""Of the released model (Radford et al. 2018, section 4.1); its files do not state it."""
+
+_SHAPES_BYTES = 2**20
+_TENSORS_PER_LAYER = 12
+_REMEDY = "copy the released files again"
+
+
+class ReleasedWeights(Mapping[str, Tensor]):
+    """The full tensors of `params_*.npy` under this model's names, each read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Check shapes and sizes; ModelError where the files are damaged or hold pickles."""
+        self.config = _read_config(path / SHAPES_NAME)
+        self._names = released_order(self.config)
+        shapes = hugging_face_shapes(self.config)
+        self._shapes = [shapes[name] for name in self._names]
+        self._starts = [0, *accumulate(map(math.prod, self._shapes))]
+        self._pieces = _open_pieces(path)
+        self._path = path
+        found = sum(len(piece) for piece in self._pieces)
+        if found != self._starts[-1]:
+            raise ModelError(
+                f"{path}: params_*.npy hold {found} numbers, but {SHAPES_NAME} asks for "
+                f"{self._starts[-1]}; {_REMEDY}"
+            )
+
+    def __getitem__(self, name: str) -> Tensor:
+        number = self._names.index(name)
+        values = self._read(self._starts[number], self._starts[number + 1])
+        if not np.isfinite(values).all():
+            raise ModelError(f"{self._path}: {name} holds values that are not finite; {_REMEDY}")
+        tensor = torch.from_numpy(values).reshape(self._shapes[number])
+        return tensor_from_hugging_face(name, tensor, self.config)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+        parts, first = [], 0
+        for piece in self._pieces:
+            parts.append(piece[max(0, start - first) : max(0, stop - first)])
+            first += len(piece)
+        return np.concatenate(parts).astype(np.float32)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    """The model of a list of shapes; ModelError where it is not a GPT-1's."""
+    try:
+        if path.stat().st_size > _SHAPES_BYTES:
+            raise ValueError(f"larger than {_SHAPES_BYTES} bytes")
+        shapes = json.loads(path.read_bytes())
+        (positions, width), (vocabulary, _) = shapes[:2]
+        config = ModelConfig(
+            num_layers=len(shapes[2:]) // _TENSORS_PER_LAYER,
+            hidden_size=width,
+            num_heads=width // HEAD_SIZE,
+            sequence_length=positions,
+            vocab_size=vocabulary,
+        )
+        # Matrices are stored as convolutions of width 1.
+        expected = [
+            [1, *shape] if name.startswith("blocks") and len(shape) == 2 else list(shape)
+            for name, shape in _ordered_shapes(config)
+        ]
+        if width % HEAD_SIZE or shapes != expected:
+            raise ValueError("not the shapes of a GPT-1")
+    except (OSError, ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: not a list of a GPT-1's shapes ({reason}); {_REMEDY}") from None
+    return config
+
+
+def _ordered_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    shapes = hugging_face_shapes(config)
+    return [(name, shapes[name]) for name in released_order(config)]
+
+
+def _open_pieces(folder: Path) -> list[NDArray[Any]]:
+    """params_0.npy, params_1.npy, … as flat vectors that stay on the disk."""
+    count = len(list(folder.glob("params_*.npy")))
+    pieces = []
+    for path in (folder / f"params_{number}.npy" for number in range(count)):
+        try:
+            piece = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(piece, np.ndarray) or piece.ndim != 1 or piece.dtype.kind != "f":
+                raise ValueError("not a vector of floating-point numbers")
+        except (OSError, ValueError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{path}: cannot be read ({reason}); {_REMEDY}") from None
+        pieces.append(piece)
+    return pieces

@@ -1,0 +1,183 @@
+"""Safetensors files: written one tensor at a time, and opened with every claim checked.
+
+A file is the length of its header (8 bytes, little-endian), the header in JSON, and the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt_dist.errors import ModelError
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+"""Weights larger than this are spread over several files."""
+
+INDEX_BYTES = 2**26
+"""A larger index is refused unread: GPT-3's would take about a hundredth of this."""
+
+_REMEDY = "copy the model folder again, or export it again"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+Shape = tuple[int, ...]
+
+
+def write_weights(
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    read: Callable[[str], Tensor],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write fp32 tensors as transformers names the files, holding one tensor in memory at a time.
+
+    `read` gives the tensor of a name, in the shape stated for it.
+    """
+    shards = _divide(shapes, shard_bytes)
+    if len(shards) == 1:
+        _write_file(folder / WEIGHTS_NAME, shards[0], read)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / name, shard, read)
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(_bytes(shape) for shape in shapes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _bytes(shape: Shape) -> int:
+    return 4 * math.prod(shape)
+
+
+def _divide(shapes: Mapping[str, Shape], shard_bytes: int) -> list[dict[str, Shape]]:
+    shards: list[dict[str, Shape]] = [{}]
+    size = 0
+    for name, shape in shapes.items():
+        if shards[-1] and size + _bytes(shape) > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = shape
+        size += _bytes(shape)
+    return shards
+
+
+def _write_file(path: Path, shapes: Mapping[str, Shape], read: Callable[[str], Tensor]) -> None:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + _bytes(shape)
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # so that the data is aligned
+    with path.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little"))
+        stream.write(header)
+        for name, shape in shapes.items():
+            tensor = read(name).to(torch.float32).contiguous()
+            assert tuple(tensor.shape) == shape, (name, tensor.shape, shape)
+            stream.write(tensor.numpy().data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+class WeightFiles:
+    """The tensors of a folder's safetensors files, read by name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the files' headers; ModelError where one is missing or damaged, or is a pickle."""
+        self._files: dict[Path, Any] = {}
+        self._where: dict[str, Path] = {}
+        for path in _weight_files(folder):
+            try:
+                self._files[path] = safe_open(path, framework="pt")
+                names = self._files[path].keys()
+            except (OSError, SafetensorError) as error:
+                raise ModelError(
+                    f"{path}: not a whole safetensors file ({error}); {_REMEDY}"
+                ) from None
+            for name in names:
+                if name in self._where:
+                    raise ModelError(f"{path}: {name} is in {self._where[name]} too; {_REMEDY}")
+                self._where[name] = path
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors there are."""
+        return set(self._where)
+
+    def path(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._where[name]
+
+    def check_shape(self, name: str, shape: Shape) -> None:
+        """Refuse a tensor of another shape; reads the header alone."""
+        found = tuple(self._files[self._where[name]].get_slice(name).get_shape())
+        if found != shape:
+            raise ModelError(
+                f"{self._where[name]}: {name} has shape {list(found)}, but config.json asks for "
+                f"{list(shape)}; weights and config.json must be of one model"
+            )
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in fp32; ModelError where it holds no numbers, or others than finite ones."""
+        path = self._where[name]
+        try:
+            tensor: Tensor = self._files[path].get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{path}: {name} cannot be read ({error}); {_REMEDY}") from None
+        if tensor.dtype not in _FLOATS:
+            raise ModelError(f"{path}: {name} holds {tensor.dtype}; export it as floating point")
+        tensor = tensor.to(torch.float32)
+        if not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"{path}: {name} holds values that are not finite; "
+                "take a model from before its training broke, or copy it again"
+            )
+        return tensor
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that `model.safetensors` or its index stand for."""
+    single, index = folder / WEIGHTS_NAME, folder / INDEX_NAME
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        weight_map = read_json(index, INDEX_BYTES).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        # A name that leads out of the folder is no name of a shard.
+        if names and all(isinstance(name, str) and name == Path(name).name for name in names):
+            return [folder / name for name in sorted(set(names))]
+        raise ModelError(f"{index}: not an index of weight files; {_REMEDY}")
+    pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")])
+    if pickles:
+        raise ModelError(
+            f"{pickles[0]}: a pickle, which can run code and is never opened here; convert it to "
+            f"{WEIGHTS_NAME}, as `save_pretrained` of transformers writes it"
+        )
+    raise ModelError(f"{folder}: has no {WEIGHTS_NAME} and no {INDEX_NAME}; {_REMEDY}")
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """The object in a JSON file of `limit` bytes at most; ModelError where it is none."""
+    try:
+        if path.stat().st_size > limit:
+            raise ModelError(f"{path}: larger than {limit} bytes; {_REMEDY}")
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing; {_REMEDY}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a readable JSON file ({error}); {_REMEDY}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: holds no JSON object; {_REMEDY}")
+    return values

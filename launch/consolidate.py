@@ -1,0 +1,26 @@
+"""Turn a sharded checkpoint into a model folder that `transformers` opens; needs no GPU."""
+
+import argparse
+from pathlib import Path
+
+from gpt_dist import command
+from gpt_dist.inference.model import open_model, save_model
+
+EXAMPLE = "python launch/consolidate.py runs/first/checkpoints/step-00000500 --output model"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"example: {EXAMPLE}")
+    parser.add_argument(
+        "checkpoint", type=Path, help="a checkpoint, or the directory of a run: its newest"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the new model folder")
+    arguments = parser.parse_args()
+    opened = open_model(arguments.checkpoint)
+    save_model(opened, arguments.output)
+    parameters = sum(tensor.numel() for tensor in opened.tensors.values())
+    print(f"{arguments.output}: {parameters:,} parameters of {opened.tokenizer_folder}")
+
+
+if __name__ == "__main__":
+    command.run(main)

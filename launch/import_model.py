@@ -1,0 +1,20 @@
+"""Make a model folder of a Hugging Face GPT-1 or GPT-2 folder, or of the released GPT-1 files."""
+
+from pathlib import Path
+
+from gpt_dist import command
+from gpt_dist.inference.arguments import model_parser
+from gpt_dist.inference.model import open_model, save_model
+
+EXAMPLE = "python launch/import_model.py downloads/openai-gpt --output gpt1"
+
+
+def main() -> None:
+    parser = model_parser(__doc__ or "", EXAMPLE)
+    parser.add_argument("--output", type=Path, required=True, help="the new folder")
+    arguments = parser.parse_args()
+    save_model(open_model(arguments.model), arguments.output)
+
+
+if __name__ == "__main__":
+    command.run(main)

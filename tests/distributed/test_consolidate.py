@@ -1,0 +1,96 @@
+"""A consolidated checkpoint is the live model, here and in transformers, from every layout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from gpt_dist.data.tokenizer import SentencePieceTokenizer
+from gpt_dist.rendezvous import Launch
+from tests.distributed.test_layouts import SMALL
+
+transformers = pytest.importorskip("transformers")
+
+TOKENS = torch.arange(4 * 32).view(4, 32) % 500
+
+
+def train_and_save(
+    launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
+) -> torch.Tensor:
+    """Two steps and a checkpoint; the logits of the live model, without its padding."""
+    import deepspeed
+
+    from gpt_dist.checkpoint.save import Saver
+    from gpt_dist.config import load_config
+    from gpt_dist.topology import form_groups
+    from gpt_dist.train.pretrain import build, check
+
+    values = [f"{key}={value}" for key, value in overrides.items()]
+    config, folder = check(
+        load_config(Path("configs/pretrain/tiny.yaml"), [*values, f"run.directory={directory}"]),
+        launch,
+    )
+    topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
+    engine, _ = build(config, topology, None)
+    for _ in range(2 * 8 // topology.data_parallel_size):
+        engine.backward(engine.forward(TOKENS[:1], TOKENS[1:2]))
+        engine.step(1e-2)
+    saver = Saver(engine.state(), config, topology, folder)
+    saver.save(2)
+    saver.wait()
+    model = engine._engine.module.model.eval()
+    with torch.no_grad():
+        hidden = model(TOKENS)
+        with deepspeed.zero.GatheredParameters([model.token_embedding.weight]):
+            logits = model.logits(hidden)
+    parts = [torch.empty_like(logits) for _ in range(topology.tensor_parallel_size)]
+    dist.all_gather(parts, logits.contiguous(), group=topology.tensor_parallel_group)
+    return torch.cat(parts, dim=-1)[..., :500]
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_transformers_gives_the_live_model_s_logits(
+    process_group, token_folder, tmp_path, norm_position, zero_stage, tensor_parallel_size
+):
+    overrides = SMALL | {
+        "data.path": token_folder,
+        "training.micro_batch_size": 1,
+        "model.norm_position": norm_position,
+        "parallel.zero_stage": zero_stage,
+        "parallel.tensor_parallel_size": tensor_parallel_size,
+    }
+    live = process_group(2).run(train_and_save, overrides, tmp_path / "run")[0]
+    from gpt_dist.inference.model import open_model, save_model
+
+    save_model(open_model(tmp_path / "run"), tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        logits = theirs(TOKENS).logits
+    assert (logits - live).abs().max() < 1e-5
+    assert live.std() > 0.05
+
+
+def test_the_command_needs_no_launcher(process_group, token_folder, tmp_path):
+    overrides = SMALL | {"data.path": token_folder, "training.micro_batch_size": 1}
+    process_group(2).run(train_and_save, overrides, tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/step-00000002"
+    command = [sys.executable, "launch/consolidate.py", str(checkpoint), "--output"]
+    finished = subprocess.run(
+        [*command, str(tmp_path / "model")], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert str(tmp_path / "model") in finished.stdout
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "the miner said nothing.\nhe looked at the fire"
+    ours = SentencePieceTokenizer(token_folder / "tokenizer.model").encode(text).tolist()
+    assert tokenizer(text).input_ids == ours
+    again = subprocess.run([*command, str(tmp_path / "model")], capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ")

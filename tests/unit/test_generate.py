@@ -1,0 +1,223 @@
+"""Generated tokens: transformers' when greedy, the filtered distribution when sampled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_dist.errors import ConfigError
+from gpt_dist.inference.model import open_model
+from gpt_dist.inference.write import continue_texts, encode_prompts
+from gpt_dist.model import Sampling, generate, load_model
+from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.generate import filtered_probabilities
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import form_groups
+from tests.models import write_model_folders
+
+PROMPTS = [[5, 300, 7], [44], [9, 8, 7, 6, 5, 4], [400, 401, 402]]
+NEVER = 10**6
+"""No token's id: nothing ends a text."""
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_model_folders(tmp_path_factory.mktemp("models"))
+
+
+def load(launch: Launch, device: torch.device, folder: Path, tensor_parallel_size: int = 1) -> Any:
+    opened = open_model(folder)
+    group = form_groups(launch, device, tensor_parallel_size).tensor_parallel_group
+    return load_model(opened.tensors, opened.config, group).eval()
+
+
+def continuations(
+    launch: Launch,
+    device: torch.device,
+    folder: Path,
+    prompts: list[list[int]],
+    max_tokens: int,
+    sampling: Sampling,
+    end_of_text: int = NEVER,
+    tensor_parallel_size: int = 1,
+) -> list[list[int]]:
+    model = load(launch, device, folder, tensor_parallel_size)
+    made: list[list[int]] = [[] for _ in prompts]
+    for row, token in generate(model, prompts, max_tokens, sampling, end_of_text):
+        made[row].append(token)
+    return made
+
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_greedy_is_transformers(process_group, model_folders, norm_position):
+    transformers = pytest.importorskip("transformers")
+    folder = model_folders[norm_position]
+    (found,) = process_group(1).run(continuations, folder, PROMPTS, 20, GREEDY)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    for prompt, tokens in zip(PROMPTS, found, strict=True):
+        expected = theirs.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=20, pad_token_id=0
+        )
+        assert tokens == expected[0, len(prompt) :].tolist()
+
+
+def without_cache(launch: Launch, device: torch.device, folder: Path) -> list[list[int]]:
+    model = load(launch, device, folder)
+    made = []
+    for prompt in PROMPTS:
+        ids = list(prompt)
+        for _ in range(20):
+            with torch.no_grad():
+                ids.append(int(model.logits(model(torch.tensor([ids])))[0, -1].argmax()))
+        made.append(ids[len(prompt) :])
+    return made
+
+
+def cached_difference(launch: Launch, device: torch.device, folder: Path) -> float:
+    """The largest difference of hidden states, computed token by token and all at once."""
+    model = load(launch, device, folder)
+    tokens = torch.randint(500, (3, 32), generator=torch.Generator().manual_seed(1))
+    caches = [LayerCache(32) for _ in model.blocks]
+    with torch.no_grad():
+        parts = [model(tokens[:, :10], caches)]
+        parts += [model(tokens[:, i : i + 1], caches) for i in range(10, 32)]
+        return float((torch.cat(parts, 1) - model(tokens)).abs().max())
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_cached_is_uncached(process_group, model_folders, norm_position):
+    folder, group = model_folders[norm_position], process_group(1)
+    assert group.run(cached_difference, folder)[0] < 1e-5
+    (found,) = group.run(continuations, folder, PROMPTS, 20, GREEDY)
+    assert found == group.run(without_cache, folder)[0]
+
+
+def test_tensor_parallel_peers_write_the_same(process_group, model_folders):
+    sampling = Sampling(temperature=1.3, top_k=50, seed=3)
+    folder = model_folders["pre"]
+    (alone,) = process_group(1).run(continuations, folder, PROMPTS, 20, sampling)
+    shared = process_group(2).run(continuations, folder, PROMPTS, 20, sampling, NEVER, 2)
+    assert shared == [alone, alone]
+
+
+def test_a_text_ends_where_it_should(process_group, model_folders):
+    folder, group = model_folders["post"], process_group(1)
+    (free,) = group.run(continuations, folder, PROMPTS, 100, GREEDY)
+    # The model's 32 positions are the limit.
+    assert {len(prompt + tokens) for prompt, tokens in zip(PROMPTS, free, strict=True)} == {32}
+    end = free[0][5]
+    (ended,) = group.run(continuations, folder, PROMPTS, 100, GREEDY, end)
+    for whole, part in zip(free, ended, strict=True):
+        assert part == (whole[: whole.index(end)] if end in whole else whole)
+    (short,) = group.run(continuations, folder, PROMPTS, 3, GREEDY)
+    assert short == [whole[:3] for whole in free]
+
+
+def test_a_seed_repeats_and_neighbours_do_not_matter(process_group, model_folders):
+    folder, group = model_folders["post"], process_group(1)
+
+    def sample(prompts: list[list[int]], seed: int) -> list[list[int]]:
+        return group.run(continuations, folder, prompts, 10, Sampling(seed=seed))[0]
+
+    assert sample(PROMPTS, 1) == sample(PROMPTS, 1) != sample(PROMPTS, 2)
+    assert sample(PROMPTS, 1)[0] == sample(PROMPTS[:1], 1)[0]
+
+
+LOGITS = torch.tensor([[2.0, 0.0, 1.0, -1.0, 0.5], [0.0, 3.0, 2.9, -torch.inf, -4.0]])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.5),
+        Sampling(top_k=2),
+        Sampling(top_k=50),
+        Sampling(top_p=0.7),
+        Sampling(top_p=1e-9),
+        Sampling(top_p=1.0),
+        Sampling(temperature=2.0, top_k=4, top_p=0.8),
+    ],
+)
+def test_filters_are_those_of_transformers(sampling):
+    transformers = pytest.importorskip("transformers")
+    scores = LOGITS / sampling.temperature
+    if sampling.top_k:
+        scores = transformers.TopKLogitsWarper(sampling.top_k)(None, scores)
+    if sampling.top_p:
+        scores = transformers.TopPLogitsWarper(sampling.top_p)(None, scores)
+    found = filtered_probabilities(LOGITS, sampling)
+    assert torch.allclose(found, scores.softmax(-1), atol=1e-6)
+
+
+def first_tokens(
+    launch: Launch, device: torch.device, folder: Path, sampling: Sampling, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How often each token was drawn, and its probability."""
+    model = load(launch, device, folder)
+    drawn = torch.zeros(500)
+    for _, token in generate(model, [[5, 6]] * count, 1, sampling, NEVER):
+        drawn[token] += 1
+    with torch.no_grad():
+        logits = model.logits(model(torch.tensor([[5, 6]])))[0, -1]
+    return drawn / count, filtered_probabilities(logits, sampling)[:500]
+
+
+def test_draws_follow_the_filtered_distribution(process_group, model_folders):
+    sampling = Sampling(temperature=1.5, top_k=6, top_p=0.9)
+    (result,) = process_group(1).run(first_tokens, model_folders["post"], sampling, 4000)
+    drawn, expected = result
+    assert 1 < (expected > 0).sum() <= 6
+    assert not drawn[expected == 0].any()
+    assert (drawn - expected).abs().max() < 0.03
+
+
+def test_the_command_continues_prompts(model_folders):
+    arguments = [str(model_folders["post"]), "--prompt", "it was a", "the old man"]
+    finished = subprocess.run(
+        [sys.executable, "launch/generate.py", *arguments, "--temperature", "0"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("it was a")
+    assert "\n\nthe old man" in finished.stdout
+
+
+def pieces(
+    launch: Launch, device: torch.device, folder: Path, prompts: list[str]
+) -> tuple[list[str], str]:
+    """What the command prints, piece by piece, and the whole text of the first prompt's tokens."""
+    opened, model = open_model(folder), load(launch, device, folder)
+    tokenizer, encoded = opened.tokenizer, encode_prompts(prompts, opened)
+    tokens = [token for _, token in generate(model, encoded[:1], 20, Sampling(), NEVER)]
+    printed = continue_texts(model, prompts, encoded, 20, Sampling(), tokenizer)
+    return list(printed), tokenizer.decode([*encoded[0], *tokens])
+
+
+def test_text_streams_in_whole_characters(process_group, model_folders):
+    prompts = ["it was a", "the end"]
+    (result,) = process_group(1).run(pieces, model_folders["pre"], prompts)
+    printed, expected = result
+    assert len(printed) > 10
+    first, second = "".join(printed).split("\n\nthe end")
+    assert first == expected
+    assert second
+
+
+def test_unsuitable_prompts_are_refused(model_folders):
+    opened = open_model(model_folders["post"])
+    assert encode_prompts([""], opened) == [[opened.tokenizer.end_of_text]]
+    with pytest.raises(ConfigError, match="--prompt: 'word word"):
+        encode_prompts(["word " * 100], opened)
