@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from gpt_dist.checkpoint.folder import newest_valid, sweep
+from gpt_dist.checkpoint.folder import newest_valid, step_path, steps, sweep
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError
@@ -52,6 +52,11 @@ def _search(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
         return newest_valid(folder, say)
     checkpoint = Checkpoint.open(Path(resume))
     checkpoint.verify()
+    for step in steps(folder):
+        if step > checkpoint.manifest.step:
+            # Of the branch that is left; a later resume must not take it up again.
+            path = step_path(folder, step)
+            path.rename(path.with_name(f"{path.name}.superseded"))
     return checkpoint
 
 

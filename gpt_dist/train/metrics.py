@@ -25,8 +25,9 @@ class Reporter:
         self._directory = directory
         self._max_steps = max_steps
         self._first_step = first_step
+        self._perplexities: list[float] = []
         if first_step:
-            self._drop_rows_after(first_step)
+            self._take_over_rows(first_step)
         else:
             self._set_aside_earlier_run()
         self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
@@ -43,7 +44,6 @@ class Reporter:
         )
         self._task = self._progress.add_task("", total=max_steps)
         self._tokens = 0
-        self._perplexities: list[float] = []
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -91,8 +91,8 @@ class Reporter:
         self.say(f"trained on {self._tokens:,} tokens in {seconds:,.0f} s")
         if self._perplexities:
             first, last = self._perplexities[0], self._perplexities[-1]
-            self.say(f"validation perplexity {first:,.2f} before, {last:,.2f} after")
-        self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/")
+            self.say(f"validation perplexity {first:,.2f} untrained, {last:,.2f} now")
+        self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/, checkpoints/")
 
     def say(self, text: str) -> None:
         """Print a line above the live one."""
@@ -107,27 +107,33 @@ class Reporter:
             if key not in ("step", "samples", "tokens"):
                 self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
 
-    def _drop_rows_after(self, step: int) -> None:
+    def _take_over_rows(self, step: int) -> None:
+        """Keep the rows up to a step, and drop what an interrupted run wrote beyond it."""
         path = self._directory / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        rows = [json.loads(line) for line in kept]
+        self._perplexities += [
+            row["validation_perplexity"] for row in rows if row.get("validation_perplexity")
+        ]
         replacement = path.with_suffix(".partial")
         replacement.write_text("".join(kept), encoding="utf-8")
         replacement.rename(path)
 
     def _set_aside_earlier_run(self) -> None:
-        """Keep what another run left here, under names that say so."""
-        metrics, curves = self._directory / "metrics.jsonl", self._directory / "tensorboard"
-        if not metrics.exists():
+        """Keep what another run left here where no resume will take it for this one's."""
+        names = ("metrics.jsonl", "tensorboard", "checkpoints")
+        left = [path for name in names if (path := self._directory / name).exists()]
+        if not left:
             return
         number = 1
-        while (aside := metrics.with_name(f"metrics.{number}.jsonl")).exists():
+        while (aside := self._directory / f"earlier-{number}").exists():
             number += 1
-        metrics.rename(aside)
-        if curves.exists():
-            curves.rename(curves.with_name(f"tensorboard.{number}"))
+        aside.mkdir()
+        for path in left:
+            path.rename(aside / path.name)
         print(
-            f"{self._directory} holds an earlier run: starting from scratch, its metrics are kept "
-            f"as {aside.name}",
+            f"{self._directory} holds an earlier run: starting from scratch, what it left is now "
+            f"in {aside.name}/",
             file=sys.stderr,
         )

@@ -219,3 +219,15 @@ def test_keeping_the_newest_and_every_nth(process_group, token_folder, tmp_path)
     process_group(1).run(train, settings, tmp_path)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
+
+
+def test_going_back_leaves_the_other_branch_behind(process_group, token_folder, finished, tmp_path):
+    directory = shutil.copytree(finished, tmp_path / "run")
+    back = {"training.resume": directory / "checkpoints/step-00000002", "training.max_steps": 3}
+    process_group(2).run(train, RUN | {"data.path": token_folder} | back, directory)
+    names = {path.name for path in (directory / "checkpoints").iterdir()}
+    assert names == {"step-00000002", "step-00000003", "step-00000004.superseded"}
+    fresh = {"training.resume": "never", "training.max_steps": 1}
+    process_group(2).run(train, RUN | {"data.path": token_folder} | fresh, directory)
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-00000001"]
+    assert (directory / "earlier-1/checkpoints/step-00000003").is_dir()

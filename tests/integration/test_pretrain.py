@@ -79,7 +79,7 @@ def test_a_run_leaves_what_was_promised(run):
     assert str(directory) in console
 
 
-def test_a_run_from_scratch_keeps_the_metrics_of_an_earlier_one(token_folder, tmp_path):
+def test_a_run_from_scratch_sets_an_earlier_one_aside(token_folder, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     finished = launch(
         "python",
@@ -90,7 +90,7 @@ def test_a_run_from_scratch_keeps_the_metrics_of_an_earlier_one(token_folder, tm
     )
     assert finished.returncode == 0, finished.stderr
     assert "holds an earlier run" in finished.stderr
-    assert (tmp_path / "metrics.1.jsonl").read_text() == '{"step": 1}\n'
+    assert (tmp_path / "earlier-1/metrics.jsonl").read_text() == '{"step": 1}\n'
     assert "loss" in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
 
 
