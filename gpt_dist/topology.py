@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
 from gpt_dist.errors import LaunchError
 from gpt_dist.rendezvous import TIMEOUT, Launch, open_store
@@ -80,7 +80,7 @@ def form_groups(launch: Launch, device: torch.device, tensor_parallel_size: int)
         parallel_state.model_parallel_is_initialized()
         and parallel_state.get_tensor_model_parallel_world_size() == tensor_parallel_size
     ):
-        parallel_state.destroy_model_parallel()
+        _release_groups()
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_parallel_size,
             distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
@@ -100,8 +100,16 @@ def form_groups(launch: Launch, device: torch.device, tensor_parallel_size: int)
 
 def disconnect() -> None:
     """Leave all groups; call once, when no process will use another any more."""
-    parallel_state.destroy_model_parallel()
+    _release_groups()
     dist.destroy_process_group()
+
+
+def _release_groups() -> None:
+    """End megatron-core's groups: it only forgets them, and each keeps threads."""
+    groups = {group for group in vars(parallel_state).values() if isinstance(group, ProcessGroup)}
+    parallel_state.destroy_model_parallel()
+    for group in groups - {dist.group.WORLD}:
+        dist.destroy_process_group(group)
 
 
 def _gpu_index(launch: Launch, visible: int) -> int:

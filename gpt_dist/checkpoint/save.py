@@ -77,6 +77,10 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
+    def close(self) -> None:
+        """Give the group back; nothing can be saved any more."""
+        dist.destroy_process_group(self._group)
+
     def _writer(self, step: int) -> Callable[[], None]:
         """What writes the snapshot; all that it needs of the live state is read now."""
         file, parameters = self._file, self._parameters

@@ -25,5 +25,9 @@ class Interruption:
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
         return bool(flag)
 
+    def close(self) -> None:
+        """Give the group back."""
+        dist.destroy_process_group(self._group)
+
     def _note(self) -> None:
         self._noted = True

@@ -85,6 +85,8 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
             reporter,
         )
         trainer.run(done)
+        trainer.saver.close()
+        trainer.interruption.close()
         if reporter:
             reporter.summary()
 
