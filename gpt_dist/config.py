@@ -145,6 +145,51 @@ class LoggingConfig(Section):
     """Steps between rows of metrics.jsonl."""
 
 
+Column = str | int
+"""A column by its name in the header, or by its position from 0."""
+
+
+class SplitConfig(Section):
+    path: str
+    """The file or folder, below data.path."""
+    header: bool | None = None
+    """As in `task`, where this file is made otherwise."""
+    columns: dict[str, Column | list[Column]] | None = None
+    """As in `task`, where this file is made otherwise."""
+    submission: str | None = None
+    """Name of the prediction file in GLUE's form, for a split without labels."""
+
+
+class TaskConfig(Section):
+    name: str
+    """What tables call it."""
+    form: Literal["classification", "entailment", "similarity", "multiple_choice"]
+    """The input transformation (Radford et al. 2018, section 3.3)."""
+    format: Literal["tsv", "csv", "jsonl", "race"]
+    """How files hold examples: lines, or, in RACE, a JSON file a passage."""
+    header: bool = True
+    """Whether the first line of a tsv or csv file names the columns."""
+    quoting: bool | None = None
+    """Whether double quotes enclose fields; left out, in csv only."""
+    columns: dict[str, Column | list[Column]] = {}
+    """Where a role is found: `text`; `premise`, `hypothesis`; `a`, `b`; `context`, `question`
+    (optional), `choices`; and `label`, `id` (optional). Several columns of one role are joined by a
+    space, but `choices` are one each, or a list in one column."""
+    splits: dict[str, str | SplitConfig]
+    """Files below data.path: `train`; those evaluated, named `dev` or `dev_…`; those predicted,
+    named `test` or `test_…`, which need not be there."""
+    dev_fraction: float = Field(default=0, ge=0, lt=1)
+    """Held out of `train`, by hash, where no `dev` is named."""
+    labels: list[str] | None = None
+    """The classes, in the order of the head's outputs; left out, `label` is a score."""
+    ignored_labels: list[str] = []
+    """Rows with one of these have no gold label, and are left out."""
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+    """What decides which weights are kept, and what the table shows."""
+    paper: dict[str, float] = {}
+    """What the paper reports, in per cent, by split; `dev` is all of them."""
+
+
 class Config(Section):
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
