@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
-from gpt_dist.errors import LaunchError
+from gpt_dist.errors import GptDistError, LaunchError
 from gpt_dist.rendezvous import TIMEOUT, Launch, open_store
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,24 @@ def form_groups(launch: Launch, device: torch.device, tensor_parallel_size: int)
         parallel_state.get_tensor_model_parallel_group(),
         parallel_state.get_data_parallel_group(),
     )
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """What `action` gives on this process; where it fails on one, its error is raised on all.
+
+    Only errors of the input count: GptDistError. The first rank's comes first.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except GptDistError as failure:
+        error = failure
+    errors: list[GptDistError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    for found in errors:
+        if found:
+            raise found
+    return cast(Result, result)
 
 
 def disconnect() -> None:

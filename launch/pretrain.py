@@ -19,11 +19,12 @@ EXAMPLE = (
 def main() -> None:
     path, overrides = command.parse_config_arguments(__doc__ or "", EXAMPLE)
     launch = discover_launch(os.environ)
-    config, folder = check(load_config(path, overrides), launch)
+    inputs = check(load_config(path, overrides), launch)
+    config = inputs.config
     with locked(Path(config.run.directory), launch):
         device = connect(launch)
         topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
-        pretrain(config, folder, topology)
+        pretrain(inputs, topology)
         disconnect()
 
 

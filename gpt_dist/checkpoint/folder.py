@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt_dist.checkpoint.format import Checkpoint
@@ -32,26 +32,44 @@ def steps(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
+def paths(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, newest first; whether each is whole is not looked at."""
+    return [step_path(folder, step) for step in steps(folder)]
+
+
 def newest_valid(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as it was written; None if there is no folder.
 
     Damaged ones are passed over, and said so. Raises CheckpointError if all are damaged.
     """
-    found = steps(folder)
-    for step in found:
+    return first_valid(paths(folder), say, open_whole)
+
+
+def first_valid(
+    candidates: Sequence[Path], say: Callable[[str], None], opened: Callable[[Path], Checkpoint]
+) -> Checkpoint | None:
+    """The first of some checkpoints that can be opened; None if there are none.
+
+    Raises CheckpointError if there are some, and none can.
+    """
+    for path in candidates:
         try:
-            checkpoint = Checkpoint.open(step_path(folder, step))
-            checkpoint.verify()
+            return opened(path)
         except CheckpointError as error:
             say(f"WARNING: {error}; falling back to the checkpoint before")
-        else:
-            return checkpoint
-    if found:
+    if candidates:
         raise CheckpointError(
-            f"{folder}: none of {len(found)} checkpoints is whole; to start from scratch give "
-            "another run.directory, or training.resume=never"
+            f"{candidates[0].parent}: none of {len(candidates)} checkpoints is whole; to start "
+            "from scratch give another run.directory, or training.resume=never"
         )
     return None
+
+
+def open_whole(path: Path) -> Checkpoint:
+    """A checkpoint, every file of it hashed; CheckpointError where one is damaged."""
+    checkpoint = Checkpoint.open(path)
+    checkpoint.verify()
+    return checkpoint
 
 
 def prune(folder: Path, config: CheckpointConfig) -> None:

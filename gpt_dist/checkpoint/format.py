@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -26,7 +34,7 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.checkpoint"
 VERSION = 1
 
-FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.model)$")]
+FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(model|json))$")]
 
 
 class _Record(BaseModel):
@@ -72,7 +80,10 @@ class Manifest(_Record):
     config: dict[str, Any]
     topology: TopologyEntry
     versions: dict[str, str]
-    tokens_digest: str
+    data_digest: str
+    """Stands for the whole training data and its tokenizer."""
+    probe_loss: FiniteFloat
+    """What `gpt_dist.model.probe.probe_loss` gives for the weights, to be computed again."""
     files: dict[FileName, FileEntry]
     parameters: dict[str, ParameterEntry]
     digest: str = ""
@@ -95,9 +106,9 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the manifest and check that every file is there, whole, and covers the parameters.
+        """Read the manifest, and check that its fragments cover every parameter.
 
-        Raises CheckpointError naming the file. `verify` checks the content too.
+        Raises CheckpointError naming the file. `verify` checks the files.
         """
         file = path / MANIFEST_NAME
         try:
@@ -112,17 +123,17 @@ class Checkpoint:
             ) from None
         if manifest.sealed() != manifest:
             raise CheckpointError(f"{file}: damaged, its digest is another")
-        for name, entry in manifest.files.items():
-            found = (path / name).stat().st_size if (path / name).is_file() else None
-            if found != entry.bytes:
-                raise CheckpointError(f"{path / name}: {found} bytes instead of {entry.bytes}")
         for name, parameter in manifest.parameters.items():
             _check_coverage(file, name, parameter, manifest)
         return cls(path, manifest)
 
-    def verify(self) -> None:
-        """Hash every file; raises CheckpointError naming the first that differs."""
-        for name, entry in self.manifest.files.items():
+    def verify(self, part: int = 0, parts: int = 1) -> None:
+        """Hash every file, or one part of them; CheckpointError names the first that differs."""
+        by_size = sorted(self.manifest.files.items(), key=lambda item: -item[1].bytes)
+        for name, entry in by_size[part::parts]:
+            found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
+            if found != entry.bytes:
+                raise CheckpointError(f"{self.path / name}: {found} bytes instead of {entry.bytes}")
             if file_sha256(self.path / name) != entry.sha256:
                 raise CheckpointError(f"{self.path / name}: damaged, its SHA-256 is another")
 

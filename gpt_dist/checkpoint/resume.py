@@ -8,66 +8,81 @@ from typing import Any
 
 import torch.distributed as dist
 
-from gpt_dist.checkpoint.folder import newest_valid, step_path, steps, sweep
+from gpt_dist.checkpoint.folder import first_valid, paths, step_path, sweep
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError
-from gpt_dist.topology import Topology
+from gpt_dist.topology import Topology, together
 
-_FIXED = ("model", "run.seed", "training.global_batch_size")
+_FIXED = ("model", "task", "objective", "run.seed", "training.global_batch_size")
 """What decides the model and its samples; all else may change between the parts of a run."""
+
+_FREE = ("model.source", "model.transferred_layers")
+"""What has done its work once a run has begun."""
 
 
 def find_checkpoint(
-    config: Config, topology: Topology, tokens_digest: str, say: Callable[[str], None]
+    config: Config, topology: Topology, data_digest: str, say: Callable[[str], None]
 ) -> Checkpoint | None:
     """The checkpoint that training.resume leads to, the same on every rank; None to start afresh.
 
-    The first rank searches, and hashes what it finds. Raises CheckpointError, on every rank, where
-    a checkpoint is asked for and none is whole, or it belongs to another model, seed or data.
+    Every rank hashes some of its files. Raises CheckpointError, on every rank, where a checkpoint
+    is asked for and none is whole, or it belongs to another model, seed or data.
     """
-    found: list[Any] = [None, None]
-    if topology.is_main:
-        try:
-            checkpoint = _search(config, say)
-            if checkpoint:
-                _check_same_run(checkpoint, config, tokens_digest)
-            found = [checkpoint.path if checkpoint else None, None]
-        except CheckpointError as error:
-            found = [None, str(error)]
-    dist.broadcast_object_list(found, src=0)
-    path, refusal = found
-    if refusal:
-        raise CheckpointError(refusal)
-    return Checkpoint.open(path) if path else None
-
-
-def _search(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
     folder = Path(config.run.directory) / "checkpoints"
-    sweep(folder)
     resume = config.training.resume
+    found: list[Any] = [None]
+    if topology.is_main:
+        sweep(folder)
+        found = [paths(folder)]
+    dist.broadcast_object_list(found, src=0)
+    candidates: list[Path] = found[0]
+
+    def opened(path: Path) -> Checkpoint:
+        return together(lambda: _open_part(path, topology))
+
     if resume == "never":
         return None
     if resume == "auto":
-        return newest_valid(folder, say)
-    checkpoint = Checkpoint.open(Path(resume))
-    checkpoint.verify()
-    for step in steps(folder):
-        if step > checkpoint.manifest.step:
-            # Of the branch that is left; a later resume must not take it up again.
-            path = step_path(folder, step)
-            path.rename(path.with_name(f"{path.name}.superseded"))
+        checkpoint = first_valid(candidates, say if topology.is_main else _say_nothing, opened)
+    else:
+        checkpoint = opened(Path(resume))
+    if checkpoint is None:
+        return None
+    chosen = checkpoint
+    together(lambda: _check_same_run(chosen, config, data_digest))
+    if resume != "auto" and topology.is_main:
+        _leave_branch(candidates, chosen.manifest.step)
+    dist.barrier()
+    return chosen
+
+
+def _open_part(path: Path, topology: Topology) -> Checkpoint:
+    checkpoint = Checkpoint.open(path)
+    checkpoint.verify(topology.launch.rank, topology.launch.world_size)
     return checkpoint
 
 
-def _check_same_run(checkpoint: Checkpoint, config: Config, tokens_digest: str) -> None:
+def _leave_branch(candidates: list[Path], step: int) -> None:
+    """Rename what is newer than `step`: a later resume must not take it up again."""
+    for path in candidates:
+        if path > step_path(path.parent, step):
+            path.rename(path.with_name(f"{path.name}.superseded"))
+
+
+def _say_nothing(_text: str) -> None:
+    pass
+
+
+def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) -> None:
     saved, own = checkpoint.manifest.config, config.model_dump(mode="json")
     changes = [
         f"{name}: {before!r} there, {now!r} here"
         for name, before, now in _differences("", saved, own)
         if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED)
+        and name not in _FREE
     ]
-    if checkpoint.manifest.tokens_digest != tokens_digest:
+    if checkpoint.manifest.data_digest != data_digest:
         changes.append(f"data.path: other tokens or another tokenizer in {config.data.path}")
     if changes:
         raise CheckpointError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,32 +22,54 @@ from gpt_dist.checkpoint.format import (
     FORMAT,
     MANIFEST_NAME,
     VERSION,
+    Checkpoint,
     Manifest,
     ParameterEntry,
     TopologyEntry,
 )
 from gpt_dist.checkpoint.state import TrainingState, snapshot
+from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.config import Config
-from gpt_dist.data.tokens import TOKENIZER_NAME, FileEntry, TokenFolder, file_sha256
+from gpt_dist.data.tokens import FileEntry, file_sha256
 from gpt_dist.errors import CheckpointError
+from gpt_dist.model import agrees, probe_loss
 from gpt_dist.topology import Topology
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
 
 
+@dataclass(frozen=True)
+class DataSource:
+    """What a run's samples are made of, as far as checkpoints record it."""
+
+    digest: str
+    """Stands for the whole data: SHA-256 in hexadecimal."""
+    tokenizer_name: str
+    tokenizer: bytes
+    """The tokenizer's file: a checkpoint is enough to use the model."""
+
+
 class Saver:
     """Saves the state of a run; at most one checkpoint is being written at a time.
 
-    The processes agree over a group of their own, so that training can go on meanwhile.
+    The processes agree over a group of their own, so that training can go on meanwhile. The first
+    checkpoint is compared with the live model, whose loss on fixed tokens `probe` gives: what was
+    written must give the same.
     """
 
     def __init__(
-        self, state: TrainingState, config: Config, topology: Topology, tokens: TokenFolder
+        self,
+        state: TrainingState,
+        config: Config,
+        topology: Topology,
+        data: DataSource,
+        probe: Callable[[], float],
     ) -> None:
         self._state = state
         self._config = config
         self._topology = topology
-        self._tokens = tokens
+        self._data = data
+        self._probe: Callable[[], float] | None = probe
         self._folder = Path(config.run.directory) / "checkpoints"
         self._file = f"rank-{topology.launch.rank:05d}.safetensors"
         self._parameters = state.describe(self._file)
@@ -59,8 +84,10 @@ class Saver:
         Raises CheckpointError if this save, or the one before it, failed.
         """
         self.wait()
+        live_loss = self._probe() if self._probe else None
+        self._probe = None
         snapshot(self._state, self._buffers)
-        write = self._writer(step)
+        write = self._writer(step, live_loss)
         if self._config.checkpoint.asynchronous:
             self._thread = threading.Thread(target=write, name="checkpoint")
             self._thread.start()
@@ -81,7 +108,7 @@ class Saver:
         """Give the group back; nothing can be saved any more."""
         dist.destroy_process_group(self._group)
 
-    def _writer(self, step: int) -> Callable[[], None]:
+    def _writer(self, step: int, live_loss: float | None) -> Callable[[], None]:
         """What writes the snapshot; all that it needs of the live state is read now."""
         file, parameters = self._file, self._parameters
         optimizer_steps, loss_scaler = self._state.counters()
@@ -89,6 +116,7 @@ class Saver:
         def manifest(files: dict[str, FileEntry], entries: dict[str, ParameterEntry]) -> Manifest:
             config, topology = self._config, self._topology
             return Manifest(
+                probe_loss=0.0,
                 format=FORMAT,
                 version=VERSION,
                 step=step,
@@ -103,7 +131,7 @@ class Saver:
                     precision=config.training.precision,
                 ),
                 versions={name: version(name) for name in _PACKAGES},
-                tokens_digest=self._tokens.digest,
+                data_digest=self._data.digest,
                 files=files,
                 parameters=entries,
             )
@@ -119,7 +147,7 @@ class Saver:
             reports = self._exchange((failure, file, entry, parameters))
             failures = [report[0] for report in reports if report[0]]
             if not failures and self._topology.is_main:
-                failures = self._publish(step, partial, manifest, reports)
+                failures = self._publish(step, partial, manifest, reports, live_loss)
             failures = self._exchange(failures)[0] or failures
             if failures:
                 if self._topology.is_main:
@@ -132,7 +160,12 @@ class Saver:
         return write
 
     def _publish(
-        self, step: int, partial: Path, manifest: Callable[..., Manifest], reports: list[Any]
+        self,
+        step: int,
+        partial: Path,
+        manifest: Callable[..., Manifest],
+        reports: list[Any],
+        live_loss: float | None,
     ) -> list[str]:
         """Write the manifest and give the folder its name; what went wrong, if anything."""
         entries: dict[str, ParameterEntry] = {}
@@ -142,8 +175,11 @@ class Saver:
                 entries[name] = entry.model_copy(update={"fragments": (*known, *entry.fragments)})
         try:
             files = {file: entry for _, file, entry, _ in reports}
-            files[TOKENIZER_NAME] = _copy_tokenizer(self._tokens, partial)
-            content = manifest(files, entries).sealed().model_dump_json(indent=1)
+            files[self._data.tokenizer_name] = _write_tokenizer(self._data, partial)
+            unproven = manifest(files, entries)
+            loss = self._prove(Checkpoint(partial, unproven), live_loss)
+            proven = unproven.model_copy(update={"probe_loss": loss})
+            content = proven.sealed().model_dump_json(indent=1)
             _write_synced(partial / MANIFEST_NAME, content.encode())
             _sync_folder(partial)
             final = step_path(self._folder, step)
@@ -152,9 +188,21 @@ class Saver:
             partial.rename(final)
             _sync_folder(self._folder)
             prune(self._folder, self._config.checkpoint)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             return [f"rank 0: {error}"]
         return []
+
+    def _prove(self, written: Checkpoint, live_loss: float | None) -> float:
+        """The loss that the written weights give; CheckpointError if it is not the live model's."""
+        loss = probe_loss(SavedWeights(written), self._config.model)
+        if not math.isfinite(loss):
+            raise CheckpointError(f"its weights give a loss of {loss} on fixed tokens")
+        if live_loss is not None and not agrees(live_loss, loss, self._config.training.precision):
+            raise CheckpointError(
+                f"its weights give a loss of {loss:.6f} on fixed tokens, the model that they were "
+                f"copied from {live_loss:.6f}; please report this"
+            )
+        return loss
 
     def _exchange(self, report: Any) -> list[Any]:
         reports: list[Any] = [None] * self._topology.launch.world_size
@@ -169,10 +217,10 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
     return FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def _copy_tokenizer(tokens: TokenFolder, folder: Path) -> FileEntry:
-    """A checkpoint is enough to use the model."""
-    _write_synced(folder / TOKENIZER_NAME, tokens.tokenizer_path.read_bytes())
-    return tokens.manifest.tokenizer
+def _write_tokenizer(data: DataSource, folder: Path) -> FileEntry:
+    _write_synced(folder / data.tokenizer_name, data.tokenizer)
+    digest = hashlib.sha256(data.tokenizer).hexdigest()
+    return FileEntry(bytes=len(data.tokenizer), sha256=digest)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

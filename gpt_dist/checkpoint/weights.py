@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import newest_valid
+from gpt_dist.checkpoint.folder import newest_valid, open_whole
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import CheckpointError
@@ -35,9 +35,7 @@ class SavedWeights(Mapping[str, Tensor]):
     def open(cls, path: Path) -> SavedWeights:
         """The weights of a checkpoint, or of the newest whole one of a run; all hashes checked."""
         if (path / MANIFEST_NAME).is_file():
-            checkpoint = Checkpoint.open(path)
-            checkpoint.verify()
-            return cls(checkpoint)
+            return cls(open_whole(path))
         newest = newest_valid(path / "checkpoints", print)
         assert newest is not None, "is_checkpoint was not asked"
         return cls(newest)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import ModelError
+from gpt_dist.folders import new_folder
 from gpt_dist.model.checksums import check_files, write_checksums
 from gpt_dist.model.tensor_files import SHARD_BYTES, WeightFiles, read_json, write_weights
 from gpt_dist.model.transformer import GPT, INIT_STD, LAYER_NORM_EPSILON
@@ -101,9 +99,20 @@ class ModelFolder(Mapping[str, Tensor]):
 
 def load_model(tensors: Mapping[str, Tensor], config: ModelConfig, group: ProcessGroup) -> GPT:
     """A model with these full tensors, each process of the group holding its slice."""
-    model = GPT(config, group)
+    with torch.device("meta"):  # no initial weights are drawn, which would take seconds
+        model = GPT(config, group)
+    _allocate(model)
     load_full_tensors(model, tensors)
     return model
+
+
+def _allocate(model: nn.Module) -> None:
+    """Give the parameters of a model on the meta device memory, and keep what marks them split."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            allocated = nn.Parameter(torch.empty_like(parameter, device="cpu"))
+            vars(allocated).update(vars(parameter))
+            setattr(module, name, allocated)
 
 
 def write_model_folder(
@@ -125,7 +134,7 @@ def write_model_folder(
     def read_theirs(name: str) -> Tensor:
         return tensor_to_hugging_face(ours[name], read(ours[name]), config)
 
-    with _new_folder(path) as partial:
+    with new_folder(path, ModelError, "4 bytes a parameter") as partial:
         for name, content in tokenizer_files.items():
             (partial / name).write_bytes(content)
         write_weights(partial, shapes, read_theirs, shard_bytes)
@@ -218,24 +227,3 @@ def _check_supported(path: Path, values: Mapping[str, Any]) -> None:
             raise ModelError(
                 f"{path}: {key} is {values[key]!r}; only models with {allowed[-1]!r} can be opened"
             )
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, renamed to it at the end, or removed if anything fails."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ModelError(f"{output}: exists already; remove it, or give another --output")
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(output)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else error.strerror or str(error)
-        raise ModelError(
-            f"{output}: {reason}; nothing was written; give an --output with room for 4 bytes a "
-            "parameter"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -6,13 +6,13 @@ Here matrices are stored output x input, and q, k, v head by head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from gpt_dist.config import ModelConfig
-from gpt_dist.model.transformer import GPT
+from gpt_dist.model.transformer import GPT, INIT_STD
 
 Shape = tuple[int, ...]
 
@@ -107,6 +107,34 @@ def tensor_to_hugging_face(name: str, tensor: Tensor, config: ModelConfig) -> Te
     if name == "token_embedding.weight":
         return tensor[: config.vocab_size]
     return _transpose_matrix(name, tensor)
+
+
+class GrownVocabulary(Mapping[str, Tensor]):
+    """The full tensors of a model, with embeddings drawn for tokens that are new to it."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], before: ModelConfig, after: ModelConfig, seed: int
+    ) -> None:
+        """`before` and `after` differ in vocab_size at most."""
+        self._tensors = tensors
+        self._before = before
+        self._after = after
+        self._seed = seed
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if name != "token_embedding.weight":
+            return tensor
+        rows = torch.empty(self._after.padded_vocab_size, tensor.size(1))
+        rows.normal_(std=INIT_STD, generator=torch.Generator().manual_seed(self._seed))
+        rows[: self._before.vocab_size] = tensor[: self._before.vocab_size]
+        return rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import Config
 from gpt_dist.errors import LaunchError
+from gpt_dist.model import probe_tokens
 from gpt_dist.topology import ModelParallelUnit, Topology
 from gpt_dist.train.deepspeed_config import deepspeed_config
 from gpt_dist.train.optimizer import build_optimizer
@@ -38,12 +39,15 @@ class Engine:
     def __init__(self, objective: nn.Module, config: Config, topology: Topology) -> None:
         _prepare_deepspeed()
         self._topology = topology
+        self._model = config.model
         self._clip_norm = config.optimizer.clip_norm
         # DeepSpeed leaves fp32 without ZeRO to the plain optimizer, with a norm it does not report
         # and that lets NaN through: there the norm, the clip and the check are done here.
         unpartitioned = config.parallel.zero_stage == 0
         self._plain = unpartitioned and config.training.precision == "fp32"
         self._half_without_zero = unpartitioned and not self._plain
+        self.num_parameters = sum(parameter.numel() for parameter in objective.parameters())
+        """Of this process's tensor-parallel slice."""
         derived = deepspeed_config(config)
         if self._plain:
             derived["gradient_clipping"] = 0.0
@@ -69,6 +73,16 @@ class Engine:
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The objective's loss of this process's micro-batch; a scalar."""
         loss: Tensor = self._engine(tokens, labels)
+        return loss
+
+    def probe_loss(self) -> float:
+        """The live model's loss on fixed tokens, without dropout; every process must ask."""
+        tokens, labels = (part.to(self._topology.device) for part in probe_tokens(self._model))
+        self._engine.eval()
+        # Compiling for these shapes would take longer than they do.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            loss = float(self._engine(tokens, labels))
+        self._engine.train()
         return loss
 
     def train(self, mode: bool) -> None:

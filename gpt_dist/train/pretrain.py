@@ -5,33 +5,42 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.resume import find_checkpoint
-from gpt_dist.checkpoint.save import Saver
-from gpt_dist.checkpoint.state import restore_rng
-from gpt_dist.config import Config, check_layout, resolve
+from gpt_dist.checkpoint.save import DataSource, Saver
+from gpt_dist.config import Config, adopt_source, check_layout, resolve
+from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.data.tokens import TokenFolder, files_of, find_damage
 from gpt_dist.data.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
-from gpt_dist.model import GPT
+from gpt_dist.inference.model import OpenedModel, open_model
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
-from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Trainer
 from gpt_dist.train.metrics import Reporter
 from gpt_dist.train.objective import LanguageModelObjective
+from gpt_dist.train.start import start_engine
 
 VERIFIED_BYTES = 2**30
 """Token folders up to this size are hashed before training, which takes a second or two."""
 
 
-def check(config: Config, launch: Launch) -> tuple[Config, TokenFolder]:
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, opened and checked."""
+
+    config: Config
+    folder: TokenFolder
+    source: OpenedModel | None
+
+
+def check(config: Config, launch: Launch) -> Inputs:
     """Open the data and complete the configuration; refuse whatever would fail later.
 
     Needs no process group. Raises ConfigError or DataError.
@@ -42,20 +51,26 @@ def check(config: Config, launch: Launch) -> tuple[Config, TokenFolder]:
             "data.path: not given; make a token folder by `python -m data_prep build`"
         )
     folder = TokenFolder.open(Path(config.data.path))
+    source = open_model(config.model.source_path) if config.model.source_path else None
+    if source:
+        config = adopt_source(config, source.config)
+        _check_tokenizer(config, folder, source)
     windows = Windows(folder.split("train"), config.model.sequence_length)
     ShuffledWindows(windows, config.run.seed)
     config = resolve(config, launch.world_size, folder.vocab_size, len(windows))
     check_writable(Path(config.run.directory))
     if launch.rank == 0:
         _check_hashes(folder)
-    return config, folder
+    return Inputs(config, folder, source)
 
 
-def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
+def pretrain(inputs: Inputs, topology: Topology) -> None:
     """Train a model on a token folder, as a configuration that `check` completed says.
 
-    It starts from scratch, or goes on from the checkpoint that training.resume leads to.
+    It starts from scratch or from model.source, or goes on from the checkpoint that
+    training.resume leads to.
     """
+    config, folder = inputs.config, inputs.folder
     directory = Path(config.run.directory)
     if config.training.deterministic:
         # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
@@ -63,16 +78,20 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
     torch.use_deterministic_algorithms(config.training.deterministic)
     checkpoint = find_checkpoint(config, topology, folder.digest, _warn)
     done = checkpoint.manifest.step if checkpoint else 0
-    engine, num_parameters = build(config, topology, checkpoint)
+    engine = start_engine(config, topology, LanguageModelObjective, inputs.source, checkpoint)
     if topology.is_main:
         config.save(directory / "config.yaml")
     assert config.training.max_steps is not None
     reporting = Reporter(directory, config.training.max_steps, done) if topology.is_main else None
     with reporting or nullcontext() as reporter:
         if reporter:
-            reporter.say(_describe(config, topology, num_parameters))
-            if checkpoint:
-                reporter.say(f"resumed from {checkpoint.path}")
+            reporter.say(_describe(config, topology, engine.num_parameters))
+            if checkpoint or inputs.source:
+                reporter.say(
+                    f"resumed from {checkpoint.path}"
+                    if checkpoint
+                    else f"starting from the weights of {config.model.source}"
+                )
         length = config.model.sequence_length
         trainer = Trainer(
             engine,
@@ -80,7 +99,7 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
             Windows(folder.split("validation"), length),
             config,
             topology,
-            Saver(engine.state(), config, topology, folder),
+            Saver(engine.state(), config, topology, data_source(folder), engine.probe_loss),
             Interruption(),
             reporter,
         )
@@ -91,23 +110,19 @@ def pretrain(config: Config, folder: TokenFolder, topology: Topology) -> None:
             reporter.summary()
 
 
-def build(config: Config, topology: Topology, checkpoint: Checkpoint | None) -> tuple[Engine, int]:
-    """The engine, with a checkpoint's state if there is one, and its parameters in number."""
-    # Equal on all processes: initial weights are drawn whole and sliced.
-    torch.manual_seed(config.run.seed)
-    model = GPT(
-        config.model,
-        topology.tensor_parallel_group,
-        config.training.activation_checkpointing,
-    )
-    num_parameters = sum(p.numel() for p in model.parameters())
-    engine = Engine(LanguageModelObjective(model), config, topology)
-    # Dropout differs between data-parallel processes and agrees between tensor-parallel peers.
-    torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
-    if checkpoint:
-        engine.state().load(checkpoint)
-        restore_rng(checkpoint, topology)
-    return engine, num_parameters
+def data_source(folder: TokenFolder) -> DataSource:
+    """What checkpoints record of a token folder."""
+    path = folder.tokenizer_path
+    return DataSource(folder.digest, path.name, path.read_bytes())
+
+
+def _check_tokenizer(config: Config, folder: TokenFolder, source: OpenedModel) -> None:
+    if tokenizer_files(folder.path) != tokenizer_files(source.tokenizer_folder):
+        raise ConfigError(
+            f"model.source: the tokens of data.path {folder.path} are of another tokenizer than "
+            f"{config.model.source}; prepare them by `python -m data_prep build … --tokenizer "
+            f"{source.tokenizer_folder}`"
+        )
 
 
 def _warn(text: str) -> None:

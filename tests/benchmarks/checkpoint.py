@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from gpt_dist.rendezvous import Launch
-from gpt_dist.topology import form_groups
 from tests.process_group import ProcessGroup
+from tests.runs import start
 
 ROUNDS = 7
 SIZES = {"model.num_layers": 6, "model.hidden_size": 512, "model.num_heads": 8}
@@ -28,23 +28,14 @@ def measure(
     """Seconds of each round, by kind, on this rank."""
     from gpt_dist.checkpoint.folder import step_path
     from gpt_dist.checkpoint.format import Checkpoint
-    from gpt_dist.checkpoint.save import Saver
-    from gpt_dist.config import load_config
-    from gpt_dist.train.pretrain import build, check
 
-    settings = SIZES | {"data.path": tokens, "run.directory": directory}
-    settings |= {"parallel.zero_stage": zero_stage, "training.micro_batch_size": 1}
-    config, folder = check(
-        load_config(Path("configs/pretrain/tiny.yaml"), [f"{k}={v}" for k, v in settings.items()]),
-        launch,
-    )
-    topology = form_groups(launch, device, 1)
-    engine, _ = build(config, topology, None)
+    settings = SIZES | {"data.path": tokens, "training.micro_batch_size": 1}
+    run = start(launch, device, settings | {"parallel.zero_stage": zero_stage}, directory)
+    engine, saver = run.engine, run.saver
     tokens_seen = torch.arange(128)[None]
     for _ in range(8):
         engine.backward(engine.forward(tokens_seen, tokens_seen))
         engine.step(1e-4)
-    saver = Saver(engine.state(), config, topology, folder)
     theirs = engine._engine
     seconds: dict[str, list[float]] = {}
 
@@ -64,8 +55,7 @@ def measure(
 
     def load() -> None:
         checkpoint = Checkpoint.open(newest)
-        if topology.is_main:
-            checkpoint.verify()
+        checkpoint.verify(launch.rank, launch.world_size)
         engine.state().load(checkpoint)
 
     newest = step_path(directory / "checkpoints", ROUNDS)

@@ -17,8 +17,9 @@ from gpt_dist.checkpoint.folder import newest_valid
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.errors import CheckpointError
 from gpt_dist.rendezvous import Launch
-from tests.distributed.test_layouts import SMALL, train
+from tests.distributed.test_layouts import SMALL
 from tests.rows import assert_same, read_rows
+from tests.runs import start, train
 
 STEPS = 8
 RUN = SMALL | {
@@ -74,23 +75,9 @@ def load_and_save_again(
     launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
 ) -> None:
     """Resume at the last step: nothing is trained, and the state is written as it was loaded."""
-    from gpt_dist.checkpoint.resume import find_checkpoint
-    from gpt_dist.checkpoint.save import Saver
-    from gpt_dist.config import load_config
-    from gpt_dist.topology import form_groups
-    from gpt_dist.train.pretrain import build, check
-
-    values = [f"{key}={value}" for key, value in overrides.items()]
-    config, folder = check(
-        load_config(Path("configs/pretrain/tiny.yaml"), [*values, f"run.directory={directory}"]),
-        launch,
-    )
-    topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
-    checkpoint = find_checkpoint(config, topology, folder.digest, print)
-    engine, _ = build(config, topology, checkpoint)
-    saver = Saver(engine.state(), config, topology, folder)
-    saver.save(99)
-    saver.wait()
+    run = start(launch, device, overrides, directory)
+    run.saver.save(99)
+    run.saver.wait()
 
 
 # Each layout once as source and once as target, in an order that mixes all three sizes.

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from gpt_dist.data.tokenizer import SentencePieceTokenizer
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
+from tests.runs import start
 
 transformers = pytest.importorskip("transformers")
 
@@ -26,24 +27,13 @@ def train_and_save(
     """Two steps and a checkpoint; the logits of the live model, without its padding."""
     import deepspeed
 
-    from gpt_dist.checkpoint.save import Saver
-    from gpt_dist.config import load_config
-    from gpt_dist.topology import form_groups
-    from gpt_dist.train.pretrain import build, check
-
-    values = [f"{key}={value}" for key, value in overrides.items()]
-    config, folder = check(
-        load_config(Path("configs/pretrain/tiny.yaml"), [*values, f"run.directory={directory}"]),
-        launch,
-    )
-    topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
-    engine, _ = build(config, topology, None)
+    run = start(launch, device, overrides, directory)
+    engine, topology = run.engine, run.topology
     for _ in range(2 * 8 // topology.data_parallel_size):
         engine.backward(engine.forward(TOKENS[:1], TOKENS[1:2]))
         engine.step(1e-2)
-    saver = Saver(engine.state(), config, topology, folder)
-    saver.save(2)
-    saver.wait()
+    run.saver.save(2)
+    run.saver.wait()
     model = engine._engine.module.model.eval()
     with torch.no_grad():
         hidden = model(TOKENS)

@@ -11,26 +11,12 @@ import pytest
 import torch
 
 from gpt_dist.rendezvous import Launch
-from gpt_dist.topology import form_groups
 from tests.rows import Rows, assert_same, read_rows
+from tests.runs import train
 
 STEPS = 20
 CLIP_NORM = 0.3
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
-
-
-def train(launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path) -> None:
-    """A whole pre-training run through the public functions, as launch/pretrain.py makes it."""
-    from gpt_dist.config import load_config
-    from gpt_dist.train.pretrain import check, pretrain
-
-    values = [f"{key}={value}" for key, value in overrides.items()]
-    config, folder = check(
-        load_config(Path("configs/pretrain/tiny.yaml"), [*values, f"run.directory={directory}"]),
-        launch,
-    )
-    topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
-    pretrain(config, folder, topology)
 
 
 SMALL = {

@@ -14,7 +14,8 @@ import torch
 from gpt_dist.checkpoint.folder import newest_valid, steps
 from gpt_dist.errors import CheckpointError
 from gpt_dist.rendezvous import Launch
-from tests.distributed.test_layouts import SMALL, train
+from tests.distributed.test_layouts import SMALL
+from tests.runs import train
 
 pytestmark = pytest.mark.faults
 

@@ -1,0 +1,75 @@
+"""Where the weights of a run come from: drawn, taken from another model, or a checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.state import restore_rng
+from gpt_dist.config import Config
+from gpt_dist.errors import CheckpointError, ModelError
+from gpt_dist.inference.model import OpenedModel
+from gpt_dist.model import GPT, GrownVocabulary, agrees, load_full_tensors, probe_loss
+from gpt_dist.topology import Topology, together
+from gpt_dist.train.engine import Engine
+
+
+def start_engine(
+    config: Config,
+    topology: Topology,
+    objective: Callable[[GPT], nn.Module],
+    source: OpenedModel | None,
+    checkpoint: Checkpoint | None,
+) -> Engine:
+    """The engine of a run that begins, from `source` if given, or goes on from `checkpoint`.
+
+    Raises CheckpointError or ModelError, on every rank, where the loaded model's loss on fixed
+    tokens is not what the stored weights give.
+    """
+    # Equal on all processes: initial weights are drawn whole and sliced.
+    torch.manual_seed(config.run.seed)
+    model = GPT(
+        config.model, topology.tensor_parallel_group, config.training.activation_checkpointing
+    )
+    source = None if checkpoint else source
+    if source:
+        tensors = GrownVocabulary(source.tensors, source.config, config.model, config.run.seed)
+        load_full_tensors(model, tensors)
+    engine = Engine(objective(model), config, topology)
+    # Dropout differs between data-parallel processes and agrees between tensor-parallel peers.
+    torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
+    if checkpoint:
+        engine.state().load(checkpoint)
+        restore_rng(checkpoint, topology)
+        _prove_checkpoint(engine, config, checkpoint)
+    elif source:
+        _prove_source(engine, config, topology, tensors)
+    return engine
+
+
+def _prove_checkpoint(engine: Engine, config: Config, checkpoint: Checkpoint) -> None:
+    found, stored = engine.probe_loss(), checkpoint.manifest.probe_loss
+    if not agrees(found, stored, config.training.precision):
+        raise CheckpointError(
+            f"{checkpoint.path}: its weights gave a loss of {stored:.6f} on fixed tokens, and give "
+            f"{found:.6f} here; use the versions that wrote it: {checkpoint.manifest.versions}"
+        )
+
+
+def _prove_source(
+    engine: Engine, config: Config, topology: Topology, tensors: GrownVocabulary
+) -> None:
+    found = engine.probe_loss()
+
+    def compare() -> None:
+        expected = probe_loss(tensors, config.model) if topology.is_main else found
+        if not agrees(found, expected, config.training.precision):
+            raise ModelError(
+                f"{config.model.source}: its weights give a loss of {expected:.6f} on fixed "
+                f"tokens, but {found:.6f} once loaded; please report this"
+            )
+
+    together(compare)

@@ -1,0 +1,63 @@
+"""Runs made inside a test's processes, through the functions that launch/pretrain.py calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology, form_groups
+
+if TYPE_CHECKING:
+    from gpt_dist.checkpoint.save import Saver
+    from gpt_dist.train.engine import Engine
+    from gpt_dist.train.pretrain import Inputs
+
+
+def prepare(
+    launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
+) -> tuple[Inputs, Topology]:
+    """Inputs of tiny.yaml with other values, checked, and the groups of their layout."""
+    from gpt_dist.config import load_config
+    from gpt_dist.train.pretrain import check
+
+    values = [f"{key}={value}" for key, value in overrides.items()]
+    config = load_config(
+        Path("configs/pretrain/tiny.yaml"), [*values, f"run.directory={directory}"]
+    )
+    inputs = check(config, launch)
+    return inputs, form_groups(launch, device, config.parallel.tensor_parallel_size)
+
+
+def train(launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path) -> None:
+    """A whole pre-training run."""
+    from gpt_dist.train.pretrain import pretrain
+
+    pretrain(*prepare(launch, device, overrides, directory))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run between its start and its first step."""
+
+    engine: Engine
+    saver: Saver
+    topology: Topology
+
+
+def start(launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path) -> Run:
+    """A run begun, or resumed from the newest checkpoint of its directory."""
+    from gpt_dist.checkpoint.resume import find_checkpoint
+    from gpt_dist.checkpoint.save import Saver
+    from gpt_dist.train.objective import LanguageModelObjective
+    from gpt_dist.train.pretrain import data_source
+    from gpt_dist.train.start import start_engine
+
+    inputs, topology = prepare(launch, device, overrides, directory)
+    config, data = inputs.config, data_source(inputs.folder)
+    checkpoint = find_checkpoint(config, topology, data.digest, print)
+    engine = start_engine(config, topology, LanguageModelObjective, inputs.source, checkpoint)
+    return Run(engine, Saver(engine.state(), config, topology, data, engine.probe_loss), topology)
