@@ -17,6 +17,8 @@ from gpt_dist.errors import ConfigError
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to this multiple in every layout, so that shapes do not depend on it."""
 
+NO_SOURCE = "none"
+"""The value of model.source that asks for a model from scratch."""
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -51,6 +53,14 @@ class ModelConfig(Section):
     """On embeddings, attention weights and residual branches."""
     norm_position: Literal["post", "pre"] = "post"
     """LayerNorm after each residual sum (GPT-1), or before each branch and at the end (GPT-2)."""
+    source: str | None = None
+    """Weights to start from: a model folder, a sharded checkpoint, a Hugging Face GPT-1 or GPT-2
+    folder, or the released GPT-1 files; sizes left out are then its own. `none`: from scratch."""
+
+    @property
+    def source_path(self) -> Path | None:
+        """Where the weights to start from are, if any are."""
+        return None if self.source in (None, NO_SOURCE) else Path(str(self.source))
 
     @property
     def head_size(self) -> int:
@@ -181,9 +191,15 @@ class TaskConfig(Section):
     dev_fraction: float = Field(default=0, ge=0, lt=1)
     """Held out of `train`, by hash, where no `dev` is named."""
     labels: list[str] | None = None
-    """The classes, in the order of the head's outputs; left out, `label` is a score."""
+    """The classes, in the order of the head's outputs; left out, `label` is a score. In multiple
+    choice, what `label` calls the choices, in their order; left out, their numbers from 0."""
     ignored_labels: list[str] = []
     """Rows with one of these have no gold label, and are left out."""
+    score_range: tuple[float, float] | None = None
+    """The lowest and highest score: data outside are refused, predictions moved to the nearer."""
+    malformed_rows: int = Field(default=0, ge=0)
+    """Rows of a labelled file that may have too few or many fields, or an empty text, and are left
+    out; one more is an error."""
     metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
     """What decides which weights are kept, and what the table shows."""
     paper: dict[str, float] = {}
@@ -326,6 +342,25 @@ def _check_combinations(config: Config) -> None:
         )
     if parallel.offload_optimizer and parallel.zero_stage == 0:
         raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
+
+
+def adopt_source(config: Config, source: ModelConfig) -> Config:
+    """Take the sizes of model.source, except for the vocabulary, which the data decides.
+
+    Raises ConfigError where the configuration gives another.
+    """
+    given = config.model.model_fields_set
+    for key in ("num_layers", "hidden_size", "num_heads", "sequence_length", "norm_position"):
+        own, theirs = getattr(config.model, key), getattr(source, key)
+        if key in given and own != theirs:
+            raise ConfigError(
+                f"model.{key}: {own} is not the {theirs} of model.source {config.model.source}; "
+                "leave the key out to take that"
+            )
+    sizes = source.model_dump(exclude={"vocab_size", "dropout", "source"})
+    adopted = config.model_copy(update={"model": config.model.model_copy(update=sizes)})
+    _check_combinations(adopted)
+    return adopted
 
 
 def check_layout(config: Config, world_size: int, device_type: str) -> None:

@@ -1,0 +1,148 @@
+"""Encoded examples in memory, batches of them, and the order in which training visits them."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_dist.data.permutation import permute
+from gpt_dist.data.tasks import Example
+from gpt_dist.data.transforms import Transformation
+
+_CHUNK_BATCHES = 50
+
+Targets = NDArray[np.int64] | NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSplit:
+    """The token sequences of a split, one after another, and what is to be predicted."""
+
+    tokens: NDArray[np.int32]
+    sequence_starts: NDArray[np.int64]
+    """Sequence i is tokens[sequence_starts[i] : sequence_starts[i + 1]]."""
+    example_starts: NDArray[np.int64]
+    """Example i has the sequences from example_starts[i] up to example_starts[i + 1]."""
+    targets: Targets | None
+    """Classes or choices as int64, or scores as float32; None in a split without labels."""
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example's longest sequence."""
+        return np.maximum.reduceat(np.diff(self.sequence_starts), self.example_starts[:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """R sequences of B examples, padded on the right to the longest, T tokens."""
+
+    tokens: NDArray[np.int64]
+    """[R, T], padded with 0."""
+    labels: NDArray[np.int64]
+    """[R, T]: the next token of the sequence; -1 at its last token and in the padding."""
+    ends: NDArray[np.int64]
+    """[R]: the position of the extract token."""
+    owners: NDArray[np.int64]
+    """[R]: the sequence's example, counted within the batch, in ascending order."""
+    targets: Targets | None
+    """[B]: as EncodedSplit has them."""
+
+
+def encode_split(examples: Sequence[Example], transformation: Transformation) -> EncodedSplit:
+    """Encode at least one example; raises DataError where one has no room for its answer."""
+    tokens, sequence_starts, example_starts = array("i"), array("q", [0]), array("q", [0])
+    for example in examples:
+        for sequence in transformation.sequences(example):
+            tokens.frombytes(sequence.tobytes())
+            sequence_starts.append(len(tokens))
+        example_starts.append(len(sequence_starts) - 1)
+    return EncodedSplit(
+        tokens=np.frombuffer(tokens, dtype=np.int32),
+        sequence_starts=np.frombuffer(sequence_starts, dtype=np.int64),
+        example_starts=np.frombuffer(example_starts, dtype=np.int64),
+        targets=_targets([example.label for example in examples]),
+        ids=tuple(example.id for example in examples),
+    )
+
+
+def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> Batch:
+    """The batch of these examples, in this order."""
+    first, last = split.example_starts[numbers], split.example_starts[numbers + 1]
+    sequences = np.concatenate([np.arange(*bounds) for bounds in zip(first, last, strict=True)])
+    starts, stops = split.sequence_starts[sequences], split.sequence_starts[sequences + 1]
+    lengths = stops - starts
+    tokens = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
+    for row, start, stop in zip(tokens, starts, stops, strict=True):
+        row[: stop - start] = split.tokens[start:stop]
+    has_next = np.arange(tokens.shape[1]) < lengths[:, None] - 1
+    return Batch(
+        tokens=tokens,
+        labels=np.where(has_next, np.roll(tokens, -1, axis=1), -1),
+        ends=lengths - 1,
+        owners=np.repeat(np.arange(len(numbers)), last - first),
+        targets=None if split.targets is None else split.targets[numbers],
+    )
+
+
+class BucketedOrder:
+    """The endless sequence of training samples, with examples of like length in a global batch.
+
+    Each epoch visits every example once, reshuffled: chunks of 50 global batches are sorted by
+    length, and their batches shuffled. Only a global batch that two epochs share mixes lengths.
+    Sample s is a function of (seed, s) alone, however samples are asked for.
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], global_batch_size: int, seed: int) -> None:
+        """lengths[i] is that of example i, as EncodedSplit.lengths has it."""
+        self._lengths = lengths
+        self._global_batch_size = global_batch_size
+        self._seed = seed
+        self._order = lru_cache(2)(self._compute_order)
+
+    def numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The example of each sample number."""
+        size = len(self._lengths)
+        numbers = np.empty_like(samples)
+        epochs = samples // size
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            numbers[chosen] = self._order(epoch)[samples[chosen] % size]
+        return numbers
+
+    def _compute_order(self, epoch: int) -> NDArray[np.int64]:
+        """All example numbers as this epoch visits them."""
+        size, batch_size = len(self._lengths), self._global_batch_size
+        shuffled = permute(np.arange(size), size, self._key(f"{epoch}"))
+        # The first examples complete the global batch that the epoch before has begun.
+        head, rest = np.split(shuffled, [min(size, -epoch * size % batch_size)])
+        chunks = np.arange(len(rest)) // (_CHUNK_BATCHES * batch_size)
+        rest = rest[np.lexsort((self._lengths[rest], chunks))]
+        batches, tail = np.split(rest, [len(rest) // batch_size * batch_size])
+        batches = batches.reshape(-1, batch_size)
+        if len(batches):
+            places = np.arange(len(batches))
+            batches = batches[permute(places, len(batches), self._key(f"{epoch}/batches"))]
+        return np.concatenate([head, batches.ravel(), tail])
+
+    def _key(self, name: str) -> int:
+        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "little")
+
+
+def _targets(labels: list[Any]) -> Targets | None:
+    if labels[0] is None:
+        return None
+    if isinstance(labels[0], float):
+        return np.array(labels, dtype=np.float32)
+    return np.array(labels, dtype=np.int64)

@@ -1,0 +1,301 @@
+"""The examples of a fine-tuning task: read as its YAML says, and predicted in GLUE's form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_dist.config import Column, SplitConfig, TaskConfig
+from gpt_dist.data.task_files import RACE_COLUMNS, Row, read_rows
+from gpt_dist.errors import ConfigError, DataError
+
+_TEXTS = {
+    "classification": ("text",),
+    "entailment": ("premise", "hypothesis"),
+    "similarity": ("a", "b"),
+    "multiple_choice": ("context", "question", "choices"),
+}
+_OPTIONAL = ("question", "label", "id")
+
+Columns = dict[str, list[Column]]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One example of a task, its texts stripped and their white space collapsed."""
+
+    texts: tuple[str, ...]
+    """(text,); (premise, hypothesis); (a, b); or (context,) or (context, question)."""
+    choices: tuple[str, ...]
+    """Of multiple choice, else empty."""
+    label: int | float | None
+    """Number of the class or of the right choice, or a score; None in a split without labels."""
+    id: str
+    """What the task's `id` column holds, or the number of the row, from 0."""
+    where: str = ""
+    """The file and line, as errors name them."""
+
+
+class _MalformedRowError(DataError):
+    """Has not as many fields as its file's first row, or an empty text."""
+
+
+def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
+    """The examples of one split, in the order of its file.
+
+    Rows without a gold label (task.ignored_labels) are left out, and so are up to
+    task.malformed_rows rows of a labelled file. A split without labels keeps every row, even one
+    with an empty text, since each needs its prediction. With task.dev_fraction, `dev` is carved
+    from the file of `train`: an example goes by a hash of its first text, so neither by the order
+    of the rows nor apart from others on the same passage.
+
+    Raises ConfigError for a split that the task has not, DataError naming file and line for bad
+    input.
+    """
+    carved = task.dev_fraction > 0 and name in ("train", "dev")
+    split = _split(task, "train" if carved else name)
+    path = folder / split.path
+    examples = list(_examples(path, task, split))
+    if carved:
+        held_out = name == "dev"
+        examples = [ex for ex in examples if _is_held_out(ex, task.dev_fraction) == held_out]
+    if not examples:
+        raise DataError(f"{path}: no examples for {name} in it; copy it again")
+    return examples
+
+
+def check_task(folder: Path, task: TaskConfig) -> None:
+    """Refuse, without reading the data, a task that contradicts itself or whose files are missing.
+
+    Raises ConfigError naming the key, or DataError naming the file; `test` files may be missing.
+    """
+    _check_splits(task)
+    _check_labels(task)
+    for name in task.splits:
+        _check_columns(task, name)
+    for name in task.splits:
+        path = folder / _split(task, name).path
+        found = path.is_dir() if task.format == "race" else path.is_file()
+        if not found and not name.startswith("test"):
+            what = "folder" if task.format == "race" else "file"
+            raise DataError(
+                f"{path}: no such {what} (task.splits.{name}); put it there, or correct data.path"
+            )
+
+
+def write_submission(
+    folder: Path,
+    task: TaskConfig,
+    split: str,
+    examples: Sequence[Example],
+    predictions: Sequence[int | float],
+) -> Path:
+    """Write predictions in GLUE's form, `index` and `prediction`, and return the file.
+
+    It has the split's `submission` name, or else the split's. A prediction is the number of a class
+    or choice, written as task.labels names it, or a score, moved into task.score_range if it has
+    one.
+    """
+    path = folder / (_split(task, split).submission or f"{split}.tsv")
+    lines = ["index\tprediction"]
+    for example, prediction in zip(examples, predictions, strict=True):
+        lines.append(f"{example.id}\t{_named(task, prediction)}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _named(task: TaskConfig, prediction: int | float) -> str:
+    if task.labels is not None:
+        return task.labels[int(prediction)]
+    if task.score_range is not None:
+        low, high = task.score_range
+        return f"{min(max(prediction, low), high):.3f}"
+    return f"{prediction:.6g}"
+
+
+def _examples(path: Path, task: TaskConfig, split: SplitConfig) -> Iterator[Example]:
+    columns = _columns(task, split)
+    header = task.header if split.header is None else split.header
+    needed = [column for named in columns.values() for column in named]
+    malformed = 0
+    for number, row in enumerate(read_rows(path, task, header, needed)):
+        try:
+            example = _example(row, number, task, columns)
+        except _MalformedRowError as error:
+            malformed += 1
+            if "label" in columns and malformed <= task.malformed_rows:
+                continue
+            raise DataError(
+                f"{error}; mend it, or let task.malformed_rows ({task.malformed_rows}) allow it "
+                "in a labelled file"
+            ) from None
+        if example is not None:
+            yield example
+
+
+def _example(row: Row, number: int, task: TaskConfig, columns: Columns) -> Example | None:
+    """The example of a row; None if it has no gold label."""
+    if row.problem:
+        raise _MalformedRowError(f"{row.where}: {row.problem}")
+    named = _string(row, columns["label"][0]).strip() if "label" in columns else None
+    if named in task.ignored_labels:
+        return None
+    roles = [role for role in _TEXTS[task.form] if role in columns and role != "choices"]
+    texts = tuple(_text([_string(row, name) for name in columns[role]]) for role in roles)
+    choices = _choices(row, columns["choices"], task.labels) if "choices" in columns else ()
+    for role, text in zip([*roles, *["choice"] * len(choices)], texts + choices, strict=True):
+        if not text and named is not None:
+            raise _MalformedRowError(f"{row.where}: the {role} is empty")
+    label = None if named is None else _label(row, named, task, len(choices))
+    index = _string(row, columns["id"][0]).strip() if "id" in columns else str(number)
+    return Example(texts, choices, label, index, row.where)
+
+
+def _choices(row: Row, columns: list[Column], labels: list[str] | None) -> tuple[str, ...]:
+    values = [_field(row, column) for column in columns]
+    if len(columns) == 1:
+        values = values[0]
+    if not isinstance(values, list) or len(values) < 2:
+        raise DataError(
+            f"{row.where}: {columns[0]!r} is {values!r:.40}, not a list of two choices or more; "
+            "name a column that holds lists, or several columns"
+        )
+    if labels is not None and len(values) > len(labels):
+        raise DataError(f"{row.where}: {len(values)} choices, but task.labels names {len(labels)}")
+    return tuple(_text([_as_string(row, columns[0], value)]) for value in values)
+
+
+def _label(row: Row, named: str, task: TaskConfig, num_choices: int) -> int | float:
+    if task.labels is None and task.form != "multiple_choice":
+        return _score(row, named, task.score_range)
+    labels = task.labels or [str(number) for number in range(num_choices)]
+    if task.form == "multiple_choice":
+        labels = labels[:num_choices]
+    if named not in labels:
+        raise DataError(
+            f"{row.where}: unknown label {named!r}, not one of {', '.join(labels)}; mend it, or "
+            "correct task.labels"
+        )
+    return labels.index(named)
+
+
+def _score(row: Row, named: str, score_range: tuple[float, float] | None) -> float:
+    low, high = score_range or (-math.inf, math.inf)
+    try:
+        score = float(named)
+    except ValueError:
+        score = math.nan
+    if not (math.isfinite(score) and low <= score <= high):
+        expected = f" from {low:g} to {high:g}" if score_range else ""
+        raise DataError(
+            f"{row.where}: {named!r} is no score{expected}; mend it, or name the classes in "
+            "task.labels"
+        )
+    return score
+
+
+def _string(row: Row, column: Column) -> str:
+    return _as_string(row, column, _field(row, column))
+
+
+def _field(row: Row, column: Column) -> Any:
+    if column not in row.fields:
+        known = ", ".join(map(repr, row.fields))
+        raise DataError(f"{row.where}: no {column!r}: it has {known}; correct task.columns")
+    return row.fields[column]
+
+
+def _as_string(row: Row, column: Column, value: Any) -> str:
+    """A field of a JSON file as a field of a text file would say it; null is empty."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{row.where}: {column!r} is {value!r:.40}, not a text; mend it")
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{row.where}: {column!r} is not Unicode ({error.reason})") from None
+    return text
+
+
+def _text(parts: list[str]) -> str:
+    return " ".join(" ".join(parts).split())
+
+
+def _is_held_out(example: Example, fraction: float) -> bool:
+    digest = hashlib.sha256(example.texts[0].encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _split(task: TaskConfig, name: str) -> SplitConfig:
+    if name not in task.splits:
+        raise ConfigError(f"task.splits: no {name!r}; it has {', '.join(task.splits)}")
+    split = task.splits[name]
+    return SplitConfig(path=split) if isinstance(split, str) else split
+
+
+def _columns(task: TaskConfig, split: SplitConfig) -> Columns:
+    columns = task.columns if split.columns is None else split.columns
+    if task.format == "race":
+        columns = RACE_COLUMNS
+    return {role: named if isinstance(named, list) else [named] for role, named in columns.items()}
+
+
+def _check_splits(task: TaskConfig) -> None:
+    for name in task.splits:
+        if name != "train" and name.partition("_")[0] not in ("dev", "test"):
+            raise ConfigError(f"task.splits.{name}: not train, dev, dev_…, test or test_…")
+    if "train" not in task.splits:
+        raise ConfigError(f"task.splits: no train; it has {', '.join(task.splits) or 'nothing'}")
+    named = [name for name in task.splits if name.startswith("dev")]
+    if named and task.dev_fraction:
+        raise ConfigError(f"task.dev_fraction: task.splits names {named[0]} too; leave out one")
+    if not named and not task.dev_fraction:
+        raise ConfigError("task.splits: no dev or dev_…; name one, or set task.dev_fraction")
+
+
+def _check_columns(task: TaskConfig, name: str) -> None:
+    split = _split(task, name)
+    key = "task.columns" if split.columns is None else f"task.splits.{name}.columns"
+    if task.format == "race" and (task.columns or split.columns or task.form != "multiple_choice"):
+        raise ConfigError("task.format: race is multiple_choice, and has its own columns")
+    columns = _columns(task, split)
+    roles = (*_TEXTS[task.form], "label", "id")
+    for role in columns:
+        if role not in roles:
+            raise ConfigError(f"{key}.{role}: {task.form} has {', '.join(roles)}")
+    for role in roles:
+        labelled = role == "label" and not name.startswith("test")
+        if role not in columns and (labelled or role not in _OPTIONAL):
+            raise ConfigError(f"{key}: no {role}, which {task.form} needs in {name}")
+    for role, named in columns.items():
+        if not named or (len(named) > 1 and role in ("label", "id")):
+            raise ConfigError(f"{key}.{role}: {named!r} is not one column")
+        if task.format == "jsonl" and not all(isinstance(column, str) for column in named):
+            raise ConfigError(f"{key}.{role}: {named!r}, but a line of JSON has names only")
+
+
+def _check_labels(task: TaskConfig) -> None:
+    labels = task.labels
+    if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
+        raise ConfigError(f"task.labels: {labels!r} are not two different labels or more")
+    if both := set(labels or ()) & set(task.ignored_labels):
+        raise ConfigError(f"task.ignored_labels: {', '.join(both)} is one of task.labels too")
+    is_score = labels is None and task.form != "multiple_choice"
+    if is_score != (task.metric in ("pearson", "spearman")):
+        kind = "scores, as task.labels is left out" if is_score else "classes or choices"
+        raise ConfigError(f"task.metric: {task.metric} does not judge {kind}")
+    if task.metric == "f1" and len(labels or ()) != 2:
+        raise ConfigError("task.metric: f1 needs two task.labels, of which the second is positive")
+    if task.metric in ("f1", "matthews") and task.form == "multiple_choice":
+        raise ConfigError(f"task.metric: {task.metric} does not judge multiple_choice")
+    if task.score_range is not None and (
+        not is_score or task.score_range[0] >= task.score_range[1]
+    ):
+        raise ConfigError(f"task.score_range: {task.score_range} is no range of scores; correct it")

@@ -1,0 +1,93 @@
+"""Turn an example of a task into token sequences (Radford et al. 2018, section 3.3)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_dist.data.tasks import Example
+from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.errors import ConfigError, DataError
+
+Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
+
+_SPECIAL = 3  # start, delimiter, extract
+_SHORTEST = 6  # leaves a token to each of two texts
+_REMEMBERED_TEXTS = 64  # neighbouring rows share a passage or a premise
+
+
+class Transformation:
+    """Makes the token sequences of one form of task, each of sequence_length tokens at most.
+
+    The released code cuts each of two texts to its first `sequence_length // 2 - 2` tokens. Here
+    too, but a text may also take the room that the other leaves: nothing is cut that fits, and
+    nothing that the released code keeps. In multiple choice only the context is cut, to the same
+    tokens before every choice; the question and the choices stay whole.
+    """
+
+    def __init__(
+        self, form: Form, tokenizer: Tokenizer, sequence_length: int, lowercase: bool = False
+    ) -> None:
+        """lowercase is for tokenizers that were made of lower-cased text."""
+        if sequence_length < _SHORTEST:
+            raise ConfigError(
+                f"model.sequence_length: {sequence_length} tokens have no room for two texts; use "
+                f"{_SHORTEST} or more"
+            )
+        self._form = form
+        self._tokenizer = tokenizer
+        self._sequence_length = sequence_length
+        self._lowercase = lowercase
+        self._encode = lru_cache(_REMEMBERED_TEXTS)(self._encode_text)
+
+    def sequences(self, example: Example) -> list[NDArray[np.int32]]:
+        """One sequence; for similarity one in each order; for multiple choice one a choice.
+
+        Raises DataError where a question and its longest choice leave no room for the context.
+        """
+        texts = [self._encode(text) for text in example.texts]
+        match self._form:
+            case "classification":
+                return [self._join(texts[0][: self._sequence_length - 2])]
+            case "entailment":
+                return [self._pair(*texts)]
+            case "similarity":
+                first, second = texts
+                return [self._pair(first, second), self._pair(second, first)]
+            case "multiple_choice":
+                return self._choices(example, *texts)
+
+    def _pair(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:
+        room = self._sequence_length - _SPECIAL
+        second = second[: max(self._sequence_length // 2 - 2, room - len(first))]
+        return self._join(first[: room - len(second)], second)
+
+    def _choices(
+        self, example: Example, context: NDArray[np.int32], *question: NDArray[np.int32]
+    ) -> list[NDArray[np.int32]]:
+        choices = [self._encode(choice) for choice in example.choices]
+        whole = sum(map(len, question)) + max(map(len, choices))
+        room = self._sequence_length - _SPECIAL - whole
+        if room < 1:
+            raise DataError(
+                f"{example.where or example.id}: question and longest choice are {whole} tokens, "
+                f"which leaves no room for the context in model.sequence_length "
+                f"{self._sequence_length}; shorten them, or use a longer one"
+            )
+        before = np.concatenate([context[:room], *question])
+        return [self._join(before, choice) for choice in choices]
+
+    def _join(self, *texts: NDArray[np.int32]) -> NDArray[np.int32]:
+        """start, the texts with a delimiter between, extract."""
+        tokenizer = self._tokenizer
+        parts: list[NDArray[np.int32] | list[int]] = [[tokenizer.start]]
+        for text in texts:
+            parts += [text, [tokenizer.delimiter]]
+        parts[-1] = [tokenizer.extract]
+        return np.concatenate(parts, dtype=np.int32)
+
+    def _encode_text(self, text: str) -> NDArray[np.int32]:
+        return self._tokenizer.encode(text.lower() if self._lowercase else text)
