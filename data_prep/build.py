@@ -1,5 +1,6 @@
 """Build a token folder from books: the steps of `python -m data_prep build`, in order."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,13 +9,23 @@ from pathlib import Path
 from data_prep.corpus import Corpus, collect, sample_lines, split_documents
 from data_prep.jobs import CleanDocument, EncodeJob, encode_part
 from data_prep.pool import Pool
-from data_prep.publish import new_folder, sync_folder, write_synced
 from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
 from gpt_dist.data import tokens
 from gpt_dist.data.shards import token_dtype
-from gpt_dist.data.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer, train_sentencepiece
-from gpt_dist.data.tokens import BuildOptions, FileEntry, Manifest, ShardEntry, SplitEntry
+from gpt_dist.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_sentencepiece
+from gpt_dist.data.tokenizer_files import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
+from gpt_dist.data.tokens import (
+    BuildOptions,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    TokenizerEntry,
+    TokenizerName,
+)
+from gpt_dist.errors import DataError
+from gpt_dist.folders import new_folder
 
 # A split is encoded in about this many parts, one shard each, within these bounds of clean bytes.
 _PARTS = 64
@@ -23,29 +34,40 @@ _MAX_PART_BYTES = 256 << 20
 
 
 def build(
-    inputs: list[Path], output: Path, options: BuildOptions, pool: Pool, progress: Progress
+    inputs: list[Path],
+    output: Path,
+    options: BuildOptions,
+    tokenizer: Path | None,
+    pool: Pool,
+    progress: Progress,
 ) -> Manifest:
     """Make the token folder `output`; every byte of it depends on inputs and options only.
 
-    Raises DataError for any fault of input, options or disk; nothing is left behind then.
+    `tokenizer` is a folder whose tokenizer is used; without one, a tokenizer is trained. Raises
+    DataError for any fault of input, options or disk; nothing is left behind then.
     """
-    with new_folder(output) as folder:
+    with new_folder(output, DataError, "about twice the size of the unpacked text") as folder:
         sources, skipped = find_sources(inputs)
         entries = _hash_sources(sources, pool, progress)
         work = folder / "work"
         work.mkdir()
         corpus = collect(sources, skipped, work, options, pool, progress)
         documents = split_documents(corpus.kept, options.validation_fraction)
-        model = folder / tokens.TOKENIZER_NAME
-        _train_tokenizer(documents["train"], model, options, progress)
+        if tokenizer:
+            name, content = tokenizer_file(tokenizer)
+        else:
+            name, content = _train_tokenizer(documents["train"], options, progress)
+        (folder / name).write_bytes(content)
         splits = {
-            name: _encode_split(documents[name], folder / name, model, pool, progress)
-            for name in tokens.SPLITS
+            split: _encode_split(documents[split], folder / split, folder, pool, progress)
+            for split in tokens.SPLITS
         }
         shutil.rmtree(work)
-        manifest = _manifest(options, entries, corpus, splits, model)
-        content = manifest.model_dump_json(indent=1) + "\n"
-        write_synced(folder / tokens.MANIFEST_NAME, content.encode())
+        digest = hashlib.sha256(content).hexdigest()
+        used = TokenizerEntry(name=name, bytes=len(content), sha256=digest)
+        manifest = _manifest(options, entries, corpus, splits, used, open_tokenizer(folder))
+        text = manifest.model_dump_json(indent=1) + "\n"
+        (folder / tokens.MANIFEST_NAME).write_bytes(text.encode())
     return manifest
 
 
@@ -65,20 +87,23 @@ def _hash_sources(
 
 
 def _train_tokenizer(
-    documents: list[CleanDocument], model: Path, options: BuildOptions, progress: Progress
-) -> None:
+    documents: list[CleanDocument], options: BuildOptions, progress: Progress
+) -> tuple[TokenizerName, bytes]:
+    assert options.tokenizer_sample_mb is not None
+    assert options.seed is not None
     lines = sample_lines(documents, options.tokenizer_sample_mb * 1_000_000, options.seed)
     with progress.stage("training the tokenizer", "tokens", None) as advance:
-        write_synced(model, train_sentencepiece(lines, options.vocab_size))
+        model = train_sentencepiece(lines, options.vocab_size)
         advance(options.vocab_size)
+    return SENTENCEPIECE_NAME, model
 
 
 def _encode_split(
-    documents: list[CleanDocument], folder: Path, model: Path, pool: Pool, progress: Progress
+    documents: list[CleanDocument], folder: Path, tokenizer: Path, pool: Pool, progress: Progress
 ) -> SplitEntry:
     folder.mkdir()
     jobs = [
-        EncodeJob(part, model, folder / f"shard-{number:05d}")
+        EncodeJob(part, tokenizer, folder / f"shard-{number:05d}")
         for number, part in enumerate(_parts(documents))
     ]
     shards = []
@@ -98,7 +123,6 @@ def _encode_split(
                 )
             )
             advance(sum(document.size for document in job.documents))
-    sync_folder(folder)
     return SplitEntry(
         tokens=sum(shard.tokens for shard in shards),
         documents=len(documents),
@@ -127,17 +151,17 @@ def _manifest(
     sources: tuple[tokens.SourceEntry, ...],
     corpus: Corpus,
     splits: dict[str, SplitEntry],
-    model: Path,
+    used: TokenizerEntry,
+    tokenizer: Tokenizer,
 ) -> Manifest:
-    tokenizer = SentencePieceTokenizer(model)
     ids = (tokenizer.end_of_text, tokenizer.start, tokenizer.delimiter, tokenizer.extract)
     return Manifest(
         format=tokens.FORMAT,
         version=tokens.VERSION,
-        vocab_size=tokenizer.vocab_size,
-        dtype=token_dtype(tokenizer.vocab_size).name,
+        vocab_size=tokenizer.full_vocab_size,
+        dtype=token_dtype(tokenizer.full_vocab_size).name,
         special_tokens=dict(zip(SPECIAL_TOKENS, ids, strict=True)),
-        tokenizer=FileEntry(bytes=model.stat().st_size, sha256=tokens.file_sha256(model)),
+        tokenizer=used,
         options=options,
         totals=tokens.Totals(
             source_bytes=sum(source.bytes for source in sources),

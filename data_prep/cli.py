@@ -1,4 +1,4 @@
-"""The commands `python -m data_prep build` and `verify`: parse, run, report."""
+"""The commands `python -m data_prep build`, `verify` and `tasks`: parse, run, report."""
 
 import argparse
 import os
@@ -9,15 +9,25 @@ from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.book_tasks import DEV_PART, BookTasks, make_tasks
 from data_prep.build import build
 from data_prep.pool import open_pool
 from data_prep.report import Progress, print_summary
+from gpt_dist.data.tokenizer_files import open_tokenizer
 from gpt_dist.data.tokens import BuildOptions, TokenFolder, files_of, find_damage
-from gpt_dist.errors import DataError, GptDistError
+from gpt_dist.errors import ConfigError, DataError, GptDistError
+
+_TRAINING = {"vocab_size": 40_000, "tokenizer_sample_mb": 20, "seed": 0}
+"""Choices for a tokenizer that is trained, and their defaults."""
 
 _EXAMPLE = """example:
   python -m data_prep build books/ more.tar.xz --output tokens --vocab-size 16000
   python -m data_prep verify tokens
+  python -m data_prep build new-books/ --output new-tokens --tokenizer model
+  python -m data_prep tasks books/ --output book-tasks
 
 on many hosts that share a file system, rank 0 leads and the others work:
   mpirun -n 32 python -m data_prep build books/ --output tokens
@@ -28,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it succeeded, 2 for damage or a user's error, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    commands = {"build": _build, "verify": _verify, "tasks": _tasks}
     try:
-        return _build(options) if options.command == "build" else _verify(options)
+        return commands[options.command](options)
     except GptDistError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,10 +61,33 @@ def _build(options: argparse.Namespace) -> int:
     with open_pool(options.workers) as pool:
         if pool is None:
             return 0
-        choices = BuildOptions.model_validate(options)
-        manifest = build(options.inputs, options.output, choices, pool, Progress())
+        manifest = build(
+            options.inputs,
+            options.output,
+            _choose(options),
+            options.tokenizer,
+            pool,
+            Progress(),
+        )
     print_summary(manifest, options.output, time.monotonic() - begin)
     return 0
+
+
+def _choose(options: argparse.Namespace) -> BuildOptions:
+    """The choices of a build; ConfigError where one has no part in it."""
+    values = vars(options)
+    if options.tokenizer is None:
+        for name, value in _TRAINING.items():
+            values[name] = value if values[name] is None else values[name]
+    else:
+        for name in _TRAINING:
+            if values[name] is not None:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')}: {values[name]} is for training a tokenizer, but "
+                    f"that of --tokenizer {options.tokenizer} is used; leave one of them out"
+                )
+        values["vocab_size"] = open_tokenizer(options.tokenizer).full_vocab_size
+    return BuildOptions.model_validate(options)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -70,10 +104,39 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tasks(options: argparse.Namespace) -> int:
+    made = make_tasks(
+        options.inputs, options.output, options.examples, options.lowercase, Progress()
+    )
+    _print_tasks(made, options.output)
+    return 0
+
+
+def _print_tasks(made: BookTasks, output: Path) -> None:
+    table = Table(title=f"Tasks {output}", show_header=False, title_justify="left")
+    table.add_row("books", f"{made.books:,}")
+    if made.unnamed:
+        table.add_row("left out: not Author___Title.txt", f"{made.unnamed:,} files")
+    table.add_row("authors", ", ".join(made.authors))
+    if made.authors_left_out:
+        table.add_row("left out: too little text", ", ".join(made.authors_left_out))
+    for task, splits in made.examples.items():
+        counts = ", ".join(f"{count:,} {split}" for split, count in splits.items())
+        table.add_row(f"{task}/", f"{counts} examples")
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(
+        "Next:  deepspeed launch/finetune.py configs/finetune/book-author.yaml "
+        f"data.path={output}/author model.source=runs/first "
+        f"'task.labels=[{', '.join(made.authors)}]'",
+        soft_wrap=True,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep",
-        description="Books to token shards.",
+        description="Books to token shards, and to small tasks.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -81,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(commands.add_parser("build", help="make a token folder from books"))
     verify = commands.add_parser("verify", help="check every hash of a token folder")
     verify.add_argument("folder", type=Path, metavar="DIR", help="a token folder")
+    _add_tasks(commands.add_parser("tasks", help="make two small fine-tuning tasks of books"))
     return parser
 
 
@@ -95,7 +159,19 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="a folder, .txt, .jsonl (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
     )
     add("--output", required=True, type=Path, metavar="DIR", help="the token folder to make")
-    add("--vocab-size", type=_positive, default=40_000, metavar="N", help="default 40000")
+    add(
+        "--vocab-size",
+        type=_positive,
+        metavar="N",
+        help="tokens of the tokenizer to train; default 40000",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="use the tokenizer of a token folder, a model, a checkpoint, a Hugging Face folder or "
+        "the released GPT-1 instead of training one, as for more text for that model",
+    )
     add(
         "--workers",
         type=_positive,
@@ -103,12 +179,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes; default one a core; the output does not depend on it",
     )
-    add(
-        "--no-lowercase",
-        dest="lowercase",
-        action="store_false",
-        help="keep upper case (the paper's text has none)",
-    )
+    _add_lowercase(parser)
     add(
         "--min-characters",
         type=_natural,
@@ -127,11 +198,44 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add(
         "--tokenizer-sample-mb",
         type=_positive,
-        default=20,
         metavar="N",
         help="text to train the tokenizer on, drawn at random; default 20",
     )
-    add("--seed", type=_natural, default=0, metavar="N", help="of that draw; default 0")
+    add("--seed", type=_natural, metavar="N", help="of that draw; default 0")
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Two tasks of books named Author___Title.txt: `author`, who wrote a passage, and `next`, "
+        "which of two sentences comes next."
+    )
+    parser.epilog = "example: python -m data_prep tasks data_prep/sample_books --output book-tasks"
+    add = parser.add_argument
+    add(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="a folder, .txt (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
+    )
+    add("--output", required=True, type=Path, metavar="DIR", help="the folder to make")
+    add(
+        "--examples",
+        type=_positive,
+        default=2000,
+        metavar="N",
+        help=f"of each task, one in {DEV_PART} of them for dev; default 2000",
+    )
+    _add_lowercase(parser)
+
+
+def _add_lowercase(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-lowercase",
+        dest="lowercase",
+        action="store_false",
+        help="keep upper case (the paper's text has none)",
+    )
 
 
 def _positive(value: str) -> int:

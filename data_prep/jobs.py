@@ -11,7 +11,7 @@ from data_prep.clean import clean
 from data_prep.documents import Document, read_text
 from data_prep.sources import Source
 from gpt_dist.data.shards import ShardInfo, ShardWriter, token_dtype
-from gpt_dist.data.tokenizer import SentencePieceTokenizer
+from gpt_dist.data.tokenizer_files import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class EncodeJob:
     """Encode `documents`, each followed by an end of text, into the shard `prefix`."""
 
     documents: tuple[CleanDocument, ...]
-    tokenizer: Path
+    tokenizer: Path  # the folder that holds it
     prefix: Path
 
 
@@ -97,8 +97,8 @@ def clean_batch(job: CleanJob) -> CleanBatch:
 
 def encode_part(job: EncodeJob) -> ShardInfo:
     """Write one shard and its index."""
-    tokenizer = SentencePieceTokenizer(job.tokenizer)
-    writer = ShardWriter(job.prefix, token_dtype(tokenizer.vocab_size))
+    tokenizer = open_tokenizer(job.tokenizer)
+    writer = ShardWriter(job.prefix, token_dtype(tokenizer.full_vocab_size))
     for document in job.documents:
         writer.add_document(np.append(tokenizer.encode(document.text()), tokenizer.end_of_text))
     return writer.close()

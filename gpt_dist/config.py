@@ -36,6 +36,8 @@ class RunConfig(Section):
     """Where the run writes its configuration, metrics and TensorBoard files."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seeds initial weights, dropout and the order of the samples."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = Field(default=None, min_length=1)
+    """Fine-tunes once with each, in folders of their own, for the median and the spread."""
 
 
 class ModelConfig(Section):
@@ -56,6 +58,9 @@ class ModelConfig(Section):
     source: str | None = None
     """Weights to start from: a model folder, a sharded checkpoint, a Hugging Face GPT-1 or GPT-2
     folder, or the released GPT-1 files; sizes left out are then its own. `none`: from scratch."""
+    transferred_layers: int | None = Field(default=None, ge=0)
+    """Blocks taken from model.source, from the first; the others start from scratch. Left out,
+    all."""
 
     @property
     def source_path(self) -> Path | None:
@@ -75,7 +80,10 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     path: str | None = None
-    """A token folder, made by `python -m data_prep build`."""
+    """A token folder, made by `python -m data_prep build`; in fine-tuning, the folder of the task's
+    files."""
+    tokenizer: str | None = None
+    """Fine-tuning without model.source: the folder of a tokenizer, such as a model's."""
 
 
 class ParallelConfig(Section):
@@ -103,6 +111,8 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     warmup_steps: int = Field(default=2000, ge=0)
     """Steps of linear warm-up from 0."""
+    warmup_fraction: float | None = Field(default=None, ge=0, le=1)
+    """The warm-up as a part of training.max_steps, in place of warmup_steps."""
     decay_steps: int | None = Field(default=None, ge=1)
     """Step at which the learning rate reaches 0; left out, it is training.max_steps."""
     shape: Literal["cosine", "linear", "constant"] = "cosine"
@@ -133,21 +143,32 @@ class TrainingConfig(Section):
 
 
 class ValidationConfig(Section):
-    interval: int = Field(default=1000, ge=1)
-    """Steps between validations; one more is made before the first step and after the last."""
+    interval: int | None = Field(default=None, ge=1)
+    """Steps between validations; one more is made before the first step and after the last.
+    Left out, 1000 in pre-training and an epoch in fine-tuning."""
     max_samples: int | None = Field(default=None, ge=1)
     """Validation windows used, from the first; left out, all."""
 
 
 class CheckpointConfig(Section):
-    interval: int = Field(default=1000, ge=1)
-    """Steps between checkpoints; one more is written after the last step."""
+    interval: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; one more is written after the last step. Left out, 1000 in
+    pre-training and an epoch in fine-tuning."""
     keep: int = Field(default=3, ge=1)
     """The newest so many are kept."""
     keep_every: int | None = Field(default=None, ge=1)
     """Checkpoints of every step that this divides are kept too."""
+    keep_best: bool = False
+    """Write one after every validation too, and keep the best. Fine-tuning always does."""
     asynchronous: bool = True
     """Write in the background: a step is held only while the state is copied."""
+
+
+class ObjectiveConfig(Section):
+    auxiliary_weight: float = Field(default=0.5, ge=0)
+    """Lambda of fine-tuning: the weight of the language-model loss beside the task's own."""
+    head_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """On the activation that the task's head reads."""
 
 
 class LoggingConfig(Section):
@@ -168,6 +189,16 @@ class SplitConfig(Section):
     """As in `task`, where this file is made otherwise."""
     submission: str | None = None
     """Name of the prediction file in GLUE's form, for a split without labels."""
+
+
+class ZeroShotConfig(Section):
+    prompt: str = ""
+    """Put behind the text, for one of `words` to go on with."""
+    words: list[str] | None = None
+    """One for each of task.labels, in their order: the likeliest one is the guess."""
+    likely_label: str | None = None
+    """In place of words: which of two labels have the texts of high average log-probability. The
+    threshold is the one that does best on `train`."""
 
 
 class TaskConfig(Section):
@@ -204,6 +235,9 @@ class TaskConfig(Section):
     """What decides which weights are kept, and what the table shows."""
     paper: dict[str, float] = {}
     """What the paper reports, in per cent, by split; `dev` is all of them."""
+    zero_shot: ZeroShotConfig | None = None
+    """How a model that was not fine-tuned classifies a text (section 5 of the paper). Multiple
+    choice needs none: it takes the choice of highest average log-probability."""
 
 
 class Config(Section):
@@ -217,6 +251,10 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    task: TaskConfig | None = None
+    """Given for fine-tuning only."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Of fine-tuning."""
 
     def data_parallel_size(self, world_size: int) -> int:
         return world_size // self.parallel.tensor_parallel_size
@@ -357,7 +395,7 @@ def adopt_source(config: Config, source: ModelConfig) -> Config:
                 f"model.{key}: {own} is not the {theirs} of model.source {config.model.source}; "
                 "leave the key out to take that"
             )
-    sizes = source.model_dump(exclude={"vocab_size", "dropout", "source"})
+    sizes = source.model_dump(exclude={"vocab_size", "dropout", "source", "transferred_layers"})
     adopted = config.model_copy(update={"model": config.model.model_copy(update=sizes)})
     _check_combinations(adopted)
     return adopted
@@ -385,40 +423,50 @@ def check_layout(config: Config, world_size: int, device_type: str) -> None:
         raise ConfigError("training.precision: fp16 needs a CUDA device; use bf16 or fp32 here")
 
 
-def resolve(config: Config, world_size: int, vocab_size: int, num_windows: int) -> Config:
+def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> Config:
     """Fill in what the launch and the data decide, so that nothing is left to defaults later.
 
-    vocab_size and num_windows are the token folder's. Raises ConfigError where they contradict the
-    configuration.
+    vocab_size is the data's, and so is the number of samples in an epoch. Raises ConfigError where
+    they contradict the configuration.
     """
-    model, training = config.model, config.training
+    training, schedule = config.training, config.schedule
+    epochs = training.epochs or (3 if config.task else 100)
+    max_steps = training.max_steps or math.ceil(epochs * samples / training.global_batch_size)
+    share = training.global_batch_size // config.data_parallel_size(world_size)
+    warmup = schedule.warmup_fraction
+    interval = math.ceil(samples / training.global_batch_size) if config.task else 1000
+    sections: dict[str, dict[str, Any]] = {
+        "training": {
+            "max_steps": max_steps,
+            "epochs": None,
+            "micro_batch_size": training.micro_batch_size or share,
+        },
+        "schedule": {
+            "decay_steps": schedule.decay_steps or max_steps,
+            "warmup_steps": schedule.warmup_steps if warmup is None else round(warmup * max_steps),
+            "warmup_fraction": None,
+        },
+        "validation": {"interval": config.validation.interval or interval},
+        "checkpoint": {"interval": config.checkpoint.interval or interval},
+        "model": {"vocab_size": _vocab_size(config, vocab_size)},
+    }
+    resolved = {
+        name: getattr(config, name).model_copy(update=update) for name, update in sections.items()
+    }
+    return config.model_copy(update=resolved)
+
+
+def _vocab_size(config: Config, vocab_size: int) -> int:
+    model, tensor_parallel_size = config.model, config.parallel.tensor_parallel_size
     if model.vocab_size not in (None, vocab_size):
         raise ConfigError(
             f"model.vocab_size: {model.vocab_size} is not the {vocab_size} of the tokens in "
             f"data.path {config.data.path}; leave the key out to take theirs"
         )
-    model = model.model_copy(update={"vocab_size": vocab_size})
-    tensor_parallel_size = config.parallel.tensor_parallel_size
-    if model.padded_vocab_size % tensor_parallel_size:
+    padded = model.model_copy(update={"vocab_size": vocab_size}).padded_vocab_size
+    if padded % tensor_parallel_size:
         raise ConfigError(
             f"parallel.tensor_parallel_size: {tensor_parallel_size} does not divide the "
-            f"vocabulary, {vocab_size} padded to {model.padded_vocab_size}; use a power of two"
+            f"vocabulary, {vocab_size} padded to {padded}; use a power of two"
         )
-    epochs = training.epochs or 100
-    max_steps = training.max_steps or math.ceil(epochs * num_windows / training.global_batch_size)
-    share = training.global_batch_size // config.data_parallel_size(world_size)
-    return config.model_copy(
-        update={
-            "model": model,
-            "training": training.model_copy(
-                update={
-                    "max_steps": max_steps,
-                    "epochs": None,
-                    "micro_batch_size": training.micro_batch_size or share,
-                }
-            ),
-            "schedule": config.schedule.model_copy(
-                update={"decay_steps": config.schedule.decay_steps or max_steps}
-            ),
-        }
-    )
+    return vocab_size

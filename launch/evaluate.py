@@ -1,14 +1,25 @@
-"""Print the perplexity of a model on held-out tokens or text files, under any launcher.
+"""Print the perplexity of a model on held-out tokens or text files, or its score in a task.
 
-Text is scored as it is: one that was not cleaned like the training text scores worse.
+Text is scored as it is: one that was not cleaned like the training text scores worse. A task is
+solved without fine-tuning, by what the model finds likely: a line of JSON for each split.
 """
 
 import json
 import os
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import Progress
+
 from gpt_dist import command
+from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.weights import is_checkpoint
+from gpt_dist.config import load_config
+from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.errors import ConfigError
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.inference.evaluate import (
     Texts,
@@ -17,8 +28,9 @@ from gpt_dist.inference.evaluate import (
     score_texts,
     score_tokens,
 )
-from gpt_dist.inference.model import assemble, open_model
-from gpt_dist.rendezvous import discover_launch
+from gpt_dist.inference.model import OpenedModel, assemble, open_model
+from gpt_dist.inference.zero_shot import Report, ZeroShotTask
+from gpt_dist.rendezvous import Launch, discover_launch
 from gpt_dist.topology import disconnect
 
 EXAMPLE = "torchrun --nproc-per-node 2 launch/evaluate.py model --tokens tokens --stride 256"
@@ -31,6 +43,18 @@ def parse() -> Namespace:
         "--tokens", type=Path, metavar="DIR", help="a token folder: its validation split"
     )
     source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 text files")
+    source.add_argument(
+        "--zero-shot",
+        type=Path,
+        metavar="CONFIG.yaml",
+        help="a fine-tuning task of multiple choice, or one with task.zero_shot",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="the task's files (default: its data.path)"
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", help="of the task (default: every one named dev or dev_…)"
+    )
     parser.add_argument(
         "--stride",
         type=positive,
@@ -39,15 +63,32 @@ def parse() -> Namespace:
         "each token more context, and takes longer",
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="windows at once (default 8)"
+        "--batch-size",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="windows at once (default 8); of a task, as much text",
     )
     add_tensor_parallel_size(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.zero_shot and arguments.stride:
+        parser.error("--stride goes with --tokens or --text")
+    if not arguments.zero_shot and (arguments.data or arguments.split):
+        parser.error("--data and --split go with --zero-shot")
+    return arguments
 
 
 def main() -> None:
     arguments = parse()
     launch = discover_launch(os.environ)
+    if arguments.zero_shot:
+        solve_task(arguments, launch)
+    else:
+        measure_perplexity(arguments, launch)
+    disconnect()
+
+
+def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
     opened = open_model(arguments.model)
     stride, size = choose_stride(opened, arguments.stride), arguments.batch_size
     if arguments.tokens:
@@ -60,7 +101,50 @@ def main() -> None:
         scores = score_texts(model, texts, stride, size, topology)
     if topology.is_main:
         print(json.dumps(scores, indent=2), flush=True)
-    disconnect()
+
+
+def solve_task(arguments: Namespace, launch: Launch) -> None:
+    config = load_config(arguments.zero_shot, [])
+    if config.task is None:
+        raise ConfigError(f"{arguments.zero_shot}: has no task; see configs/finetune/")
+    folder = arguments.data or Path(config.data.path or "")
+    opened = open_model(arguments.model)
+    tokenizer = opened.tokenizer
+    lowercase = made_of_lowercase(tokenizer)
+    task = ZeroShotTask(config.task, folder, arguments.split, tokenizer, opened.config, lowercase)
+    model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
+    group = topology.data_parallel_group
+    with show_progress(topology.is_main) as report:
+        rows = task.evaluate(model, arguments.batch_size, group, report)
+    if topology.is_main:
+        for row in rows:
+            print(json.dumps({**step_of(opened), **row}), flush=True)
+
+
+def made_of_lowercase(tokenizer: Tokenizer) -> bool:
+    """Whether no token of several characters has a capital."""
+    tokens = (tokenizer.decode([index]) for index in range(tokenizer.vocab_size))
+    return not any(len(token) > 1 and token != token.lower() for token in tokens)
+
+
+def step_of(opened: OpenedModel) -> dict[str, int]:
+    """The step of a checkpoint, for curves over a run."""
+    path = opened.tokenizer_folder
+    return {"step": Checkpoint.open(path).manifest.step} if is_checkpoint(path) else {}
+
+
+@contextmanager
+def show_progress(is_main: bool) -> Iterator[Report]:
+    """Bars on standard error; where that is no terminal, the finished ones."""
+    with Progress(console=Console(stderr=True), disable=not is_main) as bars:
+        tasks = {}
+
+        def report(name: str, done: int, tokens: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name)
+            bars.update(tasks[name], completed=done, total=tokens)
+
+        yield report
 
 
 if __name__ == "__main__":

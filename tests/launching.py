@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,8 @@ import pytest
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
-    "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", "29651"],
-    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29652"],
+    "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port"],
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port"],
     "mpirun": ["mpirun", "-n", "2", "--oversubscribe", "python"],
     "python": ["python"],
 }
@@ -28,12 +29,21 @@ def start(launcher: str, *arguments: str) -> subprocess.Popen[str]:
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
     return subprocess.Popen(
-        [*LAUNCHERS[launcher], "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
+        [*LAUNCHERS[launcher], *_port(launcher), "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def _port(launcher: str) -> list[str]:
+    """A port that nobody uses, where the launcher asks for one."""
+    if not LAUNCHERS[launcher][-1].startswith("--master"):
+        return []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return [str(free.getsockname()[1])]
 
 
 def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -59,5 +59,5 @@ def start(launch: Launch, device: torch.device, overrides: dict[str, Any], direc
     inputs, topology = prepare(launch, device, overrides, directory)
     config, data = inputs.config, data_source(inputs.folder)
     checkpoint = find_checkpoint(config, topology, data.digest, print)
-    engine = start_engine(config, topology, LanguageModelObjective, inputs.source, checkpoint)
+    engine = start_engine(config, topology, LanguageModelObjective, None, checkpoint)
     return Run(engine, Saver(engine.state(), config, topology, data, engine.probe_loss), topology)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from gpt_dist.checkpoint.format import Checkpoint
@@ -72,10 +72,10 @@ def open_whole(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def prune(folder: Path, config: CheckpointConfig) -> None:
-    """Remove all but the newest `keep`, and those whose step is a multiple of `keep_every`."""
+def prune(folder: Path, config: CheckpointConfig, keep: Collection[int] = ()) -> None:
+    """Remove all but the newest, those whose step is a multiple of keep_every, and those given."""
     for step in steps(folder)[config.keep :]:
-        if not (config.keep_every and step % config.keep_every == 0):
+        if step not in keep and not (config.keep_every and step % config.keep_every == 0):
             shutil.rmtree(step_path(folder, step), ignore_errors=True)
 
 

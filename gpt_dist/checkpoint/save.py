@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +31,16 @@ from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.config import Config
 from gpt_dist.data.tokens import FileEntry, file_sha256
 from gpt_dist.errors import CheckpointError
+from gpt_dist.folders import sync, write_synced
 from gpt_dist.model import agrees, probe_loss
 from gpt_dist.topology import Topology
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that the numbers of a run depend on."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,10 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, keep: Collection[int] = ()) -> None:
         """Take a snapshot and write it; returns at once where checkpoint.asynchronous is set.
+
+        Older checkpoints go as checkpoint.keep and keep_every say, but those of the steps `keep`.
 
         Raises CheckpointError if this save, or the one before it, failed.
         """
@@ -87,7 +94,7 @@ class Saver:
         live_loss = self._probe() if self._probe else None
         self._probe = None
         snapshot(self._state, self._buffers)
-        write = self._writer(step, live_loss)
+        write = self._writer(step, live_loss, keep)
         if self._config.checkpoint.asynchronous:
             self._thread = threading.Thread(target=write, name="checkpoint")
             self._thread.start()
@@ -108,7 +115,9 @@ class Saver:
         """Give the group back; nothing can be saved any more."""
         dist.destroy_process_group(self._group)
 
-    def _writer(self, step: int, live_loss: float | None) -> Callable[[], None]:
+    def _writer(
+        self, step: int, live_loss: float | None, keep: Collection[int]
+    ) -> Callable[[], None]:
         """What writes the snapshot; all that it needs of the live state is read now."""
         file, parameters = self._file, self._parameters
         optimizer_steps, loss_scaler = self._state.counters()
@@ -130,7 +139,7 @@ class Saver:
                     zero_stage=config.parallel.zero_stage,
                     precision=config.training.precision,
                 ),
-                versions={name: version(name) for name in _PACKAGES},
+                versions=package_versions(),
                 data_digest=self._data.digest,
                 files=files,
                 parameters=entries,
@@ -148,6 +157,8 @@ class Saver:
             failures = [report[0] for report in reports if report[0]]
             if not failures and self._topology.is_main:
                 failures = self._publish(step, partial, manifest, reports, live_loss)
+                if not failures:
+                    prune(self._folder, self._config.checkpoint, keep)
             failures = self._exchange(failures)[0] or failures
             if failures:
                 if self._topology.is_main:
@@ -180,14 +191,13 @@ class Saver:
             loss = self._prove(Checkpoint(partial, unproven), live_loss)
             proven = unproven.model_copy(update={"probe_loss": loss})
             content = proven.sealed().model_dump_json(indent=1)
-            _write_synced(partial / MANIFEST_NAME, content.encode())
-            _sync_folder(partial)
+            write_synced(partial / MANIFEST_NAME, content.encode())
+            sync(partial)
             final = step_path(self._folder, step)
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            _sync_folder(self._folder)
-            prune(self._folder, self._config.checkpoint)
+            sync(self._folder)
         except (OSError, CheckpointError) as error:
             return [f"rank 0: {error}"]
         return []
@@ -212,27 +222,11 @@ class Saver:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
     save_file(tensors, path)
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
+    sync(path)
     return FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _write_tokenizer(data: DataSource, folder: Path) -> FileEntry:
-    _write_synced(folder / data.tokenizer_name, data.tokenizer)
+    write_synced(folder / data.tokenizer_name, data.tokenizer)
     digest = hashlib.sha256(data.tokenizer).hexdigest()
     return FileEntry(bytes=len(data.tokenizer), sha256=digest)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ class SavedWeights(Mapping[str, Tensor]):
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Raises CheckpointError where it holds no model that this version knows."""
         self.path = checkpoint.path
+        self.step = checkpoint.manifest.step
         self._checkpoint = checkpoint
         try:
             self.config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))

@@ -6,10 +6,12 @@ import queue
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gpt_dist.config import Config
 
 Item = TypeVar("Item")
 
@@ -27,6 +29,18 @@ class BatchPlan:
     data_parallel_size: int
     data_parallel_rank: int
 
+    @classmethod
+    def of(cls, config: Config, data_parallel_size: int, data_parallel_rank: int) -> Self:
+        """The plan of a resolved configuration for one of its data-parallel processes."""
+        training = config.training
+        assert training.micro_batch_size is not None, "the configuration is not resolved yet"
+        return cls(
+            training.global_batch_size,
+            training.micro_batch_size,
+            data_parallel_size,
+            data_parallel_rank,
+        )
+
     @property
     def accumulation_steps(self) -> int:
         """Micro-batches that one process adds up to an optimiser step."""
@@ -38,6 +52,15 @@ class BatchPlan:
         for part in range(self.accumulation_steps):
             first = start + part * self.micro_batch_size * self.data_parallel_size
             yield np.arange(first, first + self.micro_batch_size)
+
+    def over(self, count: int) -> Iterator[NDArray[np.int64]]:
+        """This process's micro-batches of the numbers up to `count`, for what is no training.
+
+        Every process gets the same number of full micro-batches: numbers beyond `count` fill up.
+        """
+        first = self.data_parallel_rank * self.micro_batch_size
+        for start in range(first, count + first, self.micro_batch_size * self.data_parallel_size):
+            yield np.arange(start, start + self.micro_batch_size)
 
 
 def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item, None, None]:

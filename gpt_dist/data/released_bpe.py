@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from gpt_dist.errors import DataError
 
 _END_OF_WORD = "</w>"
 _UNKNOWN = "<unk>"
+_PIECE_CHARACTERS = 2**16
+_SPACE_BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
 _FILE_BYTES = 2**27
 """A larger file is refused unread; a vocabulary of 256,000 tokens takes about an eighth of it."""
 
@@ -30,16 +33,28 @@ class BytePairTokenizer:
     """
 
     def __init__(self, backend: Backend) -> None:
+        # Some files ask for what others do to short inputs: a corpus must not be cut.
+        backend.no_truncation()
+        backend.no_padding()
         self._backend = backend
+        self.lowercases = False  # its normalizer does so itself where it should
+        self._piece_characters = _PIECE_CHARACTERS if _can_be_cut(backend) else None
         self.vocab_size = backend.get_vocab_size()
         known = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
-        behind = iter(range(self.vocab_size, self.vocab_size + len(known)))
+        self.full_vocab_size = self.vocab_size + known.count(None)
+        behind = iter(range(self.vocab_size, self.full_vocab_size))
         ids = [next(behind) if index is None else index for index in known]
         self.end_of_text, self.start, self.delimiter, self.extract = ids
 
     def encode(self, text: str) -> Ids:
         """Ids (int32 vector) of a text."""
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        # The library's own result takes 500 bytes a token.
+        pieces = _cut_before_words(text, self._piece_characters or len(text))
+        ids = [
+            np.array(self._backend.encode(piece, add_special_tokens=False).ids, dtype=np.int32)
+            for piece in pieces
+        ]
+        return np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; reserved tokens are left out."""
@@ -51,6 +66,31 @@ class BytePairTokenizer:
         reserved = SPECIAL_TOKENS[:1] if self.end_of_text < self.vocab_size else ()
         settings = tokenizer_settings(eos_token=next(iter(reserved), None))
         return {"tokenizer.json": self._backend.to_str().encode(), **settings}
+
+
+def _can_be_cut(backend: Backend) -> bool:
+    """Whether a space between words begins a token, or is none, whatever stands before it."""
+    normalizer, words = backend.normalizer, backend.pre_tokenizer
+    if not (normalizer is None or isinstance(normalizer, normalizers.BertNormalizer)):
+        return False
+    if any(
+        token.rstrip or " " in token.content
+        for token in backend.get_added_tokens_decoder().values()
+    ):
+        return False
+    if isinstance(words, pre_tokenizers.ByteLevel):
+        return words.use_regex
+    return isinstance(words, pre_tokenizers.BertPreTokenizer)
+
+
+def _cut_before_words(text: str, length: int) -> Iterator[str]:
+    """Cut `text` before the first space between two words after every `length` characters."""
+    begin = 0
+    while begin < len(text):
+        space = _SPACE_BETWEEN_WORDS.search(text, begin + length)
+        end = space.start() if space else len(text)
+        yield text[begin:end]
+        begin = end
 
 
 def tokenizer_settings(**settings: Any) -> dict[str, bytes]:

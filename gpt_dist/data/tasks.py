@@ -88,6 +88,23 @@ def check_task(folder: Path, task: TaskConfig) -> None:
             )
 
 
+def read_unlabelled(path: Path, task: TaskConfig) -> list[Example]:
+    """Examples without labels from lines of JSON whose keys are the roles of the task's form.
+
+    That is `text`; `premise`, `hypothesis`; `a`, `b`; or `context`, `choices`, and `question` where
+    the task has one. Raises DataError naming file and line for bad input.
+    """
+    known = RACE_COLUMNS if task.format == "race" else task.columns
+    columns: dict[str, Column | list[Column]] = {
+        role: role for role in _TEXTS[task.form] if role in known
+    }
+    split = SplitConfig(path=path.name, columns=columns)
+    unlabelled = task.model_copy(
+        update={"format": "jsonl", "splits": {"test": split}, "dev_fraction": 0.0}
+    )
+    return read_split(path.parent, unlabelled, "test")
+
+
 def write_submission(
     folder: Path,
     task: TaskConfig,

@@ -25,9 +25,14 @@ _TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ v
 
 
 class Tokenizer(Protocol):
-    """What others ask of a tokenizer; attributes beside `vocab_size` are ids of reserved tokens."""
+    """What others ask of a tokenizer; the last four attributes are the ids of reserved tokens."""
 
     vocab_size: int
+    """Tokens of its files: a text has no others."""
+    full_vocab_size: int
+    """The same and the reserved tokens that its files lack, whose ids follow them."""
+    lowercases: bool
+    """Whether it was made of lower-cased text, and texts should be lower-cased before."""
     end_of_text: int
     start: int
     delimiter: int
@@ -66,6 +71,16 @@ class SentencePieceTokenizer:
             )
         self.end_of_text, self.start, self.delimiter, self.extract = ids
         self.vocab_size: int = self._processor.get_piece_size()
+        self.full_vocab_size = self.vocab_size
+        self.lowercases = not any(map(self._has_capital, range(self.vocab_size)))
+
+    def _has_capital(self, index: int) -> bool:
+        """Whether a piece of text, not a byte or reserved token, holds a capital letter."""
+        processor = self._processor
+        if processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index):
+            return False
+        piece: str = processor.id_to_piece(index)
+        return piece != piece.lower()
 
     def encode(self, text: str) -> Ids:
         """Ids (int32 vector) of `text`; memory beyond the result does not grow with its length."""

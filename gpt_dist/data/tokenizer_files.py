@@ -1,9 +1,9 @@
-"""The tokenizer of a model folder: which files say it, and what they hold."""
+"""The tokenizer of a folder: which files say it, and what they hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import sentencepiece
 from tokenizers import Tokenizer as Backend
@@ -18,9 +18,11 @@ from gpt_dist.data.released_bpe import (
     tokenizer_settings,
 )
 from gpt_dist.data.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer
+from gpt_dist.data.tokens import TokenizerName
 from gpt_dist.errors import DataError
 
-SENTENCEPIECE_NAME = "tokenizer.model"
+SENTENCEPIECE_NAME: Final = "tokenizer.model"
+BYTE_PAIR_NAME: Final = "tokenizer.json"
 _SPACE = "▁"
 
 FolderTokenizer = SentencePieceTokenizer | BytePairTokenizer
@@ -45,12 +47,14 @@ class _Pieces(Protocol):
 def open_tokenizer(folder: Path) -> FolderTokenizer:
     """The tokenizer of a model folder, ours or Hugging Face's, or of the released GPT-1 files.
 
+    Token folders and checkpoints hold one too.
+
     Raises DataError where there is none, or it is damaged.
     """
     if (folder / SENTENCEPIECE_NAME).is_file():
         return SentencePieceTokenizer(folder / SENTENCEPIECE_NAME)
-    if (folder / "tokenizer.json").is_file():
-        return read_tokenizer_json(folder / "tokenizer.json")
+    if (folder / BYTE_PAIR_NAME).is_file():
+        return read_tokenizer_json(folder / BYTE_PAIR_NAME)
     if (folder / "encoder_bpe_40000.json").is_file():
         return read_openai_gpt(folder / "encoder_bpe_40000.json", folder / "vocab_40000.bpe")
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
@@ -59,9 +63,20 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
         ends_words = b"</w>" in merges.read_bytes() if merges.is_file() else False
         return (read_openai_gpt if ends_words else read_gpt2)(vocabulary, merges)
     raise DataError(
-        f"{folder}: has no tokenizer: no {SENTENCEPIECE_NAME}, tokenizer.json or vocab.json; copy "
-        "the tokenizer's files into the folder"
+        f"{folder}: has no tokenizer: no {SENTENCEPIECE_NAME}, {BYTE_PAIR_NAME} or vocab.json; "
+        "copy the tokenizer's files into the folder"
     )
+
+
+def tokenizer_file(folder: Path) -> tuple[TokenizerName, bytes]:
+    """Name and content of the one file by which `open_tokenizer` opens a folder's tokenizer again.
+
+    Raises DataError where the folder has none.
+    """
+    tokenizer = open_tokenizer(folder)
+    if isinstance(tokenizer, BytePairTokenizer):
+        return BYTE_PAIR_NAME, tokenizer.files()[BYTE_PAIR_NAME]
+    return SENTENCEPIECE_NAME, (folder / SENTENCEPIECE_NAME).read_bytes()
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -80,7 +95,7 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     )
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     backend = _as_tokenizers(processor).to_str()
-    return {SENTENCEPIECE_NAME: model, "tokenizer.json": backend.encode(), **settings}
+    return {SENTENCEPIECE_NAME: model, BYTE_PAIR_NAME: backend.encode(), **settings}
 
 
 def _as_tokenizers(processor: _Pieces) -> Backend:

@@ -14,11 +14,11 @@ from gpt_dist.data.shards import Ids, bin_path, idx_path, read_index_header
 from gpt_dist.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-TOKENIZER_NAME = "tokenizer.model"
 SPLITS = ("train", "validation")
 FORMAT = "gpt_dist.tokens"
 VERSION = 1
 
+TokenizerName = Literal["tokenizer.model", "tokenizer.json"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -31,6 +31,12 @@ class FileEntry(_Record):
 
     bytes: NonNegativeInt
     sha256: Sha256
+
+
+class TokenizerEntry(FileEntry):
+    """The tokenizer's file: a sentencepiece model, or a byte-pair encoding of `tokenizers`."""
+
+    name: TokenizerName = "tokenizer.model"
 
 
 class ShardEntry(_Record):
@@ -67,15 +73,17 @@ class DropEntry(_Record):
 
 
 class BuildOptions(_Record):
-    """The choices a corpus depends on, beside its sources."""
+    """The choices a corpus depends on, beside its sources and a tokenizer that was given."""
 
     vocab_size: PositiveInt
+    """Of the tokenizer, trained or given."""
     lowercase: bool
     min_characters: NonNegativeInt
     validation_fraction: Annotated[float, Field(ge=0, lt=1)]
     text_field: str
-    tokenizer_sample_mb: PositiveInt
-    seed: int
+    tokenizer_sample_mb: PositiveInt | None
+    """None, as `seed`: the tokenizer was given, and no text drawn to train one."""
+    seed: int | None
 
 
 class Totals(_Record):
@@ -97,7 +105,7 @@ class Manifest(_Record):
     vocab_size: PositiveInt
     dtype: Literal["uint16", "int32"]
     special_tokens: dict[str, NonNegativeInt]
-    tokenizer: FileEntry
+    tokenizer: TokenizerEntry
     options: BuildOptions
     totals: Totals
     sources: tuple[SourceEntry, ...]
@@ -166,7 +174,7 @@ class TokenFolder:
         not the size the manifest states.
         """
         manifest, digest = _read_manifest(path)
-        _check_size(path / TOKENIZER_NAME, manifest.tokenizer.bytes)
+        _check_size(path / manifest.tokenizer.name, manifest.tokenizer.bytes)
         for split in manifest.splits.values():
             for shard in split.shards:
                 _check_shard(path, shard, np.dtype(manifest.dtype))
@@ -176,8 +184,8 @@ class TokenFolder:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The sentencepiece model the ids were made with."""
-        return self.path / TOKENIZER_NAME
+        """The file of the tokenizer that the ids were made with."""
+        return self.path / self.manifest.tokenizer.name
 
     def split(self, name: Literal["train", "validation"]) -> TokenStream:
         """The ids of one split; an empty split has `num_tokens` 0."""
@@ -209,7 +217,7 @@ def find_damage(
 
 def files_of(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
     """Every file a manifest states, by its path in the folder."""
-    yield TOKENIZER_NAME, manifest.tokenizer
+    yield manifest.tokenizer.name, manifest.tokenizer
     for split in manifest.splits.values():
         for shard in split.shards:
             yield shard.name + ".bin", shard.bin

@@ -30,18 +30,23 @@ class Windows:
 
     def __init__(self, source: TokenSource, sequence_length: int) -> None:
         self._source = source
-        self._sequence_length = sequence_length
+        self.sequence_length = sequence_length
 
     def __len__(self) -> int:
-        return max(0, self._source.num_tokens - 1) // self._sequence_length
+        return max(0, self._source.num_tokens - 1) // self.sequence_length
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens [len(numbers), T + 1] of these windows."""
-        length = self._sequence_length
+        length = self.sequence_length
         tokens = np.empty((len(numbers), length + 1), dtype=np.int64)
         for row, number in zip(tokens, numbers.tolist(), strict=True):
             row[:] = self._source.read(number * length, (number + 1) * length + 1)
         return tokens
+
+
+def split_labels(windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Inputs and labels, each [B, T], of windows [B, T + 1]."""
+    return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
 
 class ShuffledWindows:
@@ -59,6 +64,15 @@ class ShuffledWindows:
         self._windows = windows
         self._seed = seed
 
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return len(self._windows)
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Tokens of a window."""
+        return self._windows.sequence_length
+
     def window_numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The window of each sample number."""
         size = len(self._windows)
@@ -72,6 +86,10 @@ class ShuffledWindows:
     def read(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens [len(samples), T + 1] of these samples."""
         return self._windows.read(self.window_numbers(samples))
+
+    def batch(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and labels [len(samples), T] of these samples."""
+        return split_labels(self.read(samples))
 
     def _key(self, epoch: int) -> int:
         digest = hashlib.sha256(f"{self._seed}/{epoch}".encode()).digest()

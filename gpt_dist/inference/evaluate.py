@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from gpt_dist.data.shards import Ids
-from gpt_dist.data.tokenizer_files import SENTENCEPIECE_NAME
 from gpt_dist.data.tokens import TokenFolder, TokenStream, file_sha256
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.inference.model import OpenedModel
@@ -27,7 +26,8 @@ class Texts:
         tokenizer = opened.tokenizer
         texts = [_read_text(file) for file in files]
         # The released GPT-1 knows no such token: there, the first token is context only.
-        known = tokenizer.end_of_text < tokenizer.vocab_size
+        assert opened.config.vocab_size is not None
+        known = tokenizer.end_of_text < opened.config.vocab_size
         before = [tokenizer.end_of_text] if known else []
         self.streams: list[Ids] = [
             np.concatenate([np.array(before, dtype=np.int32), tokenizer.encode(text)])
@@ -40,7 +40,7 @@ class Texts:
 def open_validation_split(path: Path, opened: OpenedModel) -> TokenStream:
     """The held-out tokens of a token folder; DataError where another tokenizer made them."""
     folder = TokenFolder.open(path)
-    own = opened.tokenizer_folder / SENTENCEPIECE_NAME
+    own = opened.tokenizer_folder / folder.manifest.tokenizer.name
     differs = own.is_file() and file_sha256(own) != folder.manifest.tokenizer.sha256
     if differs or folder.vocab_size != opened.config.vocab_size:
         raise DataError(

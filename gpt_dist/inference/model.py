@@ -28,6 +28,8 @@ class OpenedModel:
     """Full tensors by parameter name, each read when asked for."""
     tokenizer_folder: Path
     """Where the tokenizer's files are."""
+    step: int | None = None
+    """Of pre-training, where it is a checkpoint."""
 
     @cached_property
     def tokenizer(self) -> FolderTokenizer:
@@ -49,7 +51,7 @@ def open_model(path: Path) -> OpenedModel:
     """
     if is_checkpoint(path):
         saved = SavedWeights.open(path)
-        return OpenedModel(saved.config, saved, saved.path)
+        return OpenedModel(saved.config, saved, saved.path, saved.step)
     tensors = ReleasedWeights(path) if (path / SHAPES_NAME).is_file() else ModelFolder(path)
     return OpenedModel(tensors.config, tensors, path)
 

@@ -20,10 +20,11 @@ def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int
     token between texts.
     """
     tokenizer, longest = opened.tokenizer, opened.config.sequence_length
+    assert opened.config.vocab_size is not None
     encoded = []
     for prompt in prompts:
         ids = tokenizer.encode(prompt).tolist()
-        if not ids and tokenizer.end_of_text < tokenizer.vocab_size:
+        if not ids and tokenizer.end_of_text < opened.config.vocab_size:
             ids = [tokenizer.end_of_text]
         if not 0 < len(ids) < longest:
             raise ConfigError(

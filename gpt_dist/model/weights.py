@@ -6,7 +6,8 @@ Here matrices are stored output x input, and q, k, v head by head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +68,11 @@ def hugging_face_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def num_parameters(config: ModelConfig) -> int:
+    """Of a whole model, without the padding of its vocabulary."""
+    return sum(math.prod(shape) for shape in hugging_face_shapes(config).values())
+
+
 def released_order(config: ModelConfig) -> list[str]:
     """This model's names in the order of the released `params_shapes.json`: positions first."""
     tokens, positions, *rest = hugging_face_names(config)
@@ -113,10 +119,16 @@ class GrownVocabulary(Mapping[str, Tensor]):
     """The full tensors of a model, with embeddings drawn for tokens that are new to it."""
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], before: ModelConfig, after: ModelConfig, seed: int
+        self,
+        tensors: Mapping[str, Tensor],
+        before: ModelConfig,
+        after: ModelConfig,
+        unused: Sequence[int],
+        seed: int,
     ) -> None:
-        """`before` and `after` differ in vocab_size at most."""
+        """`before` and `after` differ in vocab_size at most; the ids `unused` are new as well."""
         self._tensors = tensors
+        self._unused = list(unused)
         self._before = before
         self._after = after
         self._seed = seed
@@ -127,7 +139,9 @@ class GrownVocabulary(Mapping[str, Tensor]):
             return tensor
         rows = torch.empty(self._after.padded_vocab_size, tensor.size(1))
         rows.normal_(std=INIT_STD, generator=torch.Generator().manual_seed(self._seed))
+        drawn = rows[self._unused]
         rows[: self._before.vocab_size] = tensor[: self._before.vocab_size]
+        rows[self._unused] = drawn
         return rows
 
     def __iter__(self) -> Iterator[str]:
@@ -137,19 +151,27 @@ class GrownVocabulary(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor]) -> None:
+def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor], layers: int | None = None) -> None:
     """Copy full tensors into a model, each process taking its tensor-parallel slice.
 
-    Every parameter must be there, in its full shape.
+    With `layers`, only so many blocks from the first are copied, and what is in no block. Every
+    other parameter must be there, in its full shape.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if layers is not None and _block_number(name) >= layers:
+                continue
             full = tensors[name]
             if getattr(parameter, "tensor_model_parallel", False):
                 dimension: int = getattr(parameter, "partition_dim")  # noqa: B009 -- megatron-core's
                 full = full.chunk(model.group.size(), dim=dimension)[model.group.rank()]
             assert parameter.shape == full.shape, f"{name}: {full.shape} for {parameter.shape}"
             parameter.copy_(full)
+
+
+def _block_number(name: str) -> int:
+    """The number of the block that a parameter is of, -1 for none."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else -1
 
 
 def _transpose_matrix(name: str, tensor: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt_dist.checkpoint.state import TrainingState
@@ -70,24 +72,25 @@ class Engine:
         """Weights, moments and counters, to be saved or loaded."""
         return TrainingState(self._engine, self._topology)
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, *batch: NDArray[Any]) -> Tensor:
         """The objective's loss of this process's micro-batch; a scalar."""
-        loss: Tensor = self._engine(tokens, labels)
+        loss: Tensor = self._engine(*map(self._to_device, batch))
         return loss
+
+    def evaluate(self, *batch: NDArray[Any]) -> Tensor:
+        """What the objective gives without dropout and gradients; every process must ask."""
+        self._engine.eval()
+        with torch.no_grad():
+            result: Tensor = self._engine(*map(self._to_device, batch))
+        self._engine.train()
+        return result
 
     def probe_loss(self) -> float:
         """The live model's loss on fixed tokens, without dropout; every process must ask."""
-        tokens, labels = (part.to(self._topology.device) for part in probe_tokens(self._model))
-        self._engine.eval()
+        tokens, labels = probe_tokens(self._model)
         # Compiling for these shapes would take longer than they do.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            loss = float(self._engine(tokens, labels))
-        self._engine.train()
-        return loss
-
-    def train(self, mode: bool) -> None:
-        """Turn dropout on or off."""
-        self._engine.train(mode)
+        with torch.compiler.set_stance("force_eager"):
+            return float(self.evaluate(tokens.numpy(), labels.numpy()))
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's share of the gradient."""
@@ -112,6 +115,12 @@ class Engine:
             return self._step_half_without_zero()
         engine.step()
         return Update(float(engine.get_global_grad_norm()), engine.was_step_applied())
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.as_tensor(array)
+        if self._topology.device.type == "cuda":
+            return tensor.pin_memory().to(self._topology.device, non_blocking=True)
+        return tensor
 
     def _clip(self) -> float:
         """Scale all gradients to the clip norm; drop them if the norm is not finite."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,15 +17,27 @@ from torch import Tensor
 from gpt_dist.checkpoint.save import Saver
 from gpt_dist.config import Config
 from gpt_dist.data.loader import BatchPlan, prefetch
-from gpt_dist.data.windows import ShuffledWindows, Windows
 from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import flops_per_token, peak_flops
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine, Update
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
-from gpt_dist.train.objective import IGNORED_LABEL
 from gpt_dist.train.optimizer import learning_rate
+
+Arrays = tuple[NDArray[Any], ...]
+
+
+class Samples(Protocol):
+    """Training samples by number, as arguments of the objective."""
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """On average, for figures of speed."""
+
+    def batch(self, samples: NDArray[np.int64]) -> Arrays:
+        """The micro-batch of these samples."""
+
 
 MAX_SKIPPED_STEPS = 20
 """Steps in a row without a finite gradient after which training stops; fp16 needs a few at first,
@@ -34,11 +46,12 @@ while its loss scale comes down."""
 
 @dataclass
 class Trainer:
-    """Trains an engine on shuffled windows and validates it on others."""
+    """Trains an engine on samples, validates it, and has it saved."""
 
     engine: Engine
-    samples: ShuffledWindows
-    validation: Windows
+    samples: Samples
+    validate: Callable[[], Row]
+    """Validation figures by name; every process calls it."""
     config: Config
     topology: Topology
     saver: Saver
@@ -55,9 +68,12 @@ class Trainer:
         config = self.config
         max_steps, interval = config.training.max_steps, config.validation.interval
         assert max_steps is not None, "the configuration is not resolved yet"
-        plan = self._plan()
+        assert interval is not None
+        assert config.checkpoint.interval is not None
+        topology = self.topology
+        plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
         if done == 0:
-            self.validate(0)
+            self._validate(0)
         interrupted, step = False, done
         skipped, last_step, last_time = 0, done, time.perf_counter()
         with closing(prefetch(self._batches(plan, done, max_steps))) as batches:
@@ -72,51 +88,43 @@ class Trainer:
                     seconds = (now - last_time) / (step - last_step)
                     self._report(step, loss, rate, update, seconds)
                     last_step, last_time = step, now
+                best = False
                 if step % interval == 0 or step == max_steps:
                     pause = time.perf_counter()
-                    self.validate(step)
+                    self._validate(step)
                     last_time += time.perf_counter() - pause
+                    best = config.checkpoint.keep_best
                 interrupted = self.interruption.agreed()
-                if step % config.checkpoint.interval == 0 or step == max_steps or interrupted:
-                    self.saver.save(step)
+                due = step % config.checkpoint.interval == 0 or step == max_steps
+                if due or best or interrupted:
+                    self.saver.save(step, self._steps_to_keep())
                 if interrupted:
                     break
         self.saver.wait()
         if interrupted and step < max_steps:
             raise Interrupted(f"interrupted and saved at step {step}; start again to go on")
 
-    def validate(self, step: int) -> None:
-        """Report the mean loss over the validation windows, the same for every layout."""
-        count = min(len(self.validation), self.config.validation.max_samples or 2**63)
-        if count == 0:
-            if step == 0 and self.reporter:
-                self.reporter.say("no validation: its text is shorter than one window")
-            return
-        self.engine.train(False)
-        total = torch.zeros(2, dtype=torch.float64, device=self.topology.device)
-        with torch.no_grad(), closing(prefetch(self._validation_batches(count))) as batches:
-            for void, windows in batches:
-                tokens, labels = self._to_device(windows)
-                labels[torch.from_numpy(void)] = IGNORED_LABEL
-                tokens_counted = (labels != IGNORED_LABEL).sum()
-                loss = self.engine.forward(tokens, labels)
-                total += torch.stack([loss.double() * tokens_counted, tokens_counted.double()])
-        self.engine.train(True)
-        dist.all_reduce(total, group=self.topology.data_parallel_group)
-        loss_mean = float(total[0] / total[1])
-        if self.reporter:
-            perplexity = math.exp(loss_mean) if loss_mean < 700 else math.inf
-            row: Row = {"step": step, "validation_loss": loss_mean}
-            self.reporter.validation({**row, "validation_perplexity": perplexity})
+    def _steps_to_keep(self) -> set[int]:
+        """Checkpoints that must stay, beside the newest; only the main process removes any."""
+        if self.config.checkpoint.keep_best and self.reporter and self.reporter.best:
+            return {self.reporter.best.step}
+        return set()
+
+    def _validate(self, step: int) -> None:
+        row = self.validate()
+        if self.reporter and row:
+            self.reporter.validation({"step": step, **row})
+        elif self.reporter and step == 0:
+            self.reporter.say("no validation: too little text is held out for one window")
 
     def _train_step(
-        self, batches: Iterator[NDArray[np.int64]], micro_batches: int, rate: float
+        self, batches: Iterator[Arrays], micro_batches: int, rate: float
     ) -> tuple[Tensor, Update]:
         """One update; also this process's mean loss, still on the device."""
         loss_sum = torch.zeros((), device=self.topology.device)
         update = None
         for _ in range(micro_batches):
-            loss = self.engine.forward(*self._to_device(next(batches)))
+            loss = self.engine.forward(*next(batches))
             self.engine.backward(loss)
             loss_sum += loss.detach()
             update = self.engine.step(rate)
@@ -128,11 +136,11 @@ class Trainer:
         if self.reporter is None:
             return
         config, topology = self.config, self.topology
-        batch_tokens = config.training.global_batch_size * config.model.sequence_length
+        batch_tokens = config.training.global_batch_size * self.samples.tokens_per_sample
         row: Row = {
             "step": step,
             "samples": step * config.training.global_batch_size,
-            "tokens": step * batch_tokens,
+            "tokens": round(step * batch_tokens),
             "loss": float(loss) / topology.data_parallel_size,
             "learning_rate": rate,
             "grad_norm": update.grad_norm,
@@ -159,37 +167,7 @@ class Trainer:
                 "training.precision bf16 or fp32"
             )
 
-    def _batches(self, plan: BatchPlan, done: int, max_steps: int) -> Iterator[NDArray[np.int64]]:
+    def _batches(self, plan: BatchPlan, done: int, max_steps: int) -> Iterator[Arrays]:
         for step in range(done, max_steps):
             for numbers in plan.micro_batches(step):
-                yield self.samples.read(numbers)
-
-    def _validation_batches(
-        self, count: int
-    ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
-        """This process's micro-batches of the first `count` windows, and which rows are void.
-
-        Every process gets the same number of batches, filled up with rows that do not count.
-        """
-        plan = self._plan()
-        first = plan.data_parallel_rank * plan.micro_batch_size
-        for start in range(0, count, plan.micro_batch_size * plan.data_parallel_size):
-            numbers = np.arange(start + first, start + first + plan.micro_batch_size)
-            yield numbers >= count, self.validation.read(numbers % count)
-
-    def _plan(self) -> BatchPlan:
-        training, topology = self.config.training, self.topology
-        assert training.micro_batch_size is not None, "the configuration is not resolved yet"
-        return BatchPlan(
-            training.global_batch_size,
-            training.micro_batch_size,
-            topology.data_parallel_size,
-            topology.data_parallel_rank,
-        )
-
-    def _to_device(self, windows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and labels [B, T] of windows [B, T + 1]."""
-        tensor = torch.from_numpy(windows)
-        if self.topology.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.topology.device, non_blocking=True)
-        return tensor[:, :-1].contiguous(), tensor[:, 1:].contiguous()
+                yield self.samples.batch(numbers)

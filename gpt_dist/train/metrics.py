@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,15 +18,34 @@ from torch.utils.tensorboard import SummaryWriter
 Row = dict[str, int | float]
 
 
+@dataclass(frozen=True)
+class Headline:
+    """The validation figure by which a run is judged."""
+
+    key: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """The headline's value at a step."""
+
+    step: int
+    value: float
+
+
 class Reporter:
     """Writes the rows of one run; made on the one process that reports."""
 
-    def __init__(self, directory: Path, max_steps: int, first_step: int = 0) -> None:
+    def __init__(
+        self, directory: Path, max_steps: int, headline: Headline, first_step: int = 0
+    ) -> None:
         """Go on after `first_step`, dropping what an interrupted run wrote beyond it."""
         self._directory = directory
         self._max_steps = max_steps
         self._first_step = first_step
-        self._perplexities: list[float] = []
+        self._headline = headline
+        self._points: list[Point] = []
         if first_step:
             self._take_over_rows(first_step)
         else:
@@ -79,19 +99,29 @@ class Reporter:
     def validation(self, row: Row) -> None:
         """Record and show a row of validation figures."""
         self._write(row, "validation")
-        self._perplexities.append(row["validation_perplexity"])
-        self.say(
-            f"step {row['step']}/{self._max_steps}  validation loss {row['validation_loss']:.4f}  "
-            f"perplexity {row['validation_perplexity']:,.2f}"
+        self._remember(row)
+        figures = "  ".join(
+            f"{name.replace('_', ' ')} {value:,.4f}"
+            for name, value in row.items()
+            if name != "step"
         )
+        self.say(f"step {row['step']}/{self._max_steps}  {figures}")
+
+    @property
+    def best(self) -> Point | None:
+        """The first of the best validations after the untrained one."""
+        sign = 1 if self._headline.higher_is_better else -1
+        trained = [point for point in self._points if point.step]
+        return max(trained, key=lambda point: sign * point.value, default=None)
 
     def summary(self) -> None:
         """Say what the run did and where it is."""
         seconds = time.perf_counter() - self._started
         self.say(f"trained on {self._tokens:,} tokens in {seconds:,.0f} s")
-        if self._perplexities:
-            first, last = self._perplexities[0], self._perplexities[-1]
-            self.say(f"validation perplexity {first:,.2f} untrained, {last:,.2f} now")
+        if self._points:
+            name = self._headline.key.replace("_", " ")
+            first, last = self._points[0], self._points[-1]
+            self.say(f"{name} {first.value:,.4g} at step {first.step}, {last.value:,.4g} now")
         self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/, checkpoints/")
 
     def say(self, text: str) -> None:
@@ -107,15 +137,18 @@ class Reporter:
             if key not in ("step", "samples", "tokens"):
                 self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
 
+    def _remember(self, row: Row) -> None:
+        value = row.get(self._headline.key)
+        if value is not None and math.isfinite(value):
+            self._points.append(Point(int(row["step"]), value))
+
     def _take_over_rows(self, step: int) -> None:
         """Keep the rows up to a step, and drop what an interrupted run wrote beyond it."""
         path = self._directory / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        rows = [json.loads(line) for line in kept]
-        self._perplexities += [
-            row["validation_perplexity"] for row in rows if row.get("validation_perplexity")
-        ]
+        for line in kept:
+            self._remember(json.loads(line))
         replacement = path.with_suffix(".partial")
         replacement.write_text("".join(kept), encoding="utf-8")
         replacement.rename(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,11 +18,20 @@ from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 
 
+@dataclass(frozen=True)
+class Source:
+    """Another model whose weights a run starts from."""
+
+    model: OpenedModel
+    unused_tokens: Sequence[int] = ()
+    """Ids that no text has held so far: their embeddings are drawn anew."""
+
+
 def start_engine(
     config: Config,
     topology: Topology,
     objective: Callable[[GPT], nn.Module],
-    source: OpenedModel | None,
+    source: Source | None,
     checkpoint: Checkpoint | None,
 ) -> Engine:
     """The engine of a run that begins, from `source` if given, or goes on from `checkpoint`.
@@ -36,8 +46,11 @@ def start_engine(
     )
     source = None if checkpoint else source
     if source:
-        tensors = GrownVocabulary(source.tensors, source.config, config.model, config.run.seed)
-        load_full_tensors(model, tensors)
+        opened = source.model
+        tensors = GrownVocabulary(
+            opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
+        )
+        load_full_tensors(model, tensors, config.model.transferred_layers)
     engine = Engine(objective(model), config, topology)
     # Dropout differs between data-parallel processes and agrees between tensor-parallel peers.
     torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
@@ -45,7 +58,7 @@ def start_engine(
         engine.state().load(checkpoint)
         restore_rng(checkpoint, topology)
         _prove_checkpoint(engine, config, checkpoint)
-    elif source:
+    elif source and config.model.transferred_layers is None:
         _prove_source(engine, config, topology, tensors)
     return engine
 

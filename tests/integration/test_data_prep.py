@@ -1,6 +1,5 @@
 """`python -m data_prep`: whole builds through the command, from books to a verified folder."""
 
-import errno
 import json
 import os
 import re
@@ -15,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import publish
 from data_prep.clean import clean
 from gpt_dist.data.tokenizer import SentencePieceTokenizer
+from gpt_dist.data.tokenizer_files import open_tokenizer
 from gpt_dist.data.tokens import TokenFolder
-from gpt_dist.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "data_prep/sample_books").glob("*.txt"))
+RELEASED = ROOT.parent / "shared/data/openai-gpt"
 MPIRUN = Path(sys.executable).parent / "mpirun"
 
 
@@ -40,7 +39,8 @@ def run(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Comple
 
 
 def build(source: Path, output: Path, *more: object, **options: tuple[str, ...]) -> TokenFolder:
-    result = run("build", source, "--output", output, "--vocab-size", 600, *more, **options)
+    vocabulary = () if "--tokenizer" in more else ("--vocab-size", 600)
+    result = run("build", source, "--output", output, *vocabulary, *more, **options)
     assert result.returncode == 0, result.stderr
     return TokenFolder.open(output)
 
@@ -56,11 +56,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 def documents_of(folder: TokenFolder, split: str) -> list[str]:
     """The texts of a split, cut at the end-of-text id."""
     tokenizer = SentencePieceTokenizer(folder.tokenizer_path)
+    return [tokenizer.decode(part) for part in ids_of(folder, split)]
+
+
+def ids_of(folder: TokenFolder, split: str) -> list[list[int]]:
+    """The ids of each document of a split, without the end-of-text id."""
     stream = folder.split(split)  # type: ignore[arg-type]
     ids = stream.read(0, stream.num_tokens)
-    ends = np.flatnonzero(ids == tokenizer.end_of_text)
+    ends = np.flatnonzero(ids == folder.manifest.special_tokens["<|endoftext|>"])
     assert ends[-1] == len(ids) - 1
-    return [tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1]]
+    return [part[:-1].tolist() for part in np.split(ids, ends + 1)[:-1]]
+
+
+def all_ids(folder: TokenFolder) -> list[list[int]]:
+    return sorted(ids_of(folder, "train") + ids_of(folder, "validation"))
 
 
 @pytest.fixture(scope="module")
@@ -239,16 +248,105 @@ def test_interruption_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_publishes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="disk is full"):
-        fill_the_disk(tmp_path / "tokens")
-    assert list(tmp_path.iterdir()) == []
+@pytest.fixture(scope="module")
+def two_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("more") / "books"
+    folder.mkdir()
+    for file in SAMPLES[:2]:
+        shutil.copy(file, folder)
+    return folder
 
 
-def fill_the_disk(output: Path) -> None:
-    with publish.new_folder(output) as folder:
-        (folder / "half").write_text("written")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_an_earlier_folder_s_tokenizer_is_used(
+    folder: TokenFolder, two_books: Path, tmp_path: Path
+) -> None:
+    other = build(two_books, tmp_path / "tokens", "--tokenizer", folder.path)
+    assert other.manifest.tokenizer == folder.manifest.tokenizer
+    assert other.manifest.special_tokens == folder.manifest.special_tokens
+    assert other.manifest.options.vocab_size == 600
+    assert other.manifest.options.tokenizer_sample_mb is None
+    assert contents(other.path)["tokenizer.model"] == folder.tokenizer_path.read_bytes()
+    encode = SentencePieceTokenizer(folder.tokenizer_path).encode
+    texts = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES[:2]]
+    assert all_ids(other) == sorted(encode(text).tolist() for text in texts)
+
+
+@pytest.fixture(scope="module")
+def released(two_books: Path) -> TokenFolder:
+    """Two books in the tokens of the released GPT-1."""
+    if not RELEASED.is_dir():
+        pytest.skip("../shared/data is absent")
+    return build(two_books, two_books.parent / "tokens", "--tokenizer", RELEASED, "--workers", 2)
+
+
+def test_the_released_vocabulary_gives_transformers_ids(
+    released: TokenFolder, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copy(RELEASED / "encoder_bpe_40000.json", tmp_path / "vocab.json")
+    shutil.copy(RELEASED / "vocab_40000.bpe", tmp_path / "merges.txt")
+    theirs = transformers.OpenAIGPTTokenizer.from_pretrained(tmp_path)
+    texts = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES[:2]]
+    expected = sorted(theirs(text)["input_ids"] for text in texts)
+    assert all_ids(released) == expected
+    again = open_tokenizer(released.path)
+    assert sorted(again.encode(text).tolist() for text in texts) == expected
+
+
+def test_reserved_tokens_follow_the_released_vocabulary(released: TokenFolder) -> None:
+    manifest, tokenizer = released.manifest, open_tokenizer(released.path)
+    assert released.tokenizer_path == released.path / "tokenizer.json"
+    assert tokenizer.vocab_size == 40478
+    assert released.vocab_size == manifest.options.vocab_size == tokenizer.full_vocab_size == 40482
+    assert manifest.special_tokens == {
+        "<|endoftext|>": tokenizer.end_of_text,
+        "<|start|>": tokenizer.start,
+        "<|delimiter|>": tokenizer.delimiter,
+        "<|extract|>": tokenizer.extract,
+    }
+    assert sorted(manifest.special_tokens.values()) == [40478, 40479, 40480, 40481]
+    assert run("verify", released.path).returncode == 0
+
+
+def test_megatron_reads_the_released_vocabulary_s_shards(released: TokenFolder) -> None:
+    indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    shard = released.manifest.splits["validation"].shards[0]
+    dataset = indexed_dataset.IndexedDataset(str(released.path / shard.name))
+    assert [document[:-1].tolist() for document in dataset] == ids_of(released, "validation")
+    assert {int(document[-1]) for document in dataset} == {40478}
+
+
+def test_a_given_tokenizer_s_bytes_do_not_depend_on_the_workers(
+    released: TokenFolder, two_books: Path, tmp_path: Path
+) -> None:
+    other = build(two_books, tmp_path / "tokens", "--tokenizer", released.path, "--workers", 1)
+    assert contents(other.path) == contents(released.path)
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({}, [], "has no tokenizer"),
+        ({"tokenizer.json": "{"}, [], r"tokenizer\.json: not a readable tokenizer"),
+        ({"tokenizer.model": "a"}, [], r"tokenizer\.model: cannot be read"),
+        ({}, ["--vocab-size", 600], "--vocab-size: 600 .* leave one of them out"),
+        ({}, ["--seed", 0], "--seed: 0 .* leave one of them out"),
+    ],
+)
+def test_an_unsuitable_tokenizer_is_refused(
+    tmp_path: Path, files: dict[str, str], options: list[object], message: str
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for name, content in files.items():
+        (given / name).write_text(content)
+    result = run(
+        "build", SAMPLES[0], "--output", tmp_path / "tokens", "--tokenizer", given, *options
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert re.search(message, result.stderr), result.stderr
+    assert list(tmp_path.iterdir()) == [given]
 
 
 def test_manifest_is_plain_json(folder: TokenFolder) -> None:

@@ -105,18 +105,18 @@ def test_a_launch_that_does_not_fit_is_refused(tmp_path, overrides, world_size, 
 def test_another_vocabulary_than_the_tokens_is_refused(tmp_path):
     config = load(tmp_path, "model: {vocab_size: 300}")
     with pytest.raises(ConfigError, match=r"model\.vocab_size: 300 is not the 400 of the tokens"):
-        resolve(config, world_size=1, vocab_size=400, num_windows=10)
+        resolve(config, world_size=1, vocab_size=400, samples=10)
 
 
 def test_a_vocabulary_that_cannot_be_shared_is_refused(tmp_path):
     config = load(tmp_path, "", "model.num_heads=6", "parallel.tensor_parallel_size=3")
     with pytest.raises(ConfigError, match="3 does not divide the vocabulary, 400 padded to 512"):
-        resolve(config, world_size=3, vocab_size=400, num_windows=10)
+        resolve(config, world_size=3, vocab_size=400, samples=10)
 
 
 def test_resolving_fills_in_what_data_and_launch_decide(tmp_path):
     config = load(tmp_path, "training: {epochs: 3, global_batch_size: 8}")
-    resolved = resolve(config, world_size=2, vocab_size=400, num_windows=100)
+    resolved = resolve(config, world_size=2, vocab_size=400, samples=100)
     assert resolved.model.vocab_size == 400
     assert resolved.model.padded_vocab_size == 512
     assert resolved.training.max_steps == 38  # 300 windows in batches of 8, rounded up
@@ -125,7 +125,7 @@ def test_resolving_fills_in_what_data_and_launch_decide(tmp_path):
 
 
 def test_a_resolved_configuration_is_read_back_the_same(tmp_path):
-    resolved = resolve(load(tmp_path), world_size=2, vocab_size=400, num_windows=100)
+    resolved = resolve(load(tmp_path), world_size=2, vocab_size=400, samples=100)
     resolved.save(tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml", []) == resolved
 
@@ -137,4 +137,4 @@ def test_every_shipped_configuration_is_valid_on_nodes_of_eight(path, nodes):
         pytest.skip("made for a laptop")
     config = load_config(path, ["training.micro_batch_size=1"] if nodes == 8 else [])
     check_layout(config, 8 * nodes, "cuda")
-    resolve(config, 8 * nodes, vocab_size=40_000, num_windows=10**6)
+    resolve(config, 8 * nodes, vocab_size=40_000, samples=10**6)

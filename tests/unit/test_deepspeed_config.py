@@ -48,7 +48,7 @@ ALWAYS = {
     "path", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_golden(path):
-    config = resolve(load_config(path, []), world_size=8, vocab_size=40_000, num_windows=1000)
+    config = resolve(load_config(path, []), world_size=8, vocab_size=40_000, samples=1000)
     assert deepspeed_config(config) == GOLDEN[path.stem] | ALWAYS
 
 
@@ -57,7 +57,7 @@ def test_offload_and_fp16():
     config = load_config(
         Path("configs/pretrain/tiny.yaml"), [*overrides, "training.precision=fp16"]
     )
-    derived = deepspeed_config(resolve(config, world_size=1, vocab_size=500, num_windows=100))
+    derived = deepspeed_config(resolve(config, world_size=1, vocab_size=500, samples=100))
     assert derived["zero_optimization"] == {
         "stage": 2,
         "offload_optimizer": {"device": "cpu", "pin_memory": True},

@@ -20,7 +20,7 @@ from torch import Tensor
 from gpt_dist.data.tokenizer_files import open_tokenizer
 from gpt_dist.errors import GptDistError, ModelError
 from gpt_dist.inference.model import open_model, save_model
-from gpt_dist.model import ModelFolder, load_model, to_hugging_face, write_model_folder
+from gpt_dist.model import GPT, ModelFolder, load_model, to_hugging_face, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.models import VOCAB_SIZE, sample_texts, write_model_folders
@@ -44,6 +44,22 @@ def own_logits(launch: Launch, device: torch.device, folder: Path) -> Tensor:
         return model.logits(model(TOKENS))[..., : opened.config.vocab_size]
 
 
+def draw_and_compare_marks(launch: Launch, device: torch.device, folder: Path) -> list[str]:
+    """Parameters that do not carry what a constructed model's do; nothing may be drawn."""
+    opened = open_model(folder)
+    group = form_groups(launch, device, 2).tensor_parallel_group
+    before = torch.get_rng_state()
+    loaded = load_model(opened.tensors, opened.config, group)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = dict(GPT(opened.config, group).named_parameters())
+    assert any(getattr(parameter, "tensor_model_parallel", False) for parameter in drawn.values())
+    return [
+        name
+        for name, parameter in loaded.named_parameters()
+        if vars(parameter) != vars(drawn[name]) or not parameter.requires_grad
+    ]
+
+
 def their_logits(folder: Path) -> Tensor:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -63,6 +79,10 @@ def test_transformers_opens_it_with_the_same_logits(process_group, model_folders
         transformers.AutoModelForCausalLM.from_pretrained(folder), kind[norm_position]
     )
     assert (found - their_logits(folder)).abs().max() < TOLERANCE
+
+
+def test_loading_draws_nothing_and_keeps_the_marks_of_split_weights(process_group, model_folders):
+    assert process_group(2).run(draw_and_compare_marks, model_folders["pre"]) == [[], []]
 
 
 @pytest.mark.parametrize("norm_position", ["post", "pre"])

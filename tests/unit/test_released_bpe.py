@@ -74,6 +74,7 @@ def test_a_model_folder_keeps_the_tokenizer(released, tmp_path):
 @needs_data
 def test_reserved_tokens_follow_the_vocabulary(released):
     assert released.vocab_size == 40478
+    assert released.full_vocab_size == 40482
     assert {released.start, released.delimiter, released.extract, released.end_of_text} == {
         40478 + number for number in range(4)
     }
@@ -94,6 +95,20 @@ def test_gpt2_ids_are_those_of_transformers(tmp_path):
         assert ids == theirs(text)["input_ids"], text[:40]
         assert ours.decode(ids) == text.replace("<|endoftext|>", "")
     assert ours.end_of_text == theirs.eos_token_id
+
+
+def test_no_text_is_cut_short(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(sample_texts(), 600)
+    text = next(sample_texts())
+    expected = trained.encode(text).ids
+    trained.enable_truncation(10)
+    trained.enable_padding(length=20)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(tmp_path).encode(text).tolist() == expected
+    assert open_tokenizer(tmp_path).encode("a").size == 1
 
 
 @pytest.mark.parametrize("vocabulary", ["", "[]", '{"a": "x"}', '{"a": -1}', "\x80\x04pickle"])

@@ -182,6 +182,22 @@ def test_manifest_cannot_point_outside_the_folder(folder: Path) -> None:
         TokenFolder.open(folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "../tokenizer.json", "manifest.json"])
+def test_manifest_names_the_tokenizer(folder: Path, name: str) -> None:
+    (folder / "tokenizer.model").rename(folder / "tokenizer.json")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tokenizer"]["name"] = name
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if name == "tokenizer.json":
+        opened = TokenFolder.open(folder)
+        assert opened.tokenizer_path == folder / name
+        (folder / name).write_text("other")
+        assert list(find_damage(opened)) == [name]
+    else:
+        with pytest.raises(DataError, match=r"tokenizer\.name"):
+            TokenFolder.open(folder)
+
+
 def test_ids_beyond_the_vocabulary_name_the_shard(folder: Path) -> None:
     file = folder / "train/shard-00001.bin"
     data = np.fromfile(file, dtype="<u2")

@@ -1,0 +1,61 @@
+"""A folder appears whole or not at all: made under a hidden name, synced to the disk, renamed."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt_dist.errors import GptDistError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[Path]:
+    """A hidden folder beside `output`, renamed to it at the end, or removed if anything fails.
+
+    Whatever was written into it is safe on the disk before it gets its name. Raises `error` where
+    `output` exists and is not an empty folder, where the disk is full (`room` says how much a new
+    try needs), or where something cannot be read or written.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise error(f"{output}: exists already; remove it, or give another --output")
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            sync(path)
+        sync(partial)
+        partial.rename(output)
+        sync(output.parent)
+    except OSError as failure:
+        if failure.errno in _DISK_FULL:
+            raise error(
+                f"{output}: the disk is full, and nothing was written; free {room}, or give an "
+                "--output on another disk"
+            ) from failure
+        culprit = str(failure.filename or output).replace(partial.name, output.name)
+        raise error(
+            f"{culprit}: {failure.strerror or failure}; nothing was written; see that the inputs "
+            "can be read, or give another --output"
+        ) from failure
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and return once it is safe on the disk."""
+    path.write_bytes(content)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, safe on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

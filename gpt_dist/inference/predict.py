@@ -1,0 +1,74 @@
+"""Scores of a task's examples, shared out over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from gpt_dist.config import TaskConfig
+from gpt_dist.data.examples import EncodedSplit, collate
+from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.model import HeadKind, head_shape
+
+Scores = list[NDArray[np.float32]]
+"""For each example: a score a class or choice, or one score."""
+
+
+def score_examples(
+    evaluate: Callable[..., Tensor], split: EncodedSplit, batch_size: int, group: ProcessGroup
+) -> Scores:
+    """What a model and head give for the examples of a split, in its order, on every process.
+
+    `evaluate` takes the arrays of a batch, as `train.objective.TaskObjective` does in evaluation.
+    The examples are shared out over `group`, the data-parallel one, whose processes all call this.
+    """
+    plan = BatchPlan(batch_size * group.size(), batch_size, group.size(), group.rank())
+    order = np.argsort(split.lengths, kind="stable")
+    parts = (order[places % len(order)] for places in plan.over(len(order)))
+    own: dict[int, NDArray[np.float32]] = {}
+    with closing(prefetch((numbers, as_arrays(split, numbers)) for numbers in parts)) as batches:
+        for numbers, arrays in batches:
+            scores = evaluate(*arrays).float().cpu().numpy()
+            own.update(zip(numbers.tolist(), scores, strict=True))
+    gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
+    dist.all_gather_object(gathered, own, group=group)
+    found = {number: score for part in gathered for number, score in part.items()}
+    # Choices that an example has not were filled up with -inf.
+    return [row[row != -np.inf] if row.ndim else row for _, row in sorted(found.items())]
+
+
+def as_arrays(split: EncodedSplit, numbers: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    """The batch of some examples, as arguments of the objective; targets are 0 where unknown."""
+    batch = collate(split, numbers)
+    targets = np.zeros(len(numbers), dtype=np.int64) if batch.targets is None else batch.targets
+    return batch.tokens, batch.labels, batch.ends, batch.owners, targets
+
+
+def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
+    """Predictions as they are shown: a score, or the likeliest label and every probability."""
+    kind, _ = head_shape(task)
+    for row in scores:
+        if kind == "score":
+            yield {"score": float(row)}
+            continue
+        names = task.labels or [str(number) for number in range(len(row))]
+        exponentials = np.exp(row.astype(np.float64) - row.max())
+        probabilities = (exponentials / exponentials.sum()).tolist()
+        yield {
+            "label": names[int(row.argmax())],
+            "probabilities": dict(zip(names, probabilities, strict=False)),
+        }
+
+
+def decide(kind: HeadKind, scores: Scores) -> NDArray[Any]:
+    """The predictions of examples: the likeliest class or choice, or the score itself."""
+    if kind == "score":
+        return np.array(scores, dtype=np.float64)
+    return np.array([int(row.argmax()) for row in scores])

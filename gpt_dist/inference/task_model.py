@@ -1,0 +1,136 @@
+"""A fine-tuned model as a folder: a model folder with the task and its head beside the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.weights import SavedWeights
+from gpt_dist.config import TaskConfig
+from gpt_dist.data.examples import EncodedSplit, encode_split
+from gpt_dist.data.tasks import Example
+from gpt_dist.data.tokenizer_files import tokenizer_files
+from gpt_dist.data.transforms import Transformation
+from gpt_dist.errors import ModelError
+from gpt_dist.inference.model import OpenedModel, assemble, open_model
+from gpt_dist.model import TaskHead, head_shape, task_scores, write_model_folder
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology
+
+TASK_NAME = "task.json"
+HEAD_NAME = "head.safetensors"
+FORMAT = "gpt_dist.task"
+VERSION = 1
+
+_HEAD = "head.linear."
+"""An objective holds the head under this name."""
+_LIMIT_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A fine-tuned model on the disk: checked, its weights not read yet."""
+
+    opened: OpenedModel
+    task: TaskConfig
+    head: TaskHead
+    """In evaluation: without dropout."""
+
+
+def save_task_model(checkpoint: Checkpoint, task: TaskConfig, output: Path) -> None:
+    """Write the model folder of a fine-tuning checkpoint; ModelError where that fails."""
+    weights = SavedWeights(checkpoint)
+    head = {name: checkpoint.read("weight", _HEAD + name) for name in ("weight", "bias")}
+    content = {"format": FORMAT, "version": VERSION, "task": task.model_dump(mode="json")}
+    files = {
+        **tokenizer_files(checkpoint.path),
+        TASK_NAME: (json.dumps(content, indent=2) + "\n").encode(),
+        HEAD_NAME: save(head),
+    }
+    write_model_folder(output, weights.config, weights.__getitem__, files)
+
+
+def is_task_model(path: Path) -> bool:
+    """Whether a folder holds a fine-tuned model."""
+    return (path / TASK_NAME).is_file()
+
+
+def open_task_model(path: Path) -> TaskModel:
+    """A fine-tuned model; ModelError where the folder holds none, or it is damaged."""
+    if not is_task_model(path):
+        raise ModelError(
+            f"{path}: no fine-tuned model (it has no {TASK_NAME}); give the `model` folder of a "
+            "run of launch/finetune.py"
+        )
+    opened = open_model(path)
+    task = _read_task(path / TASK_NAME)
+    kind, outputs = head_shape(task)
+    head = TaskHead(opened.config.hidden_size, kind, outputs, dropout=0.0).eval()
+    tensors = _read_head(path / HEAD_NAME)
+    expected = {name: tensor.shape for name, tensor in head.linear.state_dict().items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise ModelError(f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again")
+    head.linear.load_state_dict(dict(tensors))
+    return TaskModel(opened, task, head)
+
+
+def load_task_model(
+    opened: TaskModel, launch: Launch, tensor_parallel_size: int
+) -> tuple[Callable[..., Tensor], Topology]:
+    """Connect the processes and load the model; the function gives the scores of a batch.
+
+    Its arguments are arrays, as `predict.as_arrays` makes them.
+    """
+    model, topology = assemble(opened.opened, launch, tensor_parallel_size)
+    head = opened.head.to(topology.device)
+
+    def evaluate(*batch: NDArray[Any]) -> Tensor:
+        parts = [torch.as_tensor(part).to(topology.device) for part in batch]
+        tokens, _, ends, owners, targets = parts
+        with torch.no_grad():
+            return task_scores(model, head, tokens, ends, owners, len(targets))[0]
+
+    return evaluate, topology
+
+
+def encode(opened: TaskModel, examples: Sequence[Example]) -> EncodedSplit:
+    """Examples as the model reads them; DataError where one has no room for its answer."""
+    tokenizer = opened.opened.tokenizer
+    length = opened.opened.config.sequence_length
+    transformation = Transformation(opened.task.form, tokenizer, length, tokenizer.lowercases)
+    return encode_split(examples, transformation)
+
+
+def _read_task(path: Path) -> TaskConfig:
+    try:
+        content = json.loads(_read(path))
+        if (content["format"], content["version"]) != (FORMAT, VERSION):
+            raise ValueError(f"not of {FORMAT} version {VERSION}")
+        return TaskConfig.model_validate_json(json.dumps(content["task"]))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: no readable task ({reason}); copy the folder again") from None
+
+
+def _read_head(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load(_read(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{path}: no readable head ({error}); copy the folder again") from None
+
+
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > _LIMIT_BYTES:
+        raise ValueError(f"larger than {_LIMIT_BYTES} bytes")
+    return path.read_bytes()

@@ -1,0 +1,323 @@
+"""Solves tasks with a model that was only pre-trained (Radford et al. 2018, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from gpt_dist.config import ModelConfig, TaskConfig
+from gpt_dist.data.shards import Ids
+from gpt_dist.data.tasks import Example, read_split
+from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.errors import ConfigError, ModelError
+from gpt_dist.model import GPT
+from gpt_dist.train.scores import score
+
+_TRAIN, _DEV = "train", "dev"
+_UNSCORED = -1
+_PERCENTILES = range(1, 100)
+
+Row = dict[str, str | int | float]
+
+Report = Callable[[str, int, int], None]
+"""Is told what is being scored, how many of this process's tokens are done, and how many it has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """The examples of a split as token sequences, of which a model is to predict the ends."""
+
+    sequences: list[Ids]
+    """Of sequence_length + 1 tokens at most: the last one is only predicted."""
+    answer_lengths: NDArray[np.int64]
+    """How many of a sequence's last tokens are to be predicted."""
+    example_starts: NDArray[np.int64]
+    """Example i has the sequences from example_starts[i] up to example_starts[i + 1]."""
+
+
+class ZeroShotTask:
+    """A task's examples, encoded once for any number of models of one tokenizer and context."""
+
+    def __init__(
+        self,
+        task: TaskConfig,
+        folder: Path,
+        split: str | None,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        lowercase: bool,
+    ) -> None:
+        """Read and encode one split, or every one named dev or dev_….
+
+        Raises ConfigError where the task has no heuristic or the split no labels, DataError for bad
+        input.
+        """
+        check_zero_shot(task)
+        self.task = task
+        # A task with none named has one by task.dev_fraction.
+        dev = [name for name in task.splits if name.startswith(_DEV)] or [_DEV]
+        self._names = [split] if split else dev
+        needed = [_TRAIN, *self._names] if _by_threshold(task) else self._names
+        self._splits = {}
+        for name in dict.fromkeys(needed):
+            examples = read_split(folder, task, name)
+            labels = [example.label for example in examples]
+            if labels[0] is None:
+                raise ConfigError(f"--split: {name} of {task.name} has no labels; give another")
+            questions = encode_questions(examples, task, tokenizer, config, lowercase)
+            self._splits[name] = questions, np.array(labels)
+
+    def evaluate(
+        self, model: GPT, batch_size: int, group: ProcessGroup, report: Report
+    ) -> list[Row]:
+        """A row of figures for each split, and for several together under `dev`.
+
+        All processes of the data-parallel group call this, and get the same. A batch
+        holds as many tokens as batch_size windows of the model's whole context.
+        """
+        found = {
+            name: log_probabilities(
+                model, questions, batch_size, group, lambda *done, name=name: report(name, *done)
+            )
+            for name, (questions, _) in self._splits.items()
+        }
+        threshold = None
+        if _by_threshold(self.task):
+            questions, targets = self._splits[_TRAIN]
+            threshold = find_threshold(self.task, questions, found[_TRAIN], targets)
+        judged = {}
+        for name in self._names:
+            questions, targets = self._splits[name]
+            judged[name] = targets, predict(self.task, questions, found[name], threshold)
+        if len(judged) > 1:
+            targets, predictions = zip(*judged.values(), strict=True)
+            judged[_DEV] = np.concatenate(targets), np.concatenate(predictions)
+        chosen = {} if threshold is None else {"threshold": threshold}
+        return [
+            {
+                "task": self.task.name,
+                "split": name,
+                "examples": len(pair[0]),
+                **score(self.task, *pair),
+                **chosen,
+            }
+            for name, pair in judged.items()
+        ]
+
+
+def check_zero_shot(task: TaskConfig) -> None:
+    """Refuse a task that has no heuristic; ConfigError names the key."""
+    given = task.zero_shot
+    if task.form == "multiple_choice":
+        if given is not None:
+            raise ConfigError("task.zero_shot: multiple_choice needs none; leave it out")
+        return
+    if task.form != "classification":
+        raise ConfigError(
+            f"task.form: there is no zero-shot heuristic for {task.form}, only for classification "
+            "and multiple_choice"
+        )
+    if given is None or (given.words is None) == (given.likely_label is None):
+        raise ConfigError(
+            "task.zero_shot: classification needs words, one for each label, or likely_label; give "
+            "one of them"
+        )
+    labels = task.labels or []
+    if given.words is not None:
+        different = {word.strip() for word in given.words} - {""}
+        if not labels or len(different) != len(labels) or len(given.words) != len(labels):
+            raise ConfigError(
+                f"task.zero_shot.words: {given.words!r} are not {len(labels)} different words, one "
+                "for each of task.labels"
+            )
+        return
+    if given.prompt:
+        raise ConfigError("task.zero_shot.prompt: goes with words, not with likely_label")
+    if len(labels) != 2 or given.likely_label not in labels:
+        raise ConfigError(
+            f"task.zero_shot.likely_label: {given.likely_label!r} is not one of two task.labels, "
+            f"which are {', '.join(labels) or 'left out'}"
+        )
+
+
+def encode_questions(
+    examples: Sequence[Example],
+    task: TaskConfig,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    lowercase: bool,
+) -> Questions:
+    """What a model is asked about each example: a sequence for each word or choice, or the text.
+
+    A text follows the token that ends the one before, if the model knows it; otherwise a text's
+    first token is not predicted. Of a text too long for the model's context the end is kept, before
+    all answers of an example the same; of an answer too long, the beginning.
+    """
+    encoder = _Encoder(task, tokenizer, config, lowercase)
+    sequences, lengths, starts = [], [], [0]
+    for example in examples:
+        for sequence, length in encoder.sequences(example):
+            sequences.append(sequence)
+            lengths.append(length)
+        starts.append(len(sequences))
+    return Questions(sequences, np.array(lengths), np.array(starts))
+
+
+def log_probabilities(
+    model: GPT,
+    questions: Questions,
+    batch_size: int,
+    group: ProcessGroup,
+    report: Callable[[int, int], None],
+) -> NDArray[np.float64]:
+    """The log-probability, in nats, of each sequence's answer [R].
+
+    The sequences are shared out over the processes of `group`, the data-parallel one, which all
+    call this and get the same. Raises ModelError where a model's training diverged.
+    """
+    device = next(model.parameters()).device
+    lengths = np.array([len(sequence) for sequence in questions.sequences])
+    asked = np.flatnonzero(questions.answer_lengths)
+    # Like lengths need little padding; the longest first, so that memory runs out early or never.
+    order = asked[np.argsort(-lengths[asked], kind="stable")][group.rank() :: group.size()]
+    total = torch.zeros(len(lengths), dtype=torch.float64, device=device)
+    first, done, tokens = 0, 0, int(lengths[order].sum())
+    while first < len(order):
+        fitting = batch_size * model.config.sequence_length // (lengths[order[first]] - 1)
+        batch = order[first : first + fitting]
+        inputs, labels = (part.to(device) for part in _collate(questions, batch))
+        total[torch.from_numpy(batch).to(device)] = _answer_log_probabilities(model, inputs, labels)
+        first, done = first + len(batch), done + int(lengths[batch].sum())
+        report(done, tokens)
+    dist.all_reduce(total, group=group)
+    if not total.isfinite().all():
+        raise ModelError("the model's probabilities are not finite: its training diverged")
+    return total.cpu().numpy()
+
+
+def find_threshold(
+    task: TaskConfig,
+    questions: Questions,
+    log_probabilities: NDArray[np.float64],
+    targets: NDArray[Any],
+) -> float:
+    """Above which average log-probability texts have task.zero_shot.likely_label.
+
+    Of the percentiles of labelled examples, the one with the best task.metric.
+    """
+    candidates = np.percentile(_averages(questions, log_probabilities), _PERCENTILES).tolist()
+
+    def quality(threshold: float) -> float:
+        predictions = predict(task, questions, log_probabilities, threshold)
+        return score(task, targets, predictions)[task.metric]
+
+    return max(candidates, key=quality)
+
+
+def predict(
+    task: TaskConfig,
+    questions: Questions,
+    log_probabilities: NDArray[np.float64],
+    threshold: float | None = None,
+) -> NDArray[np.int64]:
+    """The class or choice of each example.
+
+    Words compare by their whole log-probability, choices by the average of their tokens'; a text's
+    average is held against the threshold.
+    """
+    averages = _averages(questions, log_probabilities)
+    if _by_threshold(task):
+        assert threshold is not None
+        assert task.zero_shot is not None
+        assert task.labels is not None
+        likely = task.labels.index(str(task.zero_shot.likely_label))
+        return np.where(averages > threshold, likely, 1 - likely)
+    compared = averages if task.form == "multiple_choice" else log_probabilities
+    parts = np.split(compared, questions.example_starts[1:-1])
+    return np.array([part.argmax() for part in parts])
+
+
+class _Encoder:
+    """Makes the sequences of an example."""
+
+    def __init__(
+        self, task: TaskConfig, tokenizer: Tokenizer, config: ModelConfig, lowercase: bool
+    ) -> None:
+        self._task = task
+        self._tokenizer = tokenizer
+        self._context = config.sequence_length
+        self._lowercase = lowercase
+        assert config.vocab_size is not None
+        known = tokenizer.end_of_text < config.vocab_size
+        self._start = np.array([tokenizer.end_of_text] if known else [], dtype=np.int32)
+
+    def sequences(self, example: Example) -> list[tuple[Ids, int]]:
+        """Each sequence, and how many of its last tokens are to be predicted."""
+        if _by_threshold(self._task):
+            before, answers = self._start, [self._encode(example.texts[0])]
+        else:
+            zero_shot = self._task.zero_shot
+            prompt = zero_shot.prompt if zero_shot else ""
+            continuations = (zero_shot and zero_shot.words) or example.choices
+            text = " ".join(" ".join([*example.texts, prompt]).split())
+            before = np.concatenate([self._start, self._encode(text)])
+            answers = [self._encode_after(text, answer.strip()) for answer in continuations]
+        answers = [answer[: self._context] for answer in answers]
+        room = self._context + 1 - max(map(len, answers))
+        before = before[-room:]
+        sequences = [np.concatenate([before, answer]) for answer in answers]
+        return [
+            (sequence, min(len(answer), max(0, len(sequence) - 1)))
+            for sequence, answer in zip(sequences, answers, strict=True)
+        ]
+
+    def _encode_after(self, text: str, answer: str) -> Ids:
+        """The tokens by which an answer follows a text: the space between belongs to the first."""
+        last = text.rpartition(" ")[2]
+        return self._encode(f"{last} {answer}".strip())[len(self._encode(last)) :]
+
+    def _encode(self, text: str) -> Ids:
+        return self._tokenizer.encode(text.lower() if self._lowercase else text)
+
+
+def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels [B, T] of some sequences, padded on the right."""
+    sequences = [questions.sequences[number] for number in numbers]
+    inputs = torch.zeros(len(sequences), max(map(len, sequences)) - 1, dtype=torch.int64)
+    labels = torch.full_like(inputs, _UNSCORED)
+    for row, (sequence, length) in enumerate(
+        zip(sequences, questions.answer_lengths[numbers], strict=True)
+    ):
+        end = len(sequence) - 1
+        inputs[row, :end] = torch.from_numpy(sequence[:-1])
+        labels[row, end - length : end] = torch.from_numpy(sequence[-length:])
+    return inputs, labels
+
+
+@torch.no_grad()
+def _answer_log_probabilities(model: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The sum [B] over the labels of each row [B, T] that are not padding, in fp64."""
+    hidden = model(inputs)  # [B, T, D]
+    asked = labels != _UNSCORED  # [B, T], N of them
+    # Only these go through the head, whose output is by far the largest tensor.
+    losses = model.token_losses(hidden[asked][None], labels[asked][None])[0]  # [N]
+    total = torch.zeros(len(labels), dtype=torch.float64, device=losses.device)
+    return total.index_add(0, asked.nonzero()[:, 0], -losses.double())
+
+
+def _averages(questions: Questions, log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Per token; 0 where no token could be predicted."""
+    return log_probabilities / np.maximum(questions.answer_lengths, 1)
+
+
+def _by_threshold(task: TaskConfig) -> bool:
+    return task.zero_shot is not None and task.zero_shot.likely_label is not None

@@ -1,0 +1,78 @@
+"""The linear layer that fine-tuning adds, and its scores and losses.
+
+Shapes: R sequences, B examples, D hidden, C outputs, K choices.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt_dist.config import TaskConfig
+from gpt_dist.model.transformer import GPT, INIT_STD
+
+HeadKind = Literal["classes", "score", "choices"]
+
+
+def head_shape(task: TaskConfig) -> tuple[HeadKind, int]:
+    """The kind of head that a task needs, and its outputs."""
+    if task.form == "multiple_choice":
+        return "choices", 1
+    return ("score", 1) if task.labels is None else ("classes", len(task.labels))
+
+
+class TaskHead(nn.Module):
+    """Reads the activations at the extract tokens (Radford et al. 2018, sections 3.2 and 3.3).
+
+    For classes and scores, the activations of an example's sequences are added before the layer;
+    for choices, each sequence gets one score. Dropout is one mask an example.
+    """
+
+    def __init__(self, hidden_size: int, kind: HeadKind, outputs: int, dropout: float) -> None:
+        """`outputs`: the number of classes; 1 for scores and choices."""
+        super().__init__()
+        self.kind = kind
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(hidden_size, outputs)
+        nn.init.normal_(self.linear.weight, std=INIT_STD)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor, owners: Tensor, examples: int) -> Tensor:
+        """Scores in fp32 of sequences [R, D] that belong to examples `owners` [R], ascending.
+
+        [B, C] for classes; [B] for scores; [B, K] for choices, -inf where an example has fewer.
+        """
+        if self.kind != "choices":
+            pooled = hidden.new_zeros(examples, hidden.size(1)).index_add(0, owners, hidden)
+            scores: Tensor = self.linear(self.dropout(pooled)).float()
+            return scores.squeeze(1) if self.kind == "score" else scores
+        mask = self.dropout(hidden.new_ones(examples, hidden.size(1)))  # [B, D]
+        each = self.linear(hidden * mask[owners]).float().squeeze(1)  # [R]
+        counts = torch.bincount(owners, minlength=examples)
+        numbers = torch.arange(len(owners), device=owners.device)
+        places = numbers - (counts.cumsum(0) - counts)[owners]
+        scores = each.new_full((examples, int(counts.max())), -torch.inf)
+        return scores.index_put((owners, places), each)
+
+
+def task_scores(
+    model: GPT, head: TaskHead, tokens: Tensor, ends: Tensor, owners: Tensor, examples: int
+) -> tuple[Tensor, Tensor]:
+    """The head's scores of right-padded sequences [R, T], and the hidden states [R, T, D].
+
+    `ends` [R] are the positions of the extract tokens. What is behind one changes nothing: no
+    token sees its right.
+    """
+    hidden = model(tokens)
+    at_ends = hidden[torch.arange(len(ends), device=ends.device), ends]
+    return head(at_ends, owners, examples), hidden
+
+
+def task_losses(kind: HeadKind, scores: Tensor, targets: Tensor) -> Tensor:
+    """The loss [B] of each example: cross-entropy in nats, or for scores the squared error."""
+    if kind == "score":
+        return F.mse_loss(scores, targets, reduction="none")
+    return F.cross_entropy(scores, targets, reduction="none")

@@ -1,0 +1,298 @@
+"""Fine-tuning on a task: what is checked before, what makes the runs, and what they leave."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from gpt_dist.checkpoint.folder import open_whole, paths, step_path
+from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.save import DataSource, package_versions
+from gpt_dist.checkpoint.weights import is_checkpoint
+from gpt_dist.config import NO_SOURCE, Config, TaskConfig, adopt_source, check_layout, resolve
+from gpt_dist.data.examples import BucketedOrder, EncodedSplit, encode_split
+from gpt_dist.data.tasks import Example, check_task, read_split, write_submission
+from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
+from gpt_dist.data.transforms import Transformation
+from gpt_dist.errors import ConfigError
+from gpt_dist.inference.model import OpenedModel, open_model
+from gpt_dist.inference.predict import as_arrays
+from gpt_dist.inference.task_model import save_task_model
+from gpt_dist.model import GPT, TaskHead, head_shape, num_parameters
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology, device_type, together
+from gpt_dist.train.directory import check_writable
+from gpt_dist.train.metrics import Headline
+from gpt_dist.train.objective import TaskObjective
+from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.train.run import Outcome, Plan, run
+from gpt_dist.train.start import Source
+from gpt_dist.train.task_validation import DEV, Judged, TaskValidator, metrics_of
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the runs are made of, opened and checked."""
+
+    config: Config
+    task: TaskConfig
+    examples: dict[str, list[Example]]
+    """By split; test splits that are not there are left out."""
+    encoded: dict[str, EncodedSplit]
+    validation: dict[str, EncodedSplit]
+    """The dev splits, up to validation.max_samples of each."""
+    data: DataSource
+    source: Source | None
+    source_step: int | None
+    """Of a source that is a checkpoint."""
+
+
+class TaskSamples:
+    """The endless stream of training examples, those of like length in one batch."""
+
+    def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
+        self._split = split
+        self._order = BucketedOrder(split.lengths, global_batch_size, seed)
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Of all sequences of an example, on average."""
+        return len(self._split.tokens) / len(self._split)
+
+    def batch(self, samples: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """The arguments of TaskObjective."""
+        return as_arrays(self._split, self._order.numbers(samples))
+
+
+def check(config: Config, launch: Launch) -> Inputs:
+    """Open source and data and complete the configuration; refuse whatever would fail later.
+
+    Needs no process group. Raises ConfigError, DataError, ModelError or CheckpointError.
+    """
+    check_layout(config, launch.world_size, device_type())
+    task = config.task
+    if task is None:
+        raise ConfigError("task: not given; see configs/finetune/ for examples")
+    if config.data.path is None:
+        raise ConfigError("data.path: not given; it is the folder of the task's files")
+    folder = Path(config.data.path)
+    check_task(folder, task)
+    opened = _open_source(config)
+    if opened:
+        config = adopt_source(config, opened.config)
+    tokenizer_folder = opened.tokenizer_folder if opened else _tokenizer_folder(config)
+    tokenizer = opened.tokenizer if opened else open_tokenizer(tokenizer_folder)
+    examples = _read_splits(folder, task)
+    transformation = Transformation(
+        task.form, tokenizer, config.model.sequence_length, tokenizer.lowercases
+    )
+    encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
+    limit = config.validation.max_samples
+    validation = {
+        name: encode_split(examples[name][:limit], transformation) if limit else split
+        for name, split in encoded.items()
+        if name.startswith(DEV)
+    }
+    vocab_size = max(tokenizer.full_vocab_size, (opened and opened.config.vocab_size) or 0)
+    config = resolve(config, launch.world_size, vocab_size, len(encoded[TRAIN]))
+    keep = config.checkpoint.model_copy(update={"keep_best": True})
+    config = config.model_copy(update={"checkpoint": keep})
+    for seed in _seeds(config):
+        check_writable(Path(_with_seed(config, seed).run.directory))
+    data = DataSource(_digest(encoded), *tokenizer_file(tokenizer_folder))
+    source = Source(opened, _reserved(tokenizer)) if opened else None
+    step = opened.step if opened else None
+    return Inputs(config, task, examples, encoded, validation, data, source, step)
+
+
+def finetune(inputs: Inputs, topology: Topology) -> None:
+    """Train once with each seed, and write what came of it into run.directory.
+
+    That is `results.json`, the best model of the best seed as a folder `model`, and predictions
+    for the splits without labels.
+    """
+    directory = Path(inputs.config.run.directory)
+    made: list[tuple[SeedResult, Checkpoint]] = []
+    for seed in _seeds(inputs.config):
+        made.append(_train_seed(inputs, _with_seed(inputs.config, seed), topology))
+        # DeepSpeed's engine refers to itself, and holds the whole training state.
+        gc.collect()
+    if topology.is_main:
+        results = Results.of(_facts(inputs), [result for result, _ in made])
+        _, best = max(made, key=lambda one: one[0].scores[DEV][inputs.task.metric])
+        model = directory / "model"
+        shutil.rmtree(model, ignore_errors=True)
+        save_task_model(best, inputs.task, model)
+        results.write(directory / RESULTS_NAME)
+        _say_what_was_made(results, directory)
+
+
+def _train_seed(
+    inputs: Inputs, config: Config, topology: Topology
+) -> tuple[SeedResult, Checkpoint]:
+    """Train, and judge the weights that validated best."""
+    task = inputs.task
+    kind, outputs = head_shape(task)
+
+    def objective(model: GPT) -> TaskObjective:
+        head = TaskHead(config.model.hidden_size, kind, outputs, config.objective.head_dropout)
+        return TaskObjective(model, head, config.objective.auxiliary_weight)
+
+    plan = Plan(
+        objective=objective,
+        samples=TaskSamples(
+            inputs.encoded[TRAIN], config.training.global_batch_size, config.run.seed
+        ),
+        validator=lambda engine: TaskValidator(engine, inputs.validation, config, topology),
+        headline=Headline(f"{DEV}_{task.metric}", higher_is_better=True),
+        data=inputs.data,
+        source=inputs.source,
+    )
+    outcome = run(config, plan, topology)
+    best = _load_best(outcome, config, topology)
+    validator = TaskValidator(outcome.engine, inputs.validation, config, topology)
+    judged = {
+        name: validator.judge(split) for name, split in inputs.encoded.items() if name != TRAIN
+    }
+    if topology.is_main:
+        _write_predictions(inputs, judged, Path(config.run.directory))
+    scores = metrics_of(judged, task)
+    return SeedResult(seed=config.run.seed, best_step=best.manifest.step, scores=scores), best
+
+
+def _load_best(outcome: Outcome, config: Config, topology: Topology) -> Checkpoint:
+    """Give the engine the weights that validated best."""
+    found = [outcome.best.step if outcome.best else config.training.max_steps]
+    dist.broadcast_object_list(found, src=0)
+    assert found[0] is not None, "the configuration is not resolved yet"
+    path = step_path(Path(config.run.directory) / "checkpoints", found[0])
+    checkpoint = together(lambda: open_whole(path) if topology.is_main else Checkpoint.open(path))
+    outcome.engine.state().load(checkpoint)
+    return checkpoint
+
+
+def _write_predictions(inputs: Inputs, judged: dict[str, Judged], directory: Path) -> None:
+    for name, one in judged.items():
+        if one.targets is None:
+            predictions = one.predictions.tolist()
+            write_submission(directory, inputs.task, name, inputs.examples[name], predictions)
+
+
+def _facts(inputs: Inputs) -> RunFacts:
+    config, task = inputs.config, inputs.task
+    model, max_steps = config.model, config.training.max_steps
+    assert max_steps is not None, "the configuration is not resolved yet"
+    return RunFacts(
+        task=task.name,
+        metric=task.metric,
+        form=task.form,
+        source=model.source or NO_SOURCE,
+        source_step=inputs.source_step,
+        auxiliary_weight=config.objective.auxiliary_weight,
+        transferred_layers=model.transferred_layers,
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        parameters=num_parameters(model),
+        data_digest=inputs.data.digest,
+        train_examples=len(inputs.encoded[TRAIN]),
+        examples={
+            name: len(split)
+            for name, split in inputs.encoded.items()
+            if name != TRAIN and split.targets is not None
+        },
+        max_steps=max_steps,
+        versions=package_versions(),
+        paper=task.paper,
+    )
+
+
+def _say_what_was_made(results: Results, directory: Path) -> None:
+    print(f"{results.task}, {len(results.seeds)} seed(s), median (highest less lowest):")
+    for split, metrics in results.median.items():
+        for metric, value in metrics.items():
+            spread = results.spread[split][metric]
+            print(f"  {split} {metric} {100 * value:.1f} ({100 * spread:.1f})")
+    print(f"in {directory}: results.json, model/", flush=True)
+
+
+def _seeds(config: Config) -> list[int]:
+    return config.run.seeds or [config.run.seed]
+
+
+def _with_seed(config: Config, seed: int) -> Config:
+    """The run of one seed; several have folders of their own."""
+    directory = Path(config.run.directory)
+    if config.run.seeds:
+        directory /= f"seed-{seed}"
+    one = config.run.model_copy(update={"seed": seed, "seeds": None, "directory": str(directory)})
+    return config.model_copy(update={"run": one})
+
+
+def _open_source(config: Config) -> OpenedModel | None:
+    model = config.model
+    if model.source is None:
+        raise ConfigError(
+            "model.source: not given; give a model folder, a checkpoint or a Hugging Face GPT-1 "
+            "folder, or `none` for a model without pre-training"
+        )
+    if model.source_path is None:
+        return None
+    if config.data.tokenizer:
+        raise ConfigError("data.tokenizer: model.source has its own; leave the key out")
+    if (model.transferred_layers or 0) > (
+        opened := open_model(model.source_path)
+    ).config.num_layers:
+        raise ConfigError(
+            f"model.transferred_layers: {model.transferred_layers} is more than the "
+            f"{opened.config.num_layers} of {model.source}; give less"
+        )
+    return opened
+
+
+def _tokenizer_folder(config: Config) -> Path:
+    if config.data.tokenizer is None:
+        raise ConfigError(
+            "data.tokenizer: not given; without model.source, give a folder that has a tokenizer"
+        )
+    path = Path(config.data.tokenizer)
+    inside_run = is_checkpoint(path) and paths(path / "checkpoints")
+    return inside_run[0] if inside_run else path
+
+
+def _read_splits(folder: Path, task: TaskConfig) -> dict[str, list[Example]]:
+    names = [*task.splits, *([DEV] if task.dev_fraction else [])]
+    return {
+        name: read_split(folder, task, name)
+        for name in names
+        if not (name.startswith("test") and not (folder / _path_of(task, name)).exists())
+    }
+
+
+def _path_of(task: TaskConfig, name: str) -> str:
+    split = task.splits[name]
+    return split if isinstance(split, str) else split.path
+
+
+def _reserved(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that fine-tuning brings: the paper's only new embeddings."""
+    return tokenizer.start, tokenizer.delimiter, tokenizer.extract
+
+
+def _digest(encoded: dict[str, EncodedSplit]) -> str:
+    digest = hashlib.sha256()
+    for name, split in encoded.items():
+        digest.update(name.encode())
+        for array in (split.tokens, split.sequence_starts, split.example_starts, split.targets):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""A run, of pre-training or of fine-tuning: engine, loop, checkpoints and reports put together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gpt_dist.checkpoint.resume import find_checkpoint
+from gpt_dist.checkpoint.save import DataSource, Saver
+from gpt_dist.config import Config
+from gpt_dist.model import GPT
+from gpt_dist.topology import Topology
+from gpt_dist.train.engine import Engine
+from gpt_dist.train.interruption import Interruption
+from gpt_dist.train.loop import Samples, Trainer
+from gpt_dist.train.metrics import Headline, Point, Reporter, Row
+from gpt_dist.train.start import Source, start_engine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run trains, on what, and how it is judged."""
+
+    objective: Callable[[GPT], nn.Module]
+    samples: Samples
+    validator: Callable[[Engine], Callable[[], Row]]
+    """Makes what every process calls for validation figures."""
+    headline: Headline
+    data: DataSource
+    source: Source | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that has ended."""
+
+    engine: Engine
+    """With the weights of the last step."""
+    best: Point | None
+    """The best validation; known to the process that reports."""
+
+
+def run(config: Config, plan: Plan, topology: Topology) -> Outcome:
+    """Train as a resolved configuration says, from a checkpoint if training.resume leads to one."""
+    directory = Path(config.run.directory)
+    if config.training.deterministic:
+        # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.training.deterministic)
+    checkpoint = find_checkpoint(config, topology, plan.data.digest, _warn)
+    done = checkpoint.manifest.step if checkpoint else 0
+    engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
+    if topology.is_main:
+        config.save(directory / "config.yaml")
+    max_steps = config.training.max_steps
+    assert max_steps is not None, "the configuration is not resolved yet"
+    reporting = Reporter(directory, max_steps, plan.headline, done) if topology.is_main else None
+    with reporting or nullcontext() as reporter:
+        if reporter:
+            reporter.say(_describe(config, topology, engine.num_parameters))
+            if checkpoint:
+                reporter.say(f"resumed from {checkpoint.path}")
+            elif plan.source:
+                reporter.say(f"starting from the weights of {config.model.source}")
+        trainer = Trainer(
+            engine,
+            plan.samples,
+            plan.validator(engine),
+            config,
+            topology,
+            Saver(engine.state(), config, topology, plan.data, engine.probe_loss),
+            Interruption(),
+            reporter,
+        )
+        trainer.run(done)
+        trainer.saver.close()
+        trainer.interruption.close()
+        if reporter:
+            reporter.summary()
+    return Outcome(engine, reporter.best if reporter else None)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _describe(config: Config, topology: Topology, parameters: int) -> str:
+    training = config.training
+    return (
+        f"{parameters:,} parameters a process, {training.precision}, {topology.device.type}; "
+        f"data parallel {topology.data_parallel_size} x tensor parallel "
+        f"{topology.tensor_parallel_size}, ZeRO {config.parallel.zero_stage}; "
+        f"global batch {training.global_batch_size} x {config.model.sequence_length} tokens, "
+        f"{training.max_steps} steps"
+    )

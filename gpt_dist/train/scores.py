@@ -1,0 +1,51 @@
+"""The metrics of a task: predictions against what they should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from gpt_dist.config import TaskConfig
+from gpt_dist.errors import TrainingError
+
+
+def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
+    """The metrics of at least one example by name, task.metric among them, from -1 to 1.
+
+    Of classes and choices, given by number: accuracy, and f1 (class 1 is the positive one) or
+    matthews where task.metric is that. Of scores: pearson and spearman. A correlation with what
+    does not vary is 0. Raises TrainingError where a predicted score is not finite.
+    """
+    if task.metric in ("pearson", "spearman"):
+        return _correlations(task, targets.astype(np.float64), predictions.astype(np.float64))
+    scores = {"accuracy": float(accuracy_score(targets, predictions))}
+    if task.metric == "f1":
+        scores["f1"] = float(f1_score(targets, predictions, zero_division=0.0))
+    if task.metric == "matthews":
+        varied = _vary(targets, predictions)
+        scores["matthews"] = float(matthews_corrcoef(targets, predictions)) if varied else 0.0
+    return scores
+
+
+def _correlations(
+    task: TaskConfig, targets: NDArray[np.float64], predictions: NDArray[np.float64]
+) -> dict[str, float]:
+    if not np.isfinite(predictions).all():
+        raise TrainingError(
+            f"{task.name}: a prediction is not a finite number; lower optimizer.learning_rate, or "
+            "train in another training.precision than fp16"
+        )
+    if not _vary(targets, predictions):
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {
+        "pearson": float(pearsonr(targets, predictions).statistic),
+        "spearman": float(spearmanr(targets, predictions).statistic),
+    }
+
+
+def _vary(targets: NDArray[Any], predictions: NDArray[Any]) -> bool:
+    return bool(np.ptp(targets) and np.ptp(predictions))

@@ -1,0 +1,89 @@
+"""Validation of fine-tuning: the task's metrics on its dev splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpt_dist.config import Config, TaskConfig
+from gpt_dist.data.examples import EncodedSplit
+from gpt_dist.inference.predict import Scores, decide, score_examples
+from gpt_dist.model import head_shape, task_losses
+from gpt_dist.topology import Topology
+from gpt_dist.train.engine import Engine
+from gpt_dist.train.metrics import Row
+from gpt_dist.train.scores import score
+
+DEV = "dev"
+"""The dev split; where a task has several, all of them together."""
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The examples of a split as a model sees them."""
+
+    scores: Scores
+    predictions: NDArray[Any]
+    targets: NDArray[Any] | None
+
+
+class TaskValidator:
+    """Scores the dev splits of a task with an engine's weights, the same for every layout."""
+
+    def __init__(
+        self, engine: Engine, splits: Mapping[str, EncodedSplit], config: Config, topology: Topology
+    ) -> None:
+        assert config.task is not None
+        self._engine = engine
+        self._splits = splits
+        self._task: TaskConfig = config.task
+        self._config = config
+        self._topology = topology
+
+    def __call__(self) -> Row:
+        """`validation_loss` of all dev examples, and `SPLIT_METRIC` of each split."""
+        judged = {name: self.judge(split) for name, split in self._splits.items()}
+        losses = np.concatenate([self._losses(one) for one in judged.values()])
+        row: Row = {"validation_loss": float(losses.mean())}
+        for name, metrics in metrics_of(judged, self._task).items():
+            row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+        return row
+
+    def judge(self, split: EncodedSplit) -> Judged:
+        """Predictions for any split; every process calls this, and gets all."""
+        size = self._config.training.micro_batch_size
+        assert size is not None, "the configuration is not resolved yet"
+        group = self._topology.data_parallel_group
+        scores = score_examples(self._engine.evaluate, split, size, group)
+        return Judged(scores, decide(head_shape(self._task)[0], scores), split.targets)
+
+    def _losses(self, judged: Judged) -> NDArray[Any]:
+        kind = head_shape(self._task)[0]
+        assert judged.targets is not None, "dev splits have labels"
+        pairs = zip(judged.scores, judged.targets, strict=True)
+        each = [
+            task_losses(kind, torch.tensor(scores)[None], torch.tensor(target)[None])
+            for scores, target in pairs
+        ]
+        return torch.cat(each).numpy()
+
+
+def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, Metrics]:
+    """The metrics of each split that has labels, and of all dev splits together under `dev`."""
+    labelled = {
+        name: (one.targets, one.predictions)
+        for name, one in judged.items()
+        if one.targets is not None
+    }
+    dev = [pair for name, pair in labelled.items() if name.startswith(DEV)]
+    if DEV not in labelled and dev:
+        targets, predictions = (np.concatenate(part) for part in zip(*dev, strict=True))
+        labelled[DEV] = (targets, predictions)
+    return {name: score(task, *pair) for name, pair in labelled.items()}

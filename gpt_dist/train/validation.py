@@ -1,0 +1,55 @@
+"""Validation of a language model: the mean loss over held-out windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from gpt_dist.config import Config
+from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.data.windows import Windows, split_labels
+from gpt_dist.topology import Topology
+from gpt_dist.train.engine import Engine
+from gpt_dist.train.metrics import Row
+from gpt_dist.train.objective import IGNORED_LABEL
+
+
+class PerplexityValidator:
+    """Loss and perplexity of the first windows of a split, the same for every layout."""
+
+    def __init__(
+        self, engine: Engine, windows: Windows, config: Config, topology: Topology
+    ) -> None:
+        self._engine = engine
+        self._windows = windows
+        self._topology = topology
+        self._count = min(len(windows), config.validation.max_samples or 2**63)
+        self._plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
+
+    def __call__(self) -> Row:
+        """`validation_loss` in nats per token and `validation_perplexity`; all processes ask."""
+        if self._count == 0:
+            return {}
+        total = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
+        with closing(prefetch(self._batches())) as batches:
+            for tokens, labels in batches:
+                counted = int((labels != IGNORED_LABEL).sum())
+                loss = self._engine.evaluate(tokens, labels).double()
+                total += torch.stack([loss * counted, torch.full_like(loss, counted)])
+        dist.all_reduce(total, group=self._topology.data_parallel_group)
+        loss_mean = float(total[0] / total[1])
+        perplexity = math.exp(loss_mean) if loss_mean < 700 else math.inf
+        return {"validation_loss": loss_mean, "validation_perplexity": perplexity}
+
+    def _batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """This process's micro-batches; all get the same number, filled up with void rows."""
+        for numbers in self._plan.over(self._count):
+            tokens, labels = split_labels(self._windows.read(numbers % self._count))
+            labels[numbers >= self._count] = IGNORED_LABEL
+            yield tokens, labels

@@ -1,0 +1,33 @@
+"""Fine-tune a pre-trained model on a task, under any launcher."""
+
+import os
+from pathlib import Path
+
+from gpt_dist import command
+from gpt_dist.config import load_config
+from gpt_dist.rendezvous import discover_launch
+from gpt_dist.topology import connect, disconnect, form_groups
+from gpt_dist.train.directory import check_writable, locked
+from gpt_dist.train.finetune import check, finetune
+
+EXAMPLE = (
+    "deepspeed --num_gpus 2 launch/finetune.py configs/finetune/sst2.yaml "
+    "model.source=runs/first data.path=data/SST-2"
+)
+
+
+def main() -> None:
+    path, overrides = command.parse_config_arguments(__doc__ or "", EXAMPLE)
+    launch = discover_launch(os.environ)
+    inputs = check(load_config(path, overrides), launch)
+    directory = Path(inputs.config.run.directory)
+    check_writable(directory)
+    with locked(directory, launch):
+        device = connect(launch)
+        topology = form_groups(launch, device, inputs.config.parallel.tensor_parallel_size)
+        finetune(inputs, topology)
+        disconnect()
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,54 @@
+"""Predict with a fine-tuned model: lines of JSON in, lines of JSON with probabilities out."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from gpt_dist import command
+from gpt_dist.data.tasks import read_unlabelled
+from gpt_dist.errors import ConfigError
+from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
+from gpt_dist.inference.predict import describe, score_examples
+from gpt_dist.inference.task_model import encode, load_task_model, open_task_model
+from gpt_dist.rendezvous import discover_launch
+from gpt_dist.topology import disconnect
+
+EXAMPLE = (
+    """echo '{"text": "a quiet and moving film"}' | python launch/predict.py runs/sst2/model"""
+)
+STANDARD_INPUT = Path("/dev/stdin")
+
+
+def main() -> None:
+    parser = model_parser(__doc__ or "", EXAMPLE)
+    parser.add_argument(
+        "input",
+        type=Path,
+        nargs="?",
+        default=STANDARD_INPUT,
+        metavar="FILE",
+        help="an object a line: text; premise, hypothesis; a, b; or context, question, choices, as "
+        "the task has it (default: standard input)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, metavar="N", help="examples at once (default 16)"
+    )
+    add_tensor_parallel_size(parser)
+    arguments = parser.parse_args()
+    launch = discover_launch(os.environ)
+    if arguments.input == STANDARD_INPUT and launch.world_size > 1:
+        raise ConfigError("FILE: not given; several processes cannot share the standard input")
+    opened = open_task_model(arguments.model)
+    split = encode(opened, read_unlabelled(arguments.input, opened.task))
+    evaluate, topology = load_task_model(opened, launch, arguments.tensor_parallel_size)
+    scores = score_examples(evaluate, split, arguments.batch_size, topology.data_parallel_group)
+    if topology.is_main:
+        for prediction in describe(opened.task, scores):
+            print(json.dumps(prediction))
+        print(f"{len(scores)} predictions by {arguments.model}", file=sys.stderr)
+    disconnect()
+
+
+if __name__ == "__main__":
+    command.run(main)

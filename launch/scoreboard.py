@@ -1,0 +1,49 @@
+"""Print fine-tuned runs side by side, beside what the paper reports."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from gpt_dist import command
+from gpt_dist.train.scoreboard import ablation_tables, find_results, score_table
+
+EXAMPLE = "python launch/scoreboard.py runs/* --markdown"
+PIPE_WIDTH = 200
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"example: {EXAMPLE}")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="the directory of a fine-tuning run, or its results.json; others are skipped",
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="print tables to paste into documents"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    runs, skipped = find_results(arguments.runs)
+    console = Console(
+        highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH
+    )
+    for number, table in enumerate([score_table(runs), *ablation_tables(runs)]):
+        if number:
+            print()
+        if arguments.markdown:
+            print(table.markdown())
+        else:
+            console.print(table.rich())
+    if skipped:
+        print(f"skipped: {skipped} without results of fine-tuning", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,200 @@
+"""Fine-tuning runs: the same in every layout, reproducible, resumable, and what they leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gpt_dist.rendezvous import Launch
+from tests.models import write_model_folders
+from tests.rows import assert_same, read_rows
+
+WORDS = "the old man went down to sea and came home again with a fish".split()
+TASKS: dict[str, dict[str, Any]] = {
+    "classification": {
+        "columns": {"text": "text", "label": "label"},
+        "labels": ["no", "yes"],
+        "metric": "matthews",
+    },
+    "entailment": {
+        "columns": {"premise": "text", "hypothesis": "other", "label": "label"},
+        "labels": ["no", "yes"],
+        "metric": "accuracy",
+    },
+    "similarity": {
+        "columns": {"a": "text", "b": "other", "label": "score"},
+        "score_range": [0, 5],
+        "metric": "pearson",
+    },
+    "multiple_choice": {
+        "columns": {"context": "text", "choices": "choices", "label": "number"},
+        "metric": "accuracy",
+    },
+}
+
+
+def rows(count: int, first: int) -> list[dict[str, Any]]:
+    """Examples for every form; whether `fish` is in the text decides."""
+    made = []
+    for number in range(first, first + count):
+        text = " ".join(WORDS[(number * 7 + i * i) % len(WORDS)] for i in range(3 + number % 9))
+        fish = "fish" in text.split()
+        choices = [f"{word} {text[:9]}" for word in ("fish", "home", "man")[: 2 + number % 2]]
+        made.append(
+            {
+                "text": text,
+                "other": " ".join(WORDS[(number + i) % len(WORDS)] for i in range(4)),
+                "label": "yes" if fish else "no",
+                "score": 5 * text.count("s") / len(text),
+                "choices": choices,
+                "number": 0 if fish else 1,
+            }
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory) -> Path:
+    """A folder of task files in JSON lines, and a YAML for each form."""
+    folder = tmp_path_factory.mktemp("task")
+    for name, count, first in (("train", 60, 0), ("dev", 21, 100), ("test", 7, 200)):
+        lines = [json.dumps(row) for row in rows(count, first)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    for form, task in TASKS.items():
+        unlabelled = {role: column for role, column in task["columns"].items() if role != "label"}
+        values = {
+            "task": {
+                "name": form,
+                "form": form,
+                "format": "jsonl",
+                "splits": {
+                    "train": "train.jsonl",
+                    "dev": "dev.jsonl",
+                    "test": {"path": "test.jsonl", "columns": unlabelled},
+                },
+                **task,
+            },
+            "model": {"dropout": 0},
+            "objective": {"head_dropout": 0},
+            "data": {"path": str(folder)},
+            "optimizer": {"learning_rate": 1e-3},
+            "schedule": {"warmup_steps": 0, "shape": "linear"},
+            "training": {"max_steps": 6, "global_batch_size": 8},
+            "validation": {"interval": 3},
+            "logging": {"interval": 1},
+        }
+        (folder / f"{form}.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_model_folders(tmp_path_factory.mktemp("models"))["post"]
+
+
+def finetune(launch: Launch, device: torch.device, path: Path, overrides: dict[str, Any]) -> None:
+    """A whole run through the functions that launch/finetune.py calls."""
+    from gpt_dist.config import load_config
+    from gpt_dist.topology import form_groups
+    from gpt_dist.train.finetune import check
+    from gpt_dist.train.finetune import finetune as run
+
+    inputs = check(load_config(path, [f"{k}={v}" for k, v in overrides.items()]), launch)
+    run(inputs, form_groups(launch, device, inputs.config.parallel.tensor_parallel_size))
+
+
+@pytest.fixture(scope="module")
+def reference(process_group, task_folder, source, tmp_path_factory) -> Callable[[str], Path]:
+    """The directory of one process's run of each form."""
+    directories: dict[str, Path] = {}
+
+    def get(form: str) -> Path:
+        if form not in directories:
+            directories[form] = tmp_path_factory.mktemp(form)
+            overrides = {"model.source": source, "run.directory": directories[form]}
+            process_group(1).run(finetune, task_folder / f"{form}.yaml", overrides)
+        return directories[form]
+
+    return get
+
+
+LAYOUTS = [(form, *sizes) for form in TASKS for sizes in ((2, 3, 1), (1, 0, 2))]
+LAYOUTS += [
+    ("classification", tensor, stage, data)
+    for tensor, stage, data in product((1, 2), range(4), (1, 2))
+    if (tensor, data) != (1, 1) and (tensor, stage, data) not in ((2, 3, 1), (1, 0, 2))
+]
+
+
+@pytest.mark.parametrize(("form", "tensor", "stage", "data"), sorted(LAYOUTS, key=lambda x: x[1]))
+def test_every_layout_is_the_single_process(
+    process_group, task_folder, source, reference, tmp_path, form, tensor, stage, data
+):
+    overrides = {
+        "model.source": source,
+        "run.directory": tmp_path,
+        "parallel.tensor_parallel_size": tensor,
+        "parallel.zero_stage": stage,
+        "training.micro_batch_size": 4,
+    }
+    process_group(tensor * data).run(finetune, task_folder / f"{form}.yaml", overrides)
+    assert_same(read_rows(tmp_path), read_rows(reference(form)), 1e-5)
+    ours, expected = (
+        json.loads((path / "results.json").read_text()) for path in (tmp_path, reference(form))
+    )
+    assert ours["median"]["dev"] == pytest.approx(expected["median"]["dev"], abs=1e-5)
+
+
+def test_a_run_is_reproducible_and_an_interrupted_one_the_same(
+    process_group, task_folder, source, tmp_path
+):
+    dropout = {"model.source": source, "model.dropout": 0.1, "objective.head_dropout": 0.1}
+    path = task_folder / "classification.yaml"
+    for name in ("first", "second"):
+        process_group(2).run(finetune, path, dropout | {"run.directory": tmp_path / name})
+    halves = dropout | {"run.directory": tmp_path / "halves", "schedule.decay_steps": 6}
+    process_group(2).run(finetune, path, halves | {"training.max_steps": 3})
+    process_group(2).run(finetune, path, halves)
+    expected = read_rows(tmp_path / "first")
+    assert_same(read_rows(tmp_path / "second"), expected, 0.0)
+    assert_same(read_rows(tmp_path / "halves"), expected, 0.0)
+    results = [
+        json.loads((tmp_path / name / "results.json").read_text())
+        for name in ("first", "second", "halves")
+    ]
+    assert results[0]["seeds"] == results[1]["seeds"] == results[2]["seeds"]
+
+
+def test_several_seeds_have_folders_of_their_own_and_a_median(
+    process_group, task_folder, source, tmp_path
+):
+    overrides = {"model.source": source, "run.directory": tmp_path, "run.seeds": [3, 4, 5]}
+    process_group(2).run(finetune, task_folder / "entailment.yaml", overrides)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [one["seed"] for one in results["seeds"]] == [3, 4, 5]
+    accuracies = sorted(one["scores"]["dev"]["accuracy"] for one in results["seeds"])
+    assert results["median"]["dev"]["accuracy"] == accuracies[1]
+    assert results["spread"]["dev"]["accuracy"] == pytest.approx(accuracies[2] - accuracies[0])
+    assert (tmp_path / "seed-4" / "metrics.jsonl").is_file()
+    assert (tmp_path / "model" / "task.json").is_file()
+
+
+def test_what_a_run_leaves(reference):
+    directory = reference("classification")
+    predictions = (directory / "test.tsv").read_text().splitlines()
+    assert predictions[0] == "index\tprediction"
+    assert [line.split("\t")[0] for line in predictions[1:]] == [str(i) for i in range(7)]
+    assert {line.split("\t")[1] for line in predictions[1:]} <= {"no", "yes"}
+    best = json.loads((directory / "results.json").read_text())["seeds"][0]["best_step"]
+    scores = {
+        row["step"]: row["dev_matthews"] for row in read_rows(directory) if "dev_matthews" in row
+    }
+    trained = {step: value for step, value in scores.items() if step}
+    assert trained[best] == max(trained.values())
