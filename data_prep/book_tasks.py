@@ -2,8 +2,8 @@
 
 Rules:
 - Read are text files named `Author___Title.txt`, archived or not; a book found again is left out.
-- A book is cut into blocks of about 2,000 words, and a fifth of them are for `dev`: nothing that is
-  trained on lies beside what is asked for.
+- A book is cut into blocks of about 2,000 words, and a fifth of them are for `dev`: what is asked
+  there lies in other parts of the books than what is trained on.
 - Sentences come from paragraphs of prose. Headings are left out, and so are paragraphs that name
   the author or the title.
 - `author`: passages of whole sentences, 40 to 70 words, as many of each author. Authors are as many
@@ -130,6 +130,9 @@ def _read_books(
     unnamed = 0
     with progress.stage("reading books", "books", None) as advance:
         for source in sorted(sources, key=lambda source: source.name):
+            if ".jsonl" in source.name.lower():
+                unnamed += 1
+                continue
             for document in reader.read(source):
                 name = _NAME.search(document.name)
                 if name is None:
@@ -265,8 +268,8 @@ def _choose_authors(
         if len(able) >= count:
             return tuple(sorted(able[:count]))
     raise DataError(
-        f"{len(found)} authors, but no two with passages enough for {sum(sizes.values())} "
-        f"examples, or for {_LEAST_PASSAGES} of each; give more books, or other --examples"
+        f"of {len(found)} author(s), no two have passages enough for {sum(sizes.values())} "
+        f"examples, {_LEAST_PASSAGES} each at least; give more books, or other --examples"
     )
 
 

@@ -29,7 +29,13 @@ def start(launcher: str, *arguments: str) -> subprocess.Popen[str]:
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
     return subprocess.Popen(
-        [*LAUNCHERS[launcher], *_port(launcher), "launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments],
+        [
+            *LAUNCHERS[launcher],
+            *_port(launcher),
+            "launch/pretrain.py",
+            "configs/pretrain/tiny.yaml",
+            *arguments,
+        ],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -204,7 +204,7 @@ class Saver:
 
     def _prove(self, written: Checkpoint, live_loss: float | None) -> float:
         """The loss that the written weights give; CheckpointError if it is not the live model's."""
-        loss = probe_loss(SavedWeights(written), self._config.model)
+        loss = probe_loss(SavedWeights(written).__getitem__, self._config.model)
         if not math.isfinite(loss):
             raise CheckpointError(f"its weights give a loss of {loss} on fixed tokens")
         if live_loss is not None and not agrees(live_loss, loss, self._config.training.precision):

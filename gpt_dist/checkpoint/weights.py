@@ -24,6 +24,7 @@ class SavedWeights(Mapping[str, Tensor]):
         """Raises CheckpointError where it holds no model that this version knows."""
         self.path = checkpoint.path
         self.step = checkpoint.manifest.step
+        self.probe_loss = checkpoint.manifest.probe_loss
         self._checkpoint = checkpoint
         try:
             self.config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))

@@ -30,6 +30,8 @@ class OpenedModel:
     """Where the tokenizer's files are."""
     step: int | None = None
     """Of pre-training, where it is a checkpoint."""
+    probe_loss: float | None = None
+    """What the weights gave on fixed tokens when they were saved; None if made elsewhere."""
 
     @cached_property
     def tokenizer(self) -> FolderTokenizer:
@@ -51,16 +53,20 @@ def open_model(path: Path) -> OpenedModel:
     """
     if is_checkpoint(path):
         saved = SavedWeights.open(path)
-        return OpenedModel(saved.config, saved, saved.path, saved.step)
-    tensors = ReleasedWeights(path) if (path / SHAPES_NAME).is_file() else ModelFolder(path)
-    return OpenedModel(tensors.config, tensors, path)
+        return OpenedModel(saved.config, saved, saved.path, saved.step, saved.probe_loss)
+    if (path / SHAPES_NAME).is_file():
+        released = ReleasedWeights(path)
+        return OpenedModel(released.config, released, path)
+    folder = ModelFolder(path)
+    return OpenedModel(folder.config, folder, path, probe_loss=folder.probe_loss)
 
 
 def save_model(opened: OpenedModel, output: Path) -> None:
     """Write a model and its tokenizer as a model folder; ModelError where that fails."""
     assert opened.tokenizer, "opening it checks it"
     files = tokenizer_files(opened.tokenizer_folder)
-    write_model_folder(output, opened.config, opened.tensors.__getitem__, files)
+    read = opened.tensors.__getitem__
+    write_model_folder(output, opened.config, read, files, opened.probe_loss)
 
 
 def assemble(

@@ -58,7 +58,8 @@ def save_task_model(checkpoint: Checkpoint, task: TaskConfig, output: Path) -> N
         TASK_NAME: (json.dumps(content, indent=2) + "\n").encode(),
         HEAD_NAME: save(head),
     }
-    write_model_folder(output, weights.config, weights.__getitem__, files)
+    loss = checkpoint.manifest.probe_loss
+    write_model_folder(output, weights.config, weights.__getitem__, files, loss)
 
 
 def is_task_model(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a model folder should hold: size and SHA-256 of each file, so that damage shows."""
+"""What a model folder should hold: the hash of each file, and the loss that its weights give."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ VERSION = 1
 _LIMIT_BYTES = 2**22
 
 
-def write_checksums(folder: Path) -> None:
-    """State every file there is; call it last."""
+def write_checksums(folder: Path, probe_loss: float) -> None:
+    """State every file there is, and the loss on fixed tokens; call it last."""
     files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
-    content = {"format": FORMAT, "version": VERSION, "files": files}
+    content = {"format": FORMAT, "version": VERSION, "probe_loss": probe_loss, "files": files}
+    content["digest"] = _digest(content)
     (folder / CHECKSUMS_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def check_files(folder: Path) -> None:
-    """Hash every stated file; ModelError names the first that differs.
+def check_files(folder: Path) -> float | None:
+    """Hash every stated file, and return the stated loss; ModelError names the first that differs.
 
     A folder made elsewhere states nothing, and nothing is found amiss.
     """
     path = folder / CHECKSUMS_NAME
     if not path.exists():
-        return
+        return None
     content = read_json(path, _LIMIT_BYTES)
     files = content.get("files")
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise ModelError(f"{path}: not of {FORMAT} version {VERSION}; copy the folder again")
     if not isinstance(files, dict) or any(name != Path(name).name for name in files):
         raise ModelError(f"{path}: does not list the folder's files; copy the folder again")
+    loss, digest = content.get("probe_loss"), content.pop("digest", None)
+    if not isinstance(loss, float) or digest != _digest(content):
+        raise ModelError(f"{path}: damaged, its digest is another; copy the folder again")
     for name, stated in files.items():
         file = folder / name
         if not file.is_file() or _describe(file) != stated:
@@ -45,6 +49,11 @@ def check_files(folder: Path) -> None:
                 f"{file}: missing, or not as {CHECKSUMS_NAME} states it; copy the model folder "
                 f"again, or remove {CHECKSUMS_NAME} if you changed the folder on purpose"
             )
+    return loss
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:

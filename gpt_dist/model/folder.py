@@ -15,6 +15,7 @@ from gpt_dist.config import ModelConfig
 from gpt_dist.errors import ModelError
 from gpt_dist.folders import new_folder
 from gpt_dist.model.checksums import check_files, write_checksums
+from gpt_dist.model.probe import agrees, probe_loss
 from gpt_dist.model.tensor_files import SHARD_BYTES, WeightFiles, read_json, write_weights
 from gpt_dist.model.transformer import GPT, INIT_STD, LAYER_NORM_EPSILON
 from gpt_dist.model.weights import (
@@ -44,7 +45,8 @@ class ModelFolder(Mapping[str, Tensor]):
         self.path = path
         if not path.is_dir():
             raise ModelError(f"{path}: no such folder; give a model folder")
-        check_files(path)
+        self.probe_loss = check_files(path)
+        """What the weights gave on fixed tokens when they were written; None if made elsewhere."""
         self.config = read_model_config(path / CONFIG_NAME)
         self._files = WeightFiles(path)
         self._names = self._find_names()
@@ -119,13 +121,18 @@ def write_model_folder(
     path: Path,
     config: ModelConfig,
     read: Callable[[str], Tensor],
-    tokenizer_files: Mapping[str, bytes],
+    files: Mapping[str, bytes],
+    stated_loss: float | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a folder that `transformers` opens, holding one tensor in memory at a time.
 
-    `read` gives a full tensor by this model's name for it. The folder appears whole or not at all.
-    Raises ModelError where `path` exists and is not empty, or cannot be written to.
+    `read` gives a full tensor by this model's name for it; `files` are the tokenizer's and others.
+    The folder appears whole or not at all, and only if what was written gives `stated_loss` on
+    fixed tokens, or, where none was stated, what the source gives now.
+
+    Raises ModelError where that is not so, or where `path` exists and is not empty, or cannot be
+    written to.
     """
     theirs = hugging_face_names(config)
     ours = {name: own for own, name in theirs.items()}
@@ -135,12 +142,19 @@ def write_model_folder(
         return tensor_to_hugging_face(ours[name], read(ours[name]), config)
 
     with new_folder(path, ModelError, "4 bytes a parameter") as partial:
-        for name, content in tokenizer_files.items():
+        expected = probe_loss(read, config) if stated_loss is None else stated_loss
+        for name, content in files.items():
             (partial / name).write_bytes(content)
         write_weights(partial, shapes, read_theirs, shard_bytes)
         text = json.dumps(describe(config), indent=2, sort_keys=True)
         (partial / CONFIG_NAME).write_text(text + "\n")
-        write_checksums(partial)
+        found = probe_loss(ModelFolder(partial).__getitem__, config)
+        if not agrees(found, expected, "fp32"):
+            raise ModelError(
+                f"{path}: not written: its weights would give a loss of {found:.6f} on fixed "
+                f"tokens, and their source states {expected:.6f}; take the source from a backup"
+            )
+        write_checksums(partial, expected)
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:

@@ -33,10 +33,10 @@ from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable
 from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import TaskObjective
-from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.train.results import DEV, RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.train.run import Outcome, Plan, run
 from gpt_dist.train.start import Source
-from gpt_dist.train.task_validation import DEV, Judged, TaskValidator, metrics_of
+from gpt_dist.train.task_validation import Judged, TaskValidator, metrics_of
 
 TRAIN = "train"
 

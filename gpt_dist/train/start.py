@@ -59,7 +59,7 @@ def start_engine(
         restore_rng(checkpoint, topology)
         _prove_checkpoint(engine, config, checkpoint)
     elif source and config.model.transferred_layers is None:
-        _prove_source(engine, config, topology, tensors)
+        _prove_source(engine, config, topology, opened, tensors)
     return engine
 
 
@@ -73,12 +73,24 @@ def _prove_checkpoint(engine: Engine, config: Config, checkpoint: Checkpoint) ->
 
 
 def _prove_source(
-    engine: Engine, config: Config, topology: Topology, tensors: GrownVocabulary
+    engine: Engine,
+    config: Config,
+    topology: Topology,
+    source: OpenedModel,
+    tensors: GrownVocabulary,
 ) -> None:
     found = engine.probe_loss()
 
     def compare() -> None:
-        expected = probe_loss(tensors, config.model) if topology.is_main else found
+        if not topology.is_main:
+            return
+        stated, now = source.probe_loss, probe_loss(source.tensors.__getitem__, source.config)
+        if stated is not None and not agrees(now, stated, "fp32"):
+            raise ModelError(
+                f"{config.model.source}: its weights gave a loss of {stated:.6f} on fixed tokens, "
+                f"and give {now:.6f} now; take it from a backup"
+            )
+        expected = probe_loss(tensors.__getitem__, config.model)
         if not agrees(found, expected, config.training.precision):
             raise ModelError(
                 f"{config.model.source}: its weights give a loss of {expected:.6f} on fixed "

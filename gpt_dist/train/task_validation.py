@@ -17,10 +17,8 @@ from gpt_dist.model import head_shape, task_losses
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.metrics import Row
+from gpt_dist.train.results import DEV
 from gpt_dist.train.scores import score
-
-DEV = "dev"
-"""The dev split; where a task has several, all of them together."""
 
 Metrics = dict[str, float]
 

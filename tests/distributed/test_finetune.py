@@ -16,7 +16,7 @@ from gpt_dist.rendezvous import Launch
 from tests.models import write_model_folders
 from tests.rows import assert_same, read_rows
 
-WORDS = "the old man went down to sea and came home again with a fish".split()
+WORDS = ["the", "old", "man", "went", "down", "to", "sea", "and", "came", "home", "a", "fish"]
 TASKS: dict[str, dict[str, Any]] = {
     "classification": {
         "columns": {"text": "text", "label": "label"},

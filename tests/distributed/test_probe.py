@@ -37,7 +37,7 @@ def test_the_loss_is_transformers(norm_position):
     with torch.no_grad():
         logits = reference(inputs).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    assert probe_loss(tensors, config) == pytest.approx(float(expected), rel=1e-5)
+    assert probe_loss(tensors.__getitem__, config) == pytest.approx(float(expected), rel=1e-5)
 
 
 def shift_rows(path: Path) -> None:

@@ -64,8 +64,8 @@ def put(path: Path, results: Results) -> Path:
 
 
 def test_median_and_spread_are_of_the_seeds():
-    results = make("RTE", {"dev": 0.5, "test": 0.25}, {"dev": 0.75, "test": 0.5}, {"dev": 0.625,
-                   "test": 0.75})  # fmt: skip
+    scores = [(0.5, 0.25), (0.75, 0.5), (0.625, 0.75)]
+    results = make("RTE", *({"dev": dev, "test": test} for dev, test in scores))
     assert results.median == {"dev": {"accuracy": 0.625}, "test": {"accuracy": 0.5}}
     assert results.spread == {"dev": {"accuracy": 0.25}, "test": {"accuracy": 0.5}}
 
@@ -87,7 +87,7 @@ def change(content: dict[str, Any], **keys: Any) -> bytes:
     ("damage", "message"),
     [
         (lambda content: json.dumps(content).encode()[:-9], "the file: Invalid JSON"),
-        (lambda content: b'{"accuracy": 0.9}', "task: Field required"),
+        (lambda content: json.dumps(content["median"]).encode(), "task: Field required"),
         (lambda content: change(content, format="gpt_dist.tokens"), "format: Input should be"),
         (lambda content: change(content, version=2), "version: Input should be 1"),
         (lambda content: change(content, notes="x"), "notes: Extra inputs"),
@@ -132,8 +132,10 @@ def test_refused_only_where_there_is_no_run_at_all(tmp_path):
 def test_a_row_tells_the_run_beside_the_paper():
     run = make("RTE", 0.581, 0.553, 0.604, paper={"dev": 56.0}, auxiliary_weight=0.0)
     assert score_table([run]).rows == (
-        ("RTE", "accuracy", "first/step-00000500", "all", "0", "3")
-        + ("58.1 (55.3 to 60.4)", "56.0", "+2.1"),
+        (
+            *("RTE", "accuracy", "first/step-00000500", "all", "0", "3"),
+            *("58.1 (55.3 to 60.4)", "56.0", "+2.1"),
+        ),
     )
 
 

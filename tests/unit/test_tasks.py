@@ -73,7 +73,8 @@ def ids(examples: list[Example]) -> list[str]:
 
 
 def test_a_yaml_for_each_official_data_set():
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(OFFICIAL)
+    names = [path.stem for path in CONFIGS.glob("*.yaml")]
+    assert sorted(name for name in names if not name.startswith("book-")) == sorted(OFFICIAL)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
