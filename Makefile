@@ -34,6 +34,17 @@ demo: install
 	python launch/consolidate.py $(DEMO)/run --output $(DEMO)/model
 	python launch/evaluate.py $(DEMO)/model --tokens $(DEMO)/tokens
 	python launch/generate.py $(DEMO)/model --prompt "he looked at" --max-tokens 40
+	python -m data_prep tasks data_prep/sample_books --output $(DEMO)/tasks
+	@echo "Two tasks made of the books, from the sharded checkpoint and from nothing:"
+	for task in author next; do \
+		finetune="deepspeed --num_gpus 2 launch/finetune.py configs/finetune/book-$$task.yaml \
+			data.path=$(DEMO)/tasks/$$task run.directory=$(DEMO)/$$task"; \
+		$$finetune-pretrained model.source=$(DEMO)/run && \
+		$$finetune-from-nothing model.source=none data.tokenizer=$(DEMO)/run \
+			model.num_layers=2 model.hidden_size=128 model.num_heads=4 model.sequence_length=128 \
+			|| exit 1; \
+	done
+	python launch/scoreboard.py $(DEMO)/*-pretrained $(DEMO)/*-from-nothing
 
 test: install
 	pytest

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -350,16 +350,23 @@ def _explain(error: ValidationError | TypeError, path: Path) -> str:
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
-    section = Config.model_fields.get(str(location[0]))
-    known: list[str] = list(Config.model_fields)
-    prefix = ""
-    if len(location) > 1 and section is not None:
-        known = list(type(section.default).model_fields)
-        prefix = f"{location[0]}."
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    *outer, key = map(str, location)
+    section: type[Section] = Config
+    for name in outer:
+        field = section.model_fields.get(name)
+        section = _section_within(field and field.annotation) or section
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(key, known, n=1)
     if close:
-        return f"did you mean {prefix}{close[0]}?"
+        return f"did you mean {'.'.join([*outer, close[0]])}?"
     return f"known here: {', '.join(known)}"
+
+
+def _section_within(annotation: Any) -> type[Section] | None:
+    """X of annotations such as `X`, `X | None` and `dict[str, str | X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_within, get_args(annotation))), None)
 
 
 def _check_combinations(config: Config) -> None:

@@ -15,10 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gpt_dist import command
-from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import load_config
-from gpt_dist.data.tokenizer import Tokenizer
 from gpt_dist.errors import ConfigError
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.inference.evaluate import (
@@ -28,7 +25,7 @@ from gpt_dist.inference.evaluate import (
     score_texts,
     score_tokens,
 )
-from gpt_dist.inference.model import OpenedModel, assemble, open_model
+from gpt_dist.inference.model import assemble, open_model
 from gpt_dist.inference.zero_shot import Report, ZeroShotTask
 from gpt_dist.rendezvous import Launch, discover_launch
 from gpt_dist.topology import disconnect
@@ -109,28 +106,15 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
         raise ConfigError(f"{arguments.zero_shot}: has no task; see configs/finetune/")
     folder = arguments.data or Path(config.data.path or "")
     opened = open_model(arguments.model)
-    tokenizer = opened.tokenizer
-    lowercase = made_of_lowercase(tokenizer)
-    task = ZeroShotTask(config.task, folder, arguments.split, tokenizer, opened.config, lowercase)
+    task = ZeroShotTask(config.task, folder, arguments.split, opened.tokenizer, opened.config)
     model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
     group = topology.data_parallel_group
     with show_progress(topology.is_main) as report:
         rows = task.evaluate(model, arguments.batch_size, group, report)
+    step = {} if opened.step is None else {"step": opened.step}
     if topology.is_main:
         for row in rows:
-            print(json.dumps({**step_of(opened), **row}), flush=True)
-
-
-def made_of_lowercase(tokenizer: Tokenizer) -> bool:
-    """Whether no token of several characters has a capital."""
-    tokens = (tokenizer.decode([index]) for index in range(tokenizer.vocab_size))
-    return not any(len(token) > 1 and token != token.lower() for token in tokens)
-
-
-def step_of(opened: OpenedModel) -> dict[str, int]:
-    """The step of a checkpoint, for curves over a run."""
-    path = opened.tokenizer_folder
-    return {"step": Checkpoint.open(path).manifest.step} if is_checkpoint(path) else {}
+            print(json.dumps({**step, **row}), flush=True)
 
 
 @contextmanager

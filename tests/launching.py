@@ -1,4 +1,4 @@
-"""Starts `launch/pretrain.py` as users do, under every launcher."""
+"""Starts the scripts that train as users do, under every launcher."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ LAUNCHERS = {
 }
 
 
-def start(launcher: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start the pre-training script."""
+def start(
+    launcher: str,
+    *arguments: str,
+    script: str = "pretrain",
+    config: str = "configs/pretrain/tiny.yaml",
+) -> subprocess.Popen[str]:
+    """Start a training script."""
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -32,8 +37,8 @@ def start(launcher: str, *arguments: str) -> subprocess.Popen[str]:
         [
             *LAUNCHERS[launcher],
             *_port(launcher),
-            "launch/pretrain.py",
-            "configs/pretrain/tiny.yaml",
+            f"launch/{script}.py",
+            config,
             *arguments,
         ],
         env=environment,
@@ -52,9 +57,9 @@ def _port(launcher: str) -> list[str]:
         return [str(free.getsockname()[1])]
 
 
-def launch(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the pre-training script to its end."""
-    process = start(launcher, *arguments)
+def launch(launcher: str, *arguments: str, **what: str) -> subprocess.CompletedProcess[str]:
+    """Run a training script to its end."""
+    process = start(launcher, *arguments, **what)
     stdout, stderr = process.communicate(timeout=180)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 

@@ -54,7 +54,6 @@ class ZeroShotTask:
         split: str | None,
         tokenizer: Tokenizer,
         config: ModelConfig,
-        lowercase: bool,
     ) -> None:
         """Read and encode one split, or every one named dev or dev_….
 
@@ -73,7 +72,7 @@ class ZeroShotTask:
             labels = [example.label for example in examples]
             if labels[0] is None:
                 raise ConfigError(f"--split: {name} of {task.name} has no labels; give another")
-            questions = encode_questions(examples, task, tokenizer, config, lowercase)
+            questions = encode_questions(examples, task, tokenizer, config)
             self._splits[name] = questions, np.array(labels)
 
     def evaluate(
@@ -154,7 +153,6 @@ def encode_questions(
     task: TaskConfig,
     tokenizer: Tokenizer,
     config: ModelConfig,
-    lowercase: bool,
 ) -> Questions:
     """What a model is asked about each example: a sequence for each word or choice, or the text.
 
@@ -162,7 +160,7 @@ def encode_questions(
     first token is not predicted. Of a text too long for the model's context the end is kept, before
     all answers of an example the same; of an answer too long, the beginning.
     """
-    encoder = _Encoder(task, tokenizer, config, lowercase)
+    encoder = _Encoder(task, tokenizer, config)
     sequences, lengths, starts = [], [], [0]
     for example in examples:
         for sequence, length in encoder.sequences(example):
@@ -249,13 +247,10 @@ def predict(
 class _Encoder:
     """Makes the sequences of an example."""
 
-    def __init__(
-        self, task: TaskConfig, tokenizer: Tokenizer, config: ModelConfig, lowercase: bool
-    ) -> None:
+    def __init__(self, task: TaskConfig, tokenizer: Tokenizer, config: ModelConfig) -> None:
         self._task = task
         self._tokenizer = tokenizer
         self._context = config.sequence_length
-        self._lowercase = lowercase
         assert config.vocab_size is not None
         known = tokenizer.end_of_text < config.vocab_size
         self._start = np.array([tokenizer.end_of_text] if known else [], dtype=np.int32)
@@ -286,7 +281,7 @@ class _Encoder:
         return self._encode(f"{last} {answer}".strip())[len(self._encode(last)) :]
 
     def _encode(self, text: str) -> Ids:
-        return self._tokenizer.encode(text.lower() if self._lowercase else text)
+        return self._tokenizer.encode(text.lower() if self._tokenizer.lowercases else text)
 
 
 def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gpt_dist.config import ModelConfig, TaskConfig
+from gpt_dist.config import ModelConfig, TaskConfig, load_config
 from gpt_dist.data.released_bpe import BytePairTokenizer
 from gpt_dist.data.tasks import Example
+from gpt_dist.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.inference.model import open_model
 from gpt_dist.inference.zero_shot import (
@@ -98,7 +99,7 @@ def solve(
     topology = form_groups(launch, device, tensor_parallel_size)
     model = load_model(opened.tensors, opened.config, topology.tensor_parallel_group).eval()
     examples = examples or make_examples(task)
-    questions = encode_questions(examples, task, opened.tokenizer, opened.config, False)
+    questions = encode_questions(examples, task, opened.tokenizer, opened.config)
     group = topology.data_parallel_group
     found = log_probabilities(model, questions, batch_size, group, lambda *_: None)
     threshold = float(np.median(found / questions.answer_lengths))
@@ -186,7 +187,7 @@ def test_long_contexts_keep_their_end(model_folders):
     opened = open_model(model_folders["post"])
     ends = [" ".join(SENTENCES[:8]), " ".join(SENTENCES[4:8])]
     examples = [Example((text,), ("yes", "not at all"), 0, "") for text in ends]
-    questions = encode_questions(examples, CHOICES, opened.tokenizer, opened.config, False)
+    questions = encode_questions(examples, CHOICES, opened.tokenizer, opened.config)
     first, second, *others = [sequence.tolist() for sequence in questions.sequences]
     assert [first, second] == others
     assert len(second) == LENGTH + 1
@@ -194,19 +195,19 @@ def test_long_contexts_keep_their_end(model_folders):
     assert first[:-short] == second[:-long]
 
 
-def test_text_for_a_tokenizer_of_lower_case(model_folders):
-    opened = open_model(model_folders["post"])
-    task = BY_WORDS.model_copy(
-        update={"zero_shot": BY_WORDS.zero_shot.model_copy(update={"words": ["BAD", "So", "x"]})}
+def test_a_tokenizer_made_of_lower_case_gets_lower_case(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(train_sentencepiece((text.lower() for text in sample_texts()), 500))
+    tokenizer, config = SentencePieceTokenizer(path), ModelConfig(vocab_size=500)
+    capital, small = (
+        encode_questions([example], CHOICES, tokenizer, config)
+        for example in (
+            Example(("An ODD film.",), ("It is BAD", "so"), 0, ""),
+            Example(("an odd film.",), ("it is bad", "so"), 0, ""),
+        )
     )
-    (first, second) = (
-        encode_questions([Example((text,), (), 0, "")], task, opened.tokenizer, opened.config, low)
-        for text, low in (("An ODD film", True), ("an odd film", False))
-    )
-    assert len(first.sequences[2]) == len(second.sequences[2])
-    assert (first.sequences[2] == second.sequences[2]).all()
-    assert not np.array_equal(first.sequences[0], second.sequences[0])
-    assert opened.tokenizer.decode(first.sequences[0]) == "an odd film it was bad"
+    assert capital.sequences[0].tolist() == small.sequences[0].tolist()
+    assert tokenizer.decode(capital.sequences[0]) == "an odd film. it is bad"
 
 
 def test_a_byte_level_tokenizer_without_end_of_text():
@@ -218,13 +219,13 @@ def test_a_byte_level_tokenizer_without_end_of_text():
     tokenizer = BytePairTokenizer(backend)
     config = ModelConfig(sequence_length=LENGTH, vocab_size=tokenizer.vocab_size)
     example = Example(("he ate",), ("the pie", "it"), 0, "")
-    questions = encode_questions([example], CHOICES, tokenizer, config, False)
+    questions = encode_questions([example], CHOICES, tokenizer, config)
     joined = tokenizer.encode("he ate the pie").tolist()
     assert questions.sequences[0].tolist() == joined
     length = int(questions.answer_lengths[0])
     assert tokenizer.decode(joined[-length:]) == " the pie"
     texts = [Example(("he ate the pie",), (), 0, ""), Example(("z",), (), 0, "")]
-    questions = encode_questions(texts, BY_THRESHOLD, tokenizer, config, False)
+    questions = encode_questions(texts, BY_THRESHOLD, tokenizer, config)
     assert [sequence.tolist() for sequence in questions.sequences] == [
         joined,
         tokenizer.encode("z").tolist(),
@@ -247,10 +248,9 @@ def evaluate(
     task: TaskConfig,
     data: Path,
     split: str | None,
-    lowercase: bool = False,
 ) -> list[Row]:
     opened = open_model(model)
-    solver = ZeroShotTask(task, data, split, opened.tokenizer, opened.config, lowercase)
+    solver = ZeroShotTask(task, data, split, opened.tokenizer, opened.config)
     topology = form_groups(launch, device, 1)
     gpt = load_model(opened.tensors, opened.config, topology.tensor_parallel_group).eval()
     return solver.evaluate(gpt, 8, topology.data_parallel_group, lambda *_: None)
@@ -297,7 +297,7 @@ def test_the_command_on_a_checkpoint_under_a_launcher(process_group, token_folde
     )
     assert shared.returncode == 0, shared.stderr
     rows = [json.loads(line) for line in shared.stdout.splitlines()]
-    (alone,) = process_group(1).run(evaluate, tmp_path / "run", task, tmp_path, None, True)
+    (alone,) = process_group(1).run(evaluate, tmp_path / "run", task, tmp_path, None)
     assert rows == [{"step": 2, **row} for row in alone]
     assert {row["split"]: row["examples"] for row in rows} == {
         "dev_first": 2,
@@ -360,7 +360,7 @@ def test_a_split_without_labels_is_refused(model_folders, tmp_path):
     splits = {"test": {"path": "test.jsonl", "columns": columns}}
     task = make_task("multiple_choice", splits=splits)
     with pytest.raises(ConfigError, match=r"^--split: test of mine has no labels"):
-        ZeroShotTask(task, tmp_path, "test", opened.tokenizer, opened.config, False)
+        ZeroShotTask(task, tmp_path, "test", opened.tokenizer, opened.config)
 
 
 def diverge(launch: Launch, device: torch.device, folder: Path) -> str:
@@ -370,7 +370,7 @@ def diverge(launch: Launch, device: torch.device, folder: Path) -> str:
     model = load_model(opened.tensors, opened.config, topology.tensor_parallel_group).eval()
     torch.nn.init.constant_(model.position_embedding.weight, math.nan)
     examples = make_examples(CHOICES)
-    questions = encode_questions(examples, CHOICES, opened.tokenizer, opened.config, False)
+    questions = encode_questions(examples, CHOICES, opened.tokenizer, opened.config)
     with pytest.raises(ModelError) as error:
         log_probabilities(model, questions, 8, topology.data_parallel_group, lambda *_: None)
     return str(error.value)
@@ -379,3 +379,13 @@ def diverge(launch: Launch, device: torch.device, folder: Path) -> str:
 def test_a_diverged_model_is_refused(process_group, model_folders):
     for message in process_group(2).run(diverge, model_folders["post"]):
         assert message == "the model's probabilities are not finite: its training diverged"
+
+
+def test_a_misspelt_key_is_named_with_the_right_one(tmp_path):
+    config = tmp_path / "task.yaml"
+    lines = Path("configs/finetune/sst2.yaml").read_text()
+    config.write_text(lines.replace("prompt: very", "promt: very"))
+    with pytest.raises(
+        ConfigError, match=r"zero_shot.promt: .* did you mean task.zero_shot.prompt?"
+    ):
+        load_config(config, [])

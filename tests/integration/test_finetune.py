@@ -1,0 +1,154 @@
+"""Fine-tuning, prediction and the score table, as users type them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import launch
+from tests.models import write_model_folders
+from tests.rows import assert_same, read_rows
+
+TASK = """
+task:
+  name: Fish
+  form: classification
+  format: tsv
+  columns: {text: text, label: label}
+  splits: {train: train.tsv, dev: dev.tsv}
+  labels: [no, yes]
+  metric: accuracy
+optimizer: {learning_rate: 3e-3}
+schedule: {warmup_fraction: 0.1, shape: linear}
+training: {max_steps: 30, global_batch_size: 8}
+validation: {interval: 10}
+logging: {interval: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> Path:
+    """A task that is easily learnt: whether the text has a fish in it."""
+    folder = tmp_path_factory.mktemp("fish")
+    (folder / "fish.yaml").write_text(TASK)
+    words = ["the", "old", "man", "went", "down", "to", "sea", "and", "came", "home"]
+    for name, first in (("train", 0), ("dev", 1000)):
+        lines = ["text\tlabel"]
+        for number in range(first, first + 80):
+            text = " ".join(words[(number * 3 + i) % len(words)] for i in range(2 + number % 5))
+            lines.append(f"{text} fish\tyes" if number % 2 else f"{text}\tno")
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_model_folders(tmp_path_factory.mktemp("models"))["pre"]
+
+
+def run(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], input=given, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(task, source, tmp_path_factory) -> Path:
+    """The directory of a run under deepspeed, with two processes."""
+    directory = tmp_path_factory.mktemp("run")
+    done = launch(
+        "deepspeed",
+        *(f"model.source={source}", f"data.path={task}", f"run.directory={directory}"),
+        "parallel.zero_stage=2",
+        script="finetune",
+        config=str(task / "fish.yaml"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Fish, 1 seed(s), median" in done.stdout
+    return directory
+
+
+def test_a_launcher_with_two_processes_gives_the_losses_of_one(task, source, finished, tmp_path):
+    done = launch(
+        "python",
+        *(f"model.source={source}", f"data.path={task}", f"run.directory={tmp_path}"),
+        *("model.dropout=0", "objective.head_dropout=0"),
+        script="finetune",
+        config=str(task / "fish.yaml"),
+    )
+    assert done.returncode == 0, done.stderr
+    again = launch(
+        "torchrun",
+        *(f"model.source={source}", f"data.path={task}", f"run.directory={tmp_path / 'two'}"),
+        *("model.dropout=0", "objective.head_dropout=0", "parallel.tensor_parallel_size=2"),
+        script="finetune",
+        config=str(task / "fish.yaml"),
+    )
+    assert again.returncode == 0, again.stderr
+    assert_same(read_rows(tmp_path / "two"), read_rows(tmp_path), 1e-4)
+    assert {row["step"] for row in read_rows(finished)} == {
+        row["step"] for row in read_rows(tmp_path)
+    }
+
+
+def test_predictions_of_the_kept_model(finished):
+    lines = '{"text": "the old man fish"}\n{"text": "went down to sea"}\n'
+    done = run("launch/predict.py", str(finished / "model"), given=lines)
+    assert done.returncode == 0, done.stderr
+    fish, none = map(json.loads, done.stdout.splitlines())
+    assert (fish["label"], none["label"]) == ("yes", "no")
+    assert sum(fish["probabilities"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ('{"text": "a"}\n{"texts": "b"}\n', "line 2: no 'text'"),
+        ("the old man\n", "line 1"),
+        ("", "no examples"),
+    ],
+)
+def test_bad_input_of_a_prediction_is_named_with_its_line(finished, given, expected):
+    done = run("launch/predict.py", str(finished / "model"), given=given)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_score_table(finished):
+    done = run("launch/scoreboard.py", str(finished), "--markdown")
+    assert done.returncode == 0, done.stderr
+    assert "Fish" in done.stdout
+    score = json.loads((finished / "results.json").read_text())["median"]["dev"]["accuracy"]
+    assert f"{100 * score:.1f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("model.source=null", "model.source: not given"),
+        ("model.source=none", "data.tokenizer: not given"),
+        ("model.source=absent", "absent: no such folder"),
+        ("model.num_layers=5", "model.num_layers: 5 is not the 2 of model.source"),
+        ("data.path=absent", "absent/train.tsv: no such file"),
+        ("task.labels=[no, maybe]", "train.tsv, line 3: unknown label 'yes'"),
+        ("task.columns={text: words, label: label}", "no 'words'"),
+        ("task.metric=pearson", "task.metric: pearson does not judge classes"),
+        ("task.form=similarity", "no a, which similarity needs"),
+        ("model.transferred_layers=9", "model.transferred_layers: 9 is more than the 2"),
+    ],
+)
+def test_a_bad_configuration_is_refused_by_name(task, source, tmp_path, change, expected):
+    done = launch(
+        "python",
+        *(f"model.source={source}", f"data.path={task}", f"run.directory={tmp_path}", change),
+        script="finetune",
+        config=str(task / "fish.yaml"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
