@@ -1,7 +1,8 @@
 """Print the perplexity of a model on held-out tokens or text files, or its score in a task.
 
 Text is scored as it is: one that was not cleaned like the training text scores worse. A task is
-solved without fine-tuning, by what the model finds likely: a line of JSON for each split.
+solved by a fine-tuned model's head, or without fine-tuning by what the model finds likely: a line
+of JSON for each split.
 """
 
 import json
@@ -26,6 +27,7 @@ from gpt_dist.inference.evaluate import (
     score_tokens,
 )
 from gpt_dist.inference.model import assemble, open_model
+from gpt_dist.inference.task_model import evaluate_task
 from gpt_dist.inference.zero_shot import Report, ZeroShotTask
 from gpt_dist.rendezvous import Launch, discover_launch
 from gpt_dist.topology import disconnect
@@ -40,6 +42,9 @@ def parse() -> Namespace:
         "--tokens", type=Path, metavar="DIR", help="a token folder: its validation split"
     )
     source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 text files")
+    source.add_argument(
+        "--task", type=Path, metavar="DIR", help="files of the task that MODEL was fine-tuned on"
+    )
     source.add_argument(
         "--zero-shot",
         type=Path,
@@ -68,10 +73,12 @@ def parse() -> Namespace:
     )
     add_tensor_parallel_size(parser)
     arguments = parser.parse_args()
-    if arguments.zero_shot and arguments.stride:
+    if arguments.stride and (arguments.zero_shot or arguments.task):
         parser.error("--stride goes with --tokens or --text")
-    if not arguments.zero_shot and (arguments.data or arguments.split):
-        parser.error("--data and --split go with --zero-shot")
+    if arguments.data and not arguments.zero_shot:
+        parser.error("--data goes with --zero-shot")
+    if arguments.split and not (arguments.zero_shot or arguments.task):
+        parser.error("--split goes with --task or --zero-shot")
     return arguments
 
 
@@ -80,6 +87,8 @@ def main() -> None:
     launch = discover_launch(os.environ)
     if arguments.zero_shot:
         solve_task(arguments, launch)
+    elif arguments.task:
+        judge_task(arguments, launch)
     else:
         measure_perplexity(arguments, launch)
     disconnect()
@@ -98,6 +107,16 @@ def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
         scores = score_texts(model, texts, stride, size, topology)
     if topology.is_main:
         print(json.dumps(scores, indent=2), flush=True)
+
+
+def judge_task(arguments: Namespace, launch: Launch) -> None:
+    size = arguments.tensor_parallel_size
+    rows, topology = evaluate_task(
+        arguments.model, arguments.task, arguments.split, launch, size, arguments.batch_size
+    )
+    if topology.is_main:
+        for row in rows:
+            print(json.dumps(row), flush=True)
 
 
 def solve_task(arguments: Namespace, launch: Launch) -> None:

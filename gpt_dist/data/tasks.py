@@ -14,6 +14,10 @@ from gpt_dist.config import Column, SplitConfig, TaskConfig
 from gpt_dist.data.task_files import RACE_COLUMNS, Row, read_rows
 from gpt_dist.errors import ConfigError, DataError
 
+TRAIN = "train"
+DEV = "dev"
+"""The dev split; where a task has several, all of them together."""
+
 _TEXTS = {
     "classification": ("text",),
     "entailment": ("premise", "hypothesis"),
@@ -67,6 +71,11 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
     if not examples:
         raise DataError(f"{path}: no examples for {name} in it; copy it again")
     return examples
+
+
+def dev_splits(task: TaskConfig) -> list[str]:
+    """The splits by which a model is judged; one that is carved from `train` is `dev`."""
+    return [name for name in task.splits if name.startswith(DEV)] or [DEV]
 
 
 def check_task(folder: Path, task: TaskConfig) -> None:

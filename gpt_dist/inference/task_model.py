@@ -19,11 +19,13 @@ from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.examples import EncodedSplit, encode_split
-from gpt_dist.data.tasks import Example
+from gpt_dist.data.tasks import Example, dev_splits, read_split
 from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.data.transforms import Transformation
-from gpt_dist.errors import ModelError
+from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.inference.model import OpenedModel, assemble, open_model
+from gpt_dist.inference.predict import decide, score_examples
+from gpt_dist.inference.scores import score_splits
 from gpt_dist.model import TaskHead, head_shape, task_scores, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology
@@ -111,6 +113,38 @@ def encode(opened: TaskModel, examples: Sequence[Example]) -> EncodedSplit:
     length = opened.opened.config.sequence_length
     transformation = Transformation(opened.task.form, tokenizer, length, tokenizer.lowercases)
     return encode_split(examples, transformation)
+
+
+def evaluate_task(
+    path: Path,
+    folder: Path,
+    split: str | None,
+    launch: Launch,
+    tensor_parallel_size: int,
+    batch_size: int,
+) -> tuple[list[dict[str, Any]], Topology]:
+    """Metrics of a fine-tuned model: a row for a split, or for each named dev or dev_….
+
+    Raises ModelError, ConfigError or DataError before the processes connect.
+    """
+    opened = open_task_model(path)
+    task = opened.task
+    names = [split] if split else dev_splits(task)
+    encoded = {name: encode(opened, read_split(folder, task, name)) for name in names}
+    if any(one.targets is None for one in encoded.values()):
+        raise ConfigError(f"--split: {names[0]} of {task.name} has no labels; give another")
+    evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
+    group, kind = topology.data_parallel_group, opened.head.kind
+    pairs = {
+        name: (one.targets, decide(kind, score_examples(evaluate, one, batch_size, group)))
+        for name, one in encoded.items()
+        if one.targets is not None
+    }
+    rows = [
+        {"task": task.name, "split": name, **metrics}
+        for name, metrics in score_splits(task, pairs).items()
+    ]
+    return rows, topology
 
 
 def _read_task(path: Path) -> TaskConfig:

@@ -16,13 +16,12 @@ from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ModelConfig, TaskConfig
 from gpt_dist.data.shards import Ids
-from gpt_dist.data.tasks import Example, read_split
+from gpt_dist.data.tasks import DEV, TRAIN, Example, dev_splits, read_split
 from gpt_dist.data.tokenizer import Tokenizer
 from gpt_dist.errors import ConfigError, ModelError
+from gpt_dist.inference.scores import score
 from gpt_dist.model import GPT
-from gpt_dist.train.scores import score
 
-_TRAIN, _DEV = "train", "dev"
 _UNSCORED = -1
 _PERCENTILES = range(1, 100)
 
@@ -62,10 +61,8 @@ class ZeroShotTask:
         """
         check_zero_shot(task)
         self.task = task
-        # A task with none named has one by task.dev_fraction.
-        dev = [name for name in task.splits if name.startswith(_DEV)] or [_DEV]
-        self._names = [split] if split else dev
-        needed = [_TRAIN, *self._names] if _by_threshold(task) else self._names
+        self._names = [split] if split else dev_splits(task)
+        needed = [TRAIN, *self._names] if _by_threshold(task) else self._names
         self._splits = {}
         for name in dict.fromkeys(needed):
             examples = read_split(folder, task, name)
@@ -91,15 +88,15 @@ class ZeroShotTask:
         }
         threshold = None
         if _by_threshold(self.task):
-            questions, targets = self._splits[_TRAIN]
-            threshold = find_threshold(self.task, questions, found[_TRAIN], targets)
+            questions, targets = self._splits[TRAIN]
+            threshold = find_threshold(self.task, questions, found[TRAIN], targets)
         judged = {}
         for name in self._names:
             questions, targets = self._splits[name]
             judged[name] = targets, predict(self.task, questions, found[name], threshold)
         if len(judged) > 1:
             targets, predictions = zip(*judged.values(), strict=True)
-            judged[_DEV] = np.concatenate(targets), np.concatenate(predictions)
+            judged[DEV] = np.concatenate(targets), np.concatenate(predictions)
         chosen = {} if threshold is None else {"threshold": threshold}
         return [
             {

@@ -19,7 +19,7 @@ from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import NO_SOURCE, Config, TaskConfig, adopt_source, check_layout, resolve
 from gpt_dist.data.examples import BucketedOrder, EncodedSplit, encode_split
-from gpt_dist.data.tasks import Example, check_task, read_split, write_submission
+from gpt_dist.data.tasks import DEV, TRAIN, Example, check_task, read_split, write_submission
 from gpt_dist.data.tokenizer import Tokenizer
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
 from gpt_dist.data.transforms import Transformation
@@ -33,12 +33,10 @@ from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable
 from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import TaskObjective
-from gpt_dist.train.results import DEV, RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.train.run import Outcome, Plan, run
 from gpt_dist.train.start import Source
 from gpt_dist.train.task_validation import Judged, TaskValidator, metrics_of
-
-TRAIN = "train"
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ from pydantic import (
     model_validator,
 )
 
+from gpt_dist.data.tasks import DEV
 from gpt_dist.errors import DataError
 from gpt_dist.folders import sync, write_synced
 
 RESULTS_NAME = "results.json"
-DEV = "dev"
-"""The dev split; where a task has several, all of them together."""
 FORMAT: Final = "gpt_dist.results"
 VERSION: Final = 1
 

@@ -13,14 +13,11 @@ from numpy.typing import NDArray
 from gpt_dist.config import Config, TaskConfig
 from gpt_dist.data.examples import EncodedSplit
 from gpt_dist.inference.predict import Scores, decide, score_examples
+from gpt_dist.inference.scores import score_splits
 from gpt_dist.model import head_shape, task_losses
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.metrics import Row
-from gpt_dist.train.results import DEV
-from gpt_dist.train.scores import score
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,11 @@ class TaskValidator:
         return torch.cat(each).numpy()
 
 
-def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, Metrics]:
+def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:
     """The metrics of each split that has labels, and of all dev splits together under `dev`."""
-    labelled = {
+    pairs = {
         name: (one.targets, one.predictions)
         for name, one in judged.items()
         if one.targets is not None
     }
-    dev = [pair for name, pair in labelled.items() if name.startswith(DEV)]
-    if DEV not in labelled and dev:
-        targets, predictions = (np.concatenate(part) for part in zip(*dev, strict=True))
-        labelled[DEV] = (targets, predictions)
-    return {name: score(task, *pair) for name, pair in labelled.items()}
+    return score_splits(task, pairs)

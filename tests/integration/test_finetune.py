@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from gpt_dist.config import load_config
+from gpt_dist.errors import GptDistError
+from gpt_dist.rendezvous import Launch
+from gpt_dist.train.finetune import check
 from tests.launching import launch
 from tests.models import write_model_folders
 from tests.rows import assert_same, read_rows
@@ -95,13 +100,26 @@ def test_a_launcher_with_two_processes_gives_the_losses_of_one(task, source, fin
     }
 
 
-def test_predictions_of_the_kept_model(finished):
-    lines = '{"text": "the old man fish"}\n{"text": "went down to sea"}\n'
-    done = run("launch/predict.py", str(finished / "model"), given=lines)
+def test_predictions_of_the_kept_model(finished, task):
+    lines = [line.split("\t") for line in (task / "dev.tsv").read_text().splitlines()[1:]]
+    given = "".join(json.dumps({"text": text}) + "\n" for text, _ in lines)
+    done = run("launch/predict.py", str(finished / "model"), given=given)
     assert done.returncode == 0, done.stderr
-    fish, none = map(json.loads, done.stdout.splitlines())
-    assert (fish["label"], none["label"]) == ("yes", "no")
-    assert sum(fish["probabilities"].values()) == pytest.approx(1)
+    predictions = [json.loads(line) for line in done.stdout.splitlines()]
+    right = [one["label"] == label for one, (_, label) in zip(predictions, lines, strict=True)]
+    results = json.loads((finished / "results.json").read_text())
+    assert sum(right) / len(right) == pytest.approx(results["median"]["dev"]["accuracy"])
+    for one in predictions:
+        assert sum(one["probabilities"].values()) == pytest.approx(1)
+        assert one["probabilities"][one["label"]] == max(one["probabilities"].values())
+
+
+def test_evaluation_gives_the_kept_score(finished, task):
+    done = run("launch/evaluate.py", str(finished / "model"), "--task", str(task))
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    expected = json.loads((finished / "results.json").read_text())["median"]["dev"]
+    assert row == {"task": "Fish", "split": "dev", **expected}
 
 
 @pytest.mark.parametrize(
@@ -136,19 +154,13 @@ def test_the_score_table(finished):
         ("model.num_layers=5", "model.num_layers: 5 is not the 2 of model.source"),
         ("data.path=absent", "absent/train.tsv: no such file"),
         ("task.labels=[no, maybe]", "train.tsv, line 3: unknown label 'yes'"),
-        ("task.columns={text: words, label: label}", "no 'words'"),
+        ("task.columns={text: words, label: label}", "line 1: no column 'words'"),
         ("task.metric=pearson", "task.metric: pearson does not judge classes"),
-        ("task.form=similarity", "no a, which similarity needs"),
+        ("task.form=similarity", "task.columns.text: similarity has a, b, label, id"),
         ("model.transferred_layers=9", "model.transferred_layers: 9 is more than the 2"),
     ],
 )
 def test_a_bad_configuration_is_refused_by_name(task, source, tmp_path, change, expected):
-    done = launch(
-        "python",
-        *(f"model.source={source}", f"data.path={task}", f"run.directory={tmp_path}", change),
-        script="finetune",
-        config=str(task / "fish.yaml"),
-    )
-    assert done.returncode == 2, done.stderr
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+    values = [f"model.source={source}", f"data.path={task}", f"run.directory={tmp_path}", change]
+    with pytest.raises(GptDistError, match=re.escape(expected)):
+        check(load_config(task / "fish.yaml", values), Launch("test", 0, 1, 0, 1))

@@ -12,7 +12,7 @@ import pytest
 
 from gpt_dist.config import TaskConfig
 from gpt_dist.errors import TrainingError
-from gpt_dist.train.scores import score
+from gpt_dist.inference.scores import score
 
 
 def task(metric: str, **keys: Any) -> TaskConfig:

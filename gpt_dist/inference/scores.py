@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,21 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from gpt_dist.config import TaskConfig
+from gpt_dist.data.tasks import DEV
 from gpt_dist.errors import TrainingError
+
+Pair = tuple[NDArray[Any], NDArray[Any]]
+"""What should be predicted, and what is."""
+
+
+def score_splits(task: TaskConfig, splits: Mapping[str, Pair]) -> dict[str, dict[str, float]]:
+    """The metrics of each split, and of all dev splits together under `dev`."""
+    dev = [pair for name, pair in splits.items() if name.startswith(DEV)]
+    pooled: dict[str, Pair] = {}
+    if DEV not in splits and dev:
+        targets, predictions = (np.concatenate(part) for part in zip(*dev, strict=True))
+        pooled = {DEV: (targets, predictions)}
+    return {name: score(task, *pair) for name, pair in {**splits, **pooled}.items()}
 
 
 def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
