@@ -323,6 +323,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+_LENGTHS = {"training.max_steps": "epochs", "training.epochs": "max_steps"}
+"""Two ways to say how long to train."""
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     section, dot, key = name.partition(".")
@@ -337,6 +341,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not isinstance(values[section], dict):
         raise ConfigError(f"{section}: expected keys and values, found {values[section]!r}")
     values[section][key] = value
+    if name in _LENGTHS and value is not None:
+        # What the command line says stands for what the file says of the same.
+        other = _LENGTHS[name]
+        values[section] = {k: v for k, v in values[section].items() if k != other}
 
 
 def _explain(error: ValidationError | TypeError, path: Path) -> str:

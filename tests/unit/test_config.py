@@ -68,6 +68,13 @@ def test_a_bad_override_is_refused_by_name(tmp_path, override, expected):
         load(tmp_path, "", override)
 
 
+def test_a_length_on_the_command_line_stands_for_the_file_s(tmp_path):
+    config = load(tmp_path, "training: {epochs: 3}", "training.max_steps=50")
+    assert (config.training.max_steps, config.training.epochs) == (50, None)
+    config = load(tmp_path, "training: {max_steps: 5}", "training.epochs=2")
+    assert (config.training.max_steps, config.training.epochs) == (None, 2)
+
+
 def test_steps_and_epochs_exclude_each_other(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.epochs: training\.max_steps is given too"):
         load(tmp_path, "training: {max_steps: 5, epochs: 1}")
