@@ -40,16 +40,22 @@ from gpt_dist.train.task_validation import Judged, TaskValidator, metrics_of
 
 
 @dataclass(frozen=True)
+class Splits:
+    """A task's data; test splits that are not there are left out."""
+
+    examples: dict[str, list[Example]]
+    encoded: dict[str, EncodedSplit]
+    validation: dict[str, EncodedSplit]
+    """The dev splits, up to validation.max_samples of each."""
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What the runs are made of, opened and checked."""
 
     config: Config
     task: TaskConfig
-    examples: dict[str, list[Example]]
-    """By split; test splits that are not there are left out."""
-    encoded: dict[str, EncodedSplit]
-    validation: dict[str, EncodedSplit]
-    """The dev splits, up to validation.max_samples of each."""
+    splits: Splits
     data: DataSource
     source: Source | None
     source_step: int | None
@@ -91,27 +97,17 @@ def check(config: Config, launch: Launch) -> Inputs:
         config = adopt_source(config, opened.config)
     tokenizer_folder = opened.tokenizer_folder if opened else _tokenizer_folder(config)
     tokenizer = opened.tokenizer if opened else open_tokenizer(tokenizer_folder)
-    examples = _read_splits(folder, task)
-    transformation = Transformation(
-        task.form, tokenizer, config.model.sequence_length, tokenizer.lowercases
-    )
-    encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
-    limit = config.validation.max_samples
-    validation = {
-        name: encode_split(examples[name][:limit], transformation) if limit else split
-        for name, split in encoded.items()
-        if name.startswith(DEV)
-    }
+    splits = _read_splits(config, task, folder, tokenizer)
     vocab_size = max(tokenizer.full_vocab_size, (opened and opened.config.vocab_size) or 0)
-    config = resolve(config, launch.world_size, vocab_size, len(encoded[TRAIN]))
+    config = resolve(config, launch.world_size, vocab_size, len(splits.encoded[TRAIN]))
     keep = config.checkpoint.model_copy(update={"keep_best": True})
     config = config.model_copy(update={"checkpoint": keep})
     for seed in _seeds(config):
         check_writable(Path(_with_seed(config, seed).run.directory))
-    data = DataSource(_digest(encoded), *tokenizer_file(tokenizer_folder))
+    data = DataSource(_digest(splits.encoded), *tokenizer_file(tokenizer_folder))
     source = Source(opened, _reserved(tokenizer)) if opened else None
     step = opened.step if opened else None
-    return Inputs(config, task, examples, encoded, validation, data, source, step)
+    return Inputs(config, task, splits, data, source, step)
 
 
 def finetune(inputs: Inputs, topology: Topology) -> None:
@@ -126,7 +122,8 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
         made.append(_train_seed(inputs, _with_seed(inputs.config, seed), topology))
         # DeepSpeed's engine refers to itself, and holds the whole training state.
         gc.collect()
-    if topology.is_main:
+
+    def leave() -> None:
         results = Results.of(_facts(inputs), [result for result, _ in made])
         _, best = max(made, key=lambda one: one[0].scores[DEV][inputs.task.metric])
         model = directory / "model"
@@ -134,6 +131,8 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
         save_task_model(best, inputs.task, model)
         results.write(directory / RESULTS_NAME)
         _say_what_was_made(results, directory)
+
+    together(lambda: leave() if topology.is_main else None)
 
 
 def _train_seed(
@@ -150,21 +149,23 @@ def _train_seed(
     plan = Plan(
         objective=objective,
         samples=TaskSamples(
-            inputs.encoded[TRAIN], config.training.global_batch_size, config.run.seed
+            inputs.splits.encoded[TRAIN], config.training.global_batch_size, config.run.seed
         ),
-        validator=lambda engine: TaskValidator(engine, inputs.validation, config, topology),
+        validator=lambda engine: TaskValidator(engine, inputs.splits.validation, config, topology),
         headline=Headline(f"{DEV}_{task.metric}", higher_is_better=True),
         data=inputs.data,
         source=inputs.source,
     )
     outcome = run(config, plan, topology)
     best = _load_best(outcome, config, topology)
-    validator = TaskValidator(outcome.engine, inputs.validation, config, topology)
+    validator = TaskValidator(outcome.engine, inputs.splits.validation, config, topology)
     judged = {
-        name: validator.judge(split) for name, split in inputs.encoded.items() if name != TRAIN
+        name: validator.judge(split)
+        for name, split in inputs.splits.encoded.items()
+        if name != TRAIN
     }
-    if topology.is_main:
-        _write_predictions(inputs, judged, Path(config.run.directory))
+    directory = Path(config.run.directory)
+    together(lambda: _write_predictions(inputs, judged, directory) if topology.is_main else None)
     scores = metrics_of(judged, task)
     return SeedResult(seed=config.run.seed, best_step=best.manifest.step, scores=scores), best
 
@@ -184,7 +185,9 @@ def _write_predictions(inputs: Inputs, judged: dict[str, Judged], directory: Pat
     for name, one in judged.items():
         if one.targets is None:
             predictions = one.predictions.tolist()
-            write_submission(directory, inputs.task, name, inputs.examples[name], predictions)
+            write_submission(
+                directory, inputs.task, name, inputs.splits.examples[name], predictions
+            )
 
 
 def _facts(inputs: Inputs) -> RunFacts:
@@ -203,10 +206,10 @@ def _facts(inputs: Inputs) -> RunFacts:
         hidden_size=model.hidden_size,
         parameters=num_parameters(model),
         data_digest=inputs.data.digest,
-        train_examples=len(inputs.encoded[TRAIN]),
+        train_examples=len(inputs.splits.encoded[TRAIN]),
         examples={
             name: len(split)
-            for name, split in inputs.encoded.items()
+            for name, split in inputs.splits.encoded.items()
             if name != TRAIN and split.targets is not None
         },
         max_steps=max_steps,
@@ -268,13 +271,24 @@ def _tokenizer_folder(config: Config) -> Path:
     return inside_run[0] if inside_run else path
 
 
-def _read_splits(folder: Path, task: TaskConfig) -> dict[str, list[Example]]:
+def _read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Tokenizer) -> Splits:
     names = [*task.splits, *([DEV] if task.dev_fraction else [])]
-    return {
+    examples = {
         name: read_split(folder, task, name)
         for name in names
         if not (name.startswith("test") and not (folder / _path_of(task, name)).exists())
     }
+    transformation = Transformation(
+        task.form, tokenizer, config.model.sequence_length, tokenizer.lowercases
+    )
+    encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
+    limit = config.validation.max_samples
+    validation = {
+        name: encode_split(examples[name][:limit], transformation) if limit else split
+        for name, split in encoded.items()
+        if name.startswith(DEV)
+    }
+    return Splits(examples, encoded, validation)
 
 
 def _path_of(task: TaskConfig, name: str) -> str:
