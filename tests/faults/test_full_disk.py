@@ -1,9 +1,11 @@
-"""A disk that is full while a checkpoint is written: the old one stays, every rank says why."""
+"""A disk that is full: what was whole stays whole, nothing half-written stays, all say why."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import pytest
 import torch
 
 from gpt_dist.checkpoint.folder import newest_valid, steps
+from gpt_dist.command import USER_ERROR
 from gpt_dist.errors import CheckpointError
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
+from tests.faults.ranks import Fault, Ranks, run_to_its_end
+from tests.rows import assert_same, read_rows
 from tests.runs import train
 
 pytestmark = pytest.mark.faults
@@ -59,3 +64,45 @@ def test_a_full_disk(process_group, token_folder, small_disk, asynchronous):
     assert checkpoint is not None
     assert checkpoint.manifest.step == 2
     assert not list(folder.glob(".*"))
+
+
+def fill_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_disk_that_is_full_once_the_ranks_files_are_written(token_folder, tmp_path, asynchronous):
+    """Only the first rank meets it; all must give up, and a restart with room goes on the same."""
+    settings = [f"{key}={value}" for key, value in SMALL.items()]
+    settings += [f"data.path={token_folder}", "training.max_steps=8", "checkpoint.interval=2"]
+    settings += [f"checkpoint.asynchronous={asynchronous}"]
+    fault = Fault("open", r"/\.step-00000004\.partial/manifest\.json$", fill_disk)
+    stopped = [*settings, f"run.directory={tmp_path / 'stopped'}"]
+    ranks = Ranks(2, stopped, {0: fault})
+    assert ranks.wait() == [USER_ERROR] * 2, ranks.console
+    for rank in range(2):
+        assert f"error: rank {rank}: " in ranks.console
+    assert ranks.console.count("step-00000004: not written (rank 0: [Errno 28] No space left") == 2
+    folder = tmp_path / "stopped/checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+    run_to_its_end(2, stopped)
+    run_to_its_end(2, [*settings, f"run.directory={tmp_path / 'whole'}"])
+    assert_same(read_rows(tmp_path / "stopped"), read_rows(tmp_path / "whole"), 0.0)
+
+
+def test_a_disk_too_full_for_a_model_folder(process_group, token_folder, tmp_path, small_disk):
+    run = tmp_path / "run"
+    settings = SMALL | {"data.path": token_folder, "training.max_steps": 1}
+    process_group(1).run(train, settings, run)
+    room = os.statvfs(small_disk)
+    (small_disk / "other").write_bytes(bytes(room.f_bavail * room.f_frsize - 100_000))
+    command = [sys.executable, "launch/consolidate.py", str(run), "--output"]
+    output = small_disk / "model"
+    refused = subprocess.run([*command, str(output)], capture_output=True, text=True, timeout=120)
+    assert refused.returncode == USER_ERROR
+    (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
+    assert f"{output}: the disk is full, and nothing was written" in line
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+    (small_disk / "other").unlink()
+    subprocess.run([*command, str(output)], capture_output=True, timeout=120, check=True)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in output.iterdir()}

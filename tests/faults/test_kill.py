@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from gpt_dist.checkpoint.folder import newest_valid, steps
-from tests.launching import find_rank, launch, start
+from gpt_dist.checkpoint.folder import step_path, steps
+from gpt_dist.checkpoint.format import Checkpoint
+from tests.faults.ranks import Ranks, run_to_its_end
+from tests.launching import launch
 from tests.rows import assert_same, read_rows
 
 pytestmark = pytest.mark.faults
 
-STEPS = 120
-KILLS = 25
+STEPS = 300
+KILLS = 40
+SAVE_SECONDS = 0.06
+"""A little more than a save takes, from its first file on."""
+
+PARTIAL = ".step-*.partial"
 SETTINGS = [
     f"training.max_steps={STEPS}",
     "training.global_batch_size=4",
@@ -36,27 +40,32 @@ def test_a_run_killed_many_times_is_the_undisturbed_one(token_folder, tmp_path, 
     undisturbed = launch("torchrun", *settings, f"run.directory={tmp_path / 'whole'}")
     assert undisturbed.returncode == 0, undisturbed.stderr
     directory = tmp_path / "killed"
+    settings += [f"run.directory={directory}"]
+    folder = directory / "checkpoints"
     rng = random.Random(0)
+    amid_a_save = 0
     for _ in range(KILLS):
-        process = start("torchrun", *settings, f"run.directory={directory}")
-        kill_within_a_few_steps(process, directory, rng)
-        _, console = process.communicate(timeout=40)
-        assert process.returncode != 0
-        assert "Traceback" not in console or "Error" in console
-        newest_valid(directory / "checkpoints", pytest.fail)
-    finished = launch("torchrun", *settings, f"run.directory={directory}")
-    assert finished.returncode == 0, finished.stderr
+        before = steps(folder)[:1]
+        ranks = Ranks(2, settings)
+        ranks.wait_until(lambda before=before: steps(folder)[:1] > before)
+        ranks.wait_until(lambda: any(folder.glob(PARTIAL)))
+        time.sleep(rng.random() * SAVE_SECONDS)
+        for rank in rng.choice([[0], [1], [0, 1]]):
+            ranks.processes[rank].kill()
+        assert 0 not in ranks.wait(), ranks.console
+        if before:
+            assert f"resumed from {step_path(folder, *before)}" in ranks.console
+        newest = Checkpoint.open(step_path(folder, steps(folder)[0]))
+        newest.verify()
+        amid_a_save += any(folder.glob(PARTIAL))
+    assert KILLS / 5 < amid_a_save < KILLS, "too few kills hit a save, or too few came after one"
+    run_to_its_end(2, settings)
     assert_same(read_rows(directory), read_rows(tmp_path / "whole"), 0.0)
+    whole, killed = (last_files(tmp_path / name / "checkpoints") for name in ("whole", "killed"))
+    assert killed == whole
+    assert not list(folder.glob(".*"))
 
 
-def kill_within_a_few_steps(process, directory: Path, rng: random.Random) -> None:
-    """Wait until the run has gone on by a step or two, then kill one of its ranks at once."""
-    before = max(steps(directory / "checkpoints"), default=0)
-    deadline = time.monotonic() + 60
-    while max(steps(directory / "checkpoints"), default=0) <= before:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "no step within a minute"
-        time.sleep(0.005)
-    time.sleep(rng.random() * 0.15)
-    with contextlib.suppress(psutil.NoSuchProcess, LookupError):
-        find_rank(process, rng.randrange(2)).kill()
+def last_files(folder: Path) -> object:
+    """The hashes of all that the last checkpoint holds."""
+    return Checkpoint.open(step_path(folder, STEPS)).manifest.files

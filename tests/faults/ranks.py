@@ -1,0 +1,145 @@
+"""The ranks of `launch/pretrain.py`, started in a second, and killed at a moment of one's choice.
+
+Each is the real script in a process of its own, told its place by the environment, as the deepspeed
+launcher does. It is forked from a process that has imported the libraries: their import takes five
+seconds of every start, in which nothing can be learnt.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import re
+import resource
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["gpt_dist.train.pretrain", __name__])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a process does to itself just before one of its own file operations.
+
+    `event` is the operation's name among Python's audit events, `path` what its path must match,
+    and `count` which of the operations it is.
+    """
+
+    event: str
+    path: str
+    act: Callable[[], None]
+    count: int = 1
+
+    def arm(self) -> None:
+        """Watch this process's file operations from now on."""
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores
+        seen = 0
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event == self.event and re.search(self.path, str(arguments[0])):
+                seen += 1
+                if seen == self.count:
+                    self.act()
+
+        sys.addaudithook(watch)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def die_in_the_next_file() -> None:
+    """Have the kernel end this process as soon as a file of its grows beyond a few bytes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+class Ranks:
+    """The processes of one run."""
+
+    def __init__(self, size: int, settings: list[str], faults: dict[int, Fault] | None = None):
+        """Start the run; each rank may have a fault."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        (directory,) = (Path(s.split("=")[1]) for s in settings if s.startswith("run.directory="))
+        directory.mkdir(exist_ok=True)
+        self._console = directory / "console.txt"
+        self._console.write_text("")
+        self.processes = [
+            _CONTEXT.Process(
+                target=_run_script,
+                args=(rank, size, port, settings, self._console, (faults or {}).get(rank)),
+                daemon=True,
+            )
+            for rank in range(size)
+        ]
+        with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+            for process in self.processes:
+                process.start()
+
+    @property
+    def console(self) -> str:
+        """What all of them printed."""
+        return self._console.read_text(errors="replace")
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when a condition holds; fails where the run ends before."""
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, f"nothing within a minute\n{self.console}"
+            assert all(process.is_alive() for process in self.processes), self.console
+            time.sleep(0.002)
+
+    def wait(self, timeout: float = 60) -> list[int | None]:
+        """The exit statuses; a rank that does not end in time fails the test by its name."""
+        deadline = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        late = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        for rank in late:
+            self.processes[rank].kill()
+        if late:
+            pytest.fail(f"ranks {late} had not ended after {timeout} s\n{self.console}")
+        return [process.exitcode for process in self.processes]
+
+
+def run_to_its_end(size: int, settings: list[str]) -> str:
+    """A run that nothing disturbs; what it printed."""
+    ranks = Ranks(size, settings)
+    assert ranks.wait(180) == [0] * size, ranks.console
+    return ranks.console
+
+
+def _run_script(
+    rank: int, size: int, port: int, settings: list[str], console: Path, fault: Fault | None
+) -> None:
+    descriptor = os.open(console, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    sys.argv = ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *settings]
+    if fault:
+        fault.arm()
+    runpy.run_path(sys.argv[0], run_name="__main__")
