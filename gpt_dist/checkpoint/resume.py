@@ -51,8 +51,9 @@ def find_checkpoint(
         return None
     chosen = checkpoint
     together(lambda: _check_same_run(chosen, config, data_digest))
-    if resume != "auto" and topology.is_main:
-        _leave_branch(candidates, chosen.manifest.step)
+    if topology.is_main:
+        why = "damaged" if resume == "auto" else "superseded"
+        _set_aside_newer(candidates, chosen.manifest.step, why)
     dist.barrier()
     return chosen
 
@@ -63,11 +64,14 @@ def _open_part(path: Path, topology: Topology) -> Checkpoint:
     return checkpoint
 
 
-def _leave_branch(candidates: list[Path], step: int) -> None:
-    """Rename what is newer than `step`: a later resume must not take it up again."""
+def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:
+    """Rename what is newer than `step`: a later resume must not take it up again, nor pruning."""
     for path in candidates:
         if path > step_path(path.parent, step):
-            path.rename(path.with_name(f"{path.name}.superseded"))
+            aside, number = path.with_name(f"{path.name}.{why}"), 2
+            while aside.exists():
+                aside, number = path.with_name(f"{path.name}.{why}-{number}"), number + 1
+            path.rename(aside)
 
 
 def _say_nothing(_text: str) -> None:

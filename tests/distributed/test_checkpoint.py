@@ -230,13 +230,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     assert found == expected
 
 
-@pytest.mark.xfail(strict=True, reason="pruning takes the damaged one for the newest to keep")
 def test_what_is_saved_after_falling_back_is_kept(process_group, token_folder, finished, tmp_path):
     directory = shutil.copytree(finished, tmp_path / "run")
     (directory / "checkpoints/step-00000004/rank-00000.safetensors").write_bytes(b"")
     settings = RUN | {"data.path": token_folder, "training.max_steps": 3, "checkpoint.keep": 1}
     process_group(2).run(train, settings, directory)
     saved_tensors(directory / "checkpoints/step-00000003")
+    assert (directory / "checkpoints/step-00000004.damaged").is_dir()
 
 
 def test_no_fresh_start_where_every_checkpoint_is_damaged(

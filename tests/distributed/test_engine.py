@@ -43,7 +43,7 @@ def train_with_a_poisoned_step(
         Path("configs/pretrain/tiny.yaml"),
         [*small, "training.global_batch_size=4", "training.micro_batch_size=1", *overrides],
     )
-    config = resolve(config, launch.world_size, vocab_size=200, num_windows=100)
+    config = resolve(config, launch.world_size, vocab_size=200, samples=100)
     topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
     torch.manual_seed(0)
     objective = LanguageModelObjective(GPT(config.model, topology.tensor_parallel_group))
