@@ -382,7 +382,26 @@ def _section_within(annotation: Any) -> type[Section] | None:
 
 
 def _check_combinations(config: Config) -> None:
-    model, parallel, training = config.model, config.parallel, config.training
+    parallel, training, seeds = config.parallel, config.training, config.run.seeds or []
+    if config.model.source_path is None:
+        _check_sizes(config)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"run.seeds: {seeds} has one twice; give different ones")
+    if seeds and training.resume not in ("auto", "never"):
+        raise ConfigError(
+            f"training.resume: {training.resume} is of one seed, and run.seeds has "
+            f"{len(seeds)}; use auto, or leave run.seeds out"
+        )
+    if training.max_steps is not None and training.epochs is not None:
+        raise ConfigError(
+            "training.epochs: training.max_steps is given too; set one of them to null"
+        )
+    if parallel.offload_optimizer and parallel.zero_stage == 0:
+        raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
+
+
+def _check_sizes(config: Config) -> None:
+    model, parallel = config.model, config.parallel
     if model.hidden_size % model.num_heads:
         raise ConfigError(
             f"model.num_heads: {model.num_heads} does not divide model.hidden_size "
@@ -393,12 +412,6 @@ def _check_combinations(config: Config) -> None:
             f"parallel.tensor_parallel_size: {parallel.tensor_parallel_size} does not divide "
             f"model.num_heads {model.num_heads}; each process needs whole heads"
         )
-    if training.max_steps is not None and training.epochs is not None:
-        raise ConfigError(
-            "training.epochs: training.max_steps is given too; set one of them to null"
-        )
-    if parallel.offload_optimizer and parallel.zero_stage == 0:
-        raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
 
 
 def adopt_source(config: Config, source: ModelConfig) -> Config:
@@ -416,7 +429,7 @@ def adopt_source(config: Config, source: ModelConfig) -> Config:
             )
     sizes = source.model_dump(exclude={"vocab_size", "dropout", "source", "transferred_layers"})
     adopted = config.model_copy(update={"model": config.model.model_copy(update=sizes)})
-    _check_combinations(adopted)
+    _check_sizes(adopted)
     return adopted
 
 

@@ -105,13 +105,15 @@ def form_groups(launch: Launch, device: torch.device, tensor_parallel_size: int)
 def together(action: Callable[[], Result]) -> Result:
     """What `action` gives on this process; where it fails on one, its error is raised on all.
 
-    Only errors of the input count: GptDistError. The first rank's comes first.
+    That is for errors of the input and of the file system; the first rank's comes first.
     """
     result, error = None, None
     try:
         result = action()
     except GptDistError as failure:
         error = failure
+    except OSError as failure:
+        error = GptDistError(f"{failure.filename or 'a file'}: {failure.strerror or failure}")
     errors: list[GptDistError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     for found in errors:

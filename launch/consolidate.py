@@ -5,6 +5,8 @@ from pathlib import Path
 
 from gpt_dist import command
 from gpt_dist.inference.model import open_model, save_model
+from gpt_dist.inference.task_model import save_task_checkpoint
+from gpt_dist.model import num_parameters
 
 EXAMPLE = "python launch/consolidate.py runs/first/checkpoints/step-00000500 --output model"
 
@@ -17,8 +19,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the new model folder")
     arguments = parser.parse_args()
     opened = open_model(arguments.checkpoint)
-    save_model(opened, arguments.output)
-    parameters = sum(tensor.numel() for tensor in opened.tensors.values())
+    if not save_task_checkpoint(opened.tokenizer_folder, arguments.output):
+        save_model(opened, arguments.output)
+    parameters = num_parameters(opened.config)
     print(f"{arguments.output}: {parameters:,} parameters of {opened.tokenizer_folder}")
 
 

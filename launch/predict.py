@@ -21,7 +21,7 @@ STANDARD_INPUT = Path("/dev/stdin")
 
 
 def main() -> None:
-    parser = model_parser(__doc__ or "", EXAMPLE)
+    parser = model_parser(__doc__ or "", EXAMPLE, "the `model` folder of a fine-tuning run")
     parser.add_argument(
         "input",
         type=Path,

@@ -18,7 +18,8 @@ _FIXED = ("model", "task", "objective", "run.seed", "training.global_batch_size"
 """What decides the model and its samples; all else may change between the parts of a run."""
 
 _FREE = ("model.source", "model.transferred_layers")
-"""What has done its work once a run has begun."""
+"""What has done its work once pre-training has begun; a fine-tuned model's score is of its source,
+so that there another source is another run."""
 
 
 def find_checkpoint(
@@ -51,10 +52,9 @@ def find_checkpoint(
         return None
     chosen = checkpoint
     together(lambda: _check_same_run(chosen, config, data_digest))
-    if topology.is_main:
-        why = "damaged" if resume == "auto" else "superseded"
-        _set_aside_newer(candidates, chosen.manifest.step, why)
-    dist.barrier()
+    why = "damaged" if resume == "auto" else "superseded"
+    newer = candidates if topology.is_main else []
+    together(lambda: _set_aside_newer(newer, chosen.manifest.step, why))
     return chosen
 
 
@@ -80,14 +80,20 @@ def _say_nothing(_text: str) -> None:
 
 def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) -> None:
     saved, own = checkpoint.manifest.config, config.model_dump(mode="json")
+    free = () if config.task else _FREE
     changes = [
         f"{name}: {before!r} there, {now!r} here"
         for name, before, now in _differences("", saved, own)
         if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED)
-        and name not in _FREE
+        and name not in free
     ]
     if checkpoint.manifest.data_digest != data_digest:
         changes.append(f"data.path: other tokens or another tokenizer in {config.data.path}")
+    max_steps = config.training.max_steps
+    if max_steps is not None and checkpoint.manifest.step > max_steps:
+        changes.append(
+            f"training.max_steps: {checkpoint.manifest.step} steps made, {max_steps} here"
+        )
     if changes:
         raise CheckpointError(
             f"{checkpoint.path}: of another run: {'; '.join(changes)}; give another "

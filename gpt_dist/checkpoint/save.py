@@ -102,6 +102,11 @@ class Saver:
             write()
             self.wait()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last save is known to have failed; `wait` raises why."""
+        return self._error is not None
+
     def wait(self) -> None:
         """Return when nothing is being written; raises CheckpointError if the last save failed."""
         if self._thread:
@@ -198,7 +203,7 @@ class Saver:
                 shutil.rmtree(final)
             partial.rename(final)
             sync(self._folder)
-        except (OSError, CheckpointError) as error:
+        except Exception as error:  # noqa: BLE001 -- every rank must learn of any
             return [f"rank 0: {error}"]
         return []
 

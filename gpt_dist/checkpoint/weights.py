@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import newest_valid, open_whole
+from gpt_dist.checkpoint.folder import newest_valid, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import CheckpointError
@@ -55,4 +55,4 @@ class SavedWeights(Mapping[str, Tensor]):
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is a checkpoint, or the directory of a run that has some."""
-    return (path / MANIFEST_NAME).is_file() or any(path.glob("checkpoints/step-*"))
+    return (path / MANIFEST_NAME).is_file() or bool(paths(path / "checkpoints"))

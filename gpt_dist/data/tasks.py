@@ -103,7 +103,7 @@ def read_unlabelled(path: Path, task: TaskConfig) -> list[Example]:
     That is `text`; `premise`, `hypothesis`; `a`, `b`; or `context`, `choices`, and `question` where
     the task has one. Raises DataError naming file and line for bad input.
     """
-    known = RACE_COLUMNS if task.format == "race" else task.columns
+    known = _columns(task, _split(task, TRAIN))
     columns: dict[str, Column | list[Column]] = {
         role: role for role in _TEXTS[task.form] if role in known
     }

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+ANY_MODEL = (
+    "a model folder, a checkpoint or the directory of a run, a Hugging Face GPT-1 or GPT-2 folder, "
+    "or the released GPT-1 files"
+)
 
-def model_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """A parser with the argument MODEL, and with what launchers add."""
+
+def model_parser(description: str, example: str, model: str = ANY_MODEL) -> argparse.ArgumentParser:
+    """A parser with the argument MODEL, which is what `model` says, and with what launchers add."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"example: {example}",
@@ -17,7 +22,7 @@ def model_parser(description: str, example: str) -> argparse.ArgumentParser:
         "model",
         type=Path,
         metavar="MODEL",
-        help="a model folder, a Hugging Face GPT-1 or GPT-2 folder, or the released GPT-1 files",
+        help=model,
     )
     # The deepspeed launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.weights import SavedWeights
+from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.examples import EncodedSplit, encode_split
 from gpt_dist.data.tasks import Example, dev_splits, read_split
@@ -62,6 +62,18 @@ def save_task_model(checkpoint: Checkpoint, task: TaskConfig, output: Path) -> N
     }
     loss = checkpoint.manifest.probe_loss
     write_model_folder(output, weights.config, weights.__getitem__, files, loss)
+
+
+def save_task_checkpoint(path: Path, output: Path) -> bool:
+    """Write the model folder of a checkpoint if it is one of fine-tuning; whether it was."""
+    if not is_checkpoint(path):
+        return False
+    checkpoint = Checkpoint.open(path)
+    task = checkpoint.manifest.config.get("task")
+    if task is None:
+        return False
+    save_task_model(checkpoint, TaskConfig.model_validate(task), output)
+    return True
 
 
 def is_task_model(path: Path) -> bool:
@@ -160,7 +172,10 @@ def _read_task(path: Path) -> TaskConfig:
 
 def _read_head(path: Path) -> Mapping[str, Tensor]:
     try:
-        return load(_read(path))
+        tensors = load(_read(path))
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("it holds numbers that are not finite")
+        return tensors
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path}: no readable head ({error}); copy the folder again") from None
 

@@ -23,7 +23,7 @@ from gpt_dist.data.tasks import DEV, TRAIN, Example, check_task, read_split, wri
 from gpt_dist.data.tokenizer import Tokenizer
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
 from gpt_dist.data.transforms import Transformation
-from gpt_dist.errors import ConfigError
+from gpt_dist.errors import ConfigError, Interrupted
 from gpt_dist.inference.model import OpenedModel, open_model
 from gpt_dist.inference.predict import as_arrays
 from gpt_dist.inference.task_model import save_task_model
@@ -31,6 +31,7 @@ from gpt_dist.model import GPT, TaskHead, head_shape, num_parameters
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable
+from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import TaskObjective
 from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
@@ -95,6 +96,9 @@ def check(config: Config, launch: Launch) -> Inputs:
     opened = _open_source(config)
     if opened:
         config = adopt_source(config, opened.config)
+        # The newest checkpoint of a run, by its own path: tomorrow's is another source.
+        exact = config.model.model_copy(update={"source": str(opened.tokenizer_folder)})
+        config = config.model_copy(update={"model": exact})
     tokenizer_folder = opened.tokenizer_folder if opened else _tokenizer_folder(config)
     tokenizer = opened.tokenizer if opened else open_tokenizer(tokenizer_folder)
     splits = _read_splits(config, task, folder, tokenizer)
@@ -118,10 +122,17 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     """
     directory = Path(inputs.config.run.directory)
     made: list[tuple[SeedResult, Checkpoint]] = []
-    for seed in _seeds(inputs.config):
-        made.append(_train_seed(inputs, _with_seed(inputs.config, seed), topology))
+    interruption = Interruption()
+    seeds = _seeds(inputs.config)
+    for seed in seeds:
+        config = _with_seed(inputs.config, seed)
+        made.append(_train_seed(inputs, config, topology, interruption))
         # DeepSpeed's engine refers to itself, and holds the whole training state.
         gc.collect()
+        interrupted, _ = interruption.agreed()
+        if interrupted and seed != seeds[-1]:
+            raise Interrupted(f"interrupted after seed {seed}; start again to go on")
+    interruption.close()
 
     def leave() -> None:
         results = Results.of(_facts(inputs), [result for result, _ in made])
@@ -136,7 +147,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
 
 
 def _train_seed(
-    inputs: Inputs, config: Config, topology: Topology
+    inputs: Inputs, config: Config, topology: Topology, interruption: Interruption
 ) -> tuple[SeedResult, Checkpoint]:
     """Train, and judge the weights that validated best."""
     task = inputs.task
@@ -156,7 +167,7 @@ def _train_seed(
         data=inputs.data,
         source=inputs.source,
     )
-    outcome = run(config, plan, topology)
+    outcome = run(config, plan, topology, interruption)
     best = _load_best(outcome, config, topology)
     validator = TaskValidator(outcome.engine, inputs.splits.validation, config, topology)
     judged = {
@@ -251,9 +262,8 @@ def _open_source(config: Config) -> OpenedModel | None:
         return None
     if config.data.tokenizer:
         raise ConfigError("data.tokenizer: model.source has its own; leave the key out")
-    if (model.transferred_layers or 0) > (
-        opened := open_model(model.source_path)
-    ).config.num_layers:
+    opened = open_model(model.source_path)
+    if (model.transferred_layers or 0) > opened.config.num_layers:
         raise ConfigError(
             f"model.transferred_layers: {model.transferred_layers} is more than the "
             f"{opened.config.num_layers} of {model.source}; give less"
@@ -304,6 +314,8 @@ def _reserved(tokenizer: Tokenizer) -> tuple[int, ...]:
 def _digest(encoded: dict[str, EncodedSplit]) -> str:
     digest = hashlib.sha256()
     for name, split in encoded.items():
+        if name.startswith("test"):
+            continue  # what is predicted after training does not change it
         digest.update(name.encode())
         for array in (split.tokens, split.sequence_starts, split.example_starts, split.targets):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())

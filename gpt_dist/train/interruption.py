@@ -19,11 +19,15 @@ class Interruption:
         for number in SIGNALS:
             signal.signal(number, lambda *_: self._note())
 
-    def agreed(self) -> bool:
-        """Whether any process was signalled; every process must ask, and all get one answer."""
-        flag = torch.tensor([int(self._noted)])
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        return bool(flag)
+    def agreed(self, failed: bool = False) -> tuple[bool, bool]:
+        """Whether any process was signalled, and whether any has `failed`.
+
+        Every process must ask, and all get one answer.
+        """
+        flags = torch.tensor([int(self._noted), int(failed)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
+        interrupted, any_failed = flags.tolist()
+        return bool(interrupted), bool(any_failed)
 
     def close(self) -> None:
         """Give the group back."""

@@ -94,7 +94,9 @@ class Trainer:
                     self._validate(step)
                     last_time += time.perf_counter() - pause
                     best = config.checkpoint.keep_best
-                interrupted = self.interruption.agreed()
+                interrupted, failed = self.interruption.agreed(self.saver.failed)
+                if failed:
+                    self.saver.wait()
                 due = step % config.checkpoint.interval == 0 or step == max_steps
                 if due or best or interrupted:
                     self.saver.save(step, self._steps_to_keep())

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from gpt_dist.checkpoint.folder import steps
+
 Row = dict[str, int | float]
 
 
@@ -147,15 +149,17 @@ class Reporter:
         path = self._directory / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        for line in kept:
-            self._remember(json.loads(line))
+        saved = {0, *steps(self._directory / "checkpoints")}
+        for row in map(json.loads, kept):
+            if row["step"] in saved:
+                self._remember(row)
         replacement = path.with_suffix(".partial")
         replacement.write_text("".join(kept), encoding="utf-8")
         replacement.rename(path)
 
     def _set_aside_earlier_run(self) -> None:
         """Keep what another run left here where no resume will take it for this one's."""
-        names = ("metrics.jsonl", "tensorboard", "checkpoints")
+        names = ("metrics.jsonl", "tensorboard", "checkpoints", "results.json", "model")
         left = [path for name in names if (path := self._directory / name).exists()]
         if not left:
             return

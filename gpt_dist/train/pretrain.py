@@ -15,6 +15,7 @@ from gpt_dist.inference.model import OpenedModel, open_model
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
+from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.run import Plan, run
@@ -76,7 +77,9 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
         data=data_source(folder),
         source=Source(inputs.source) if inputs.source else None,
     )
-    run(config, plan, topology)
+    interruption = Interruption()
+    run(config, plan, topology, interruption)
+    interruption.close()
 
 
 def data_source(folder: TokenFolder) -> DataSource:

@@ -16,7 +16,7 @@ from gpt_dist.checkpoint.resume import find_checkpoint
 from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import Config
 from gpt_dist.model import GPT
-from gpt_dist.topology import Topology
+from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Samples, Trainer
@@ -47,7 +47,7 @@ class Outcome:
     """The best validation; known to the process that reports."""
 
 
-def run(config: Config, plan: Plan, topology: Topology) -> Outcome:
+def run(config: Config, plan: Plan, topology: Topology, interruption: Interruption) -> Outcome:
     """Train as a resolved configuration says, from a checkpoint if training.resume leads to one."""
     directory = Path(config.run.directory)
     if config.training.deterministic:
@@ -57,11 +57,14 @@ def run(config: Config, plan: Plan, topology: Topology) -> Outcome:
     checkpoint = find_checkpoint(config, topology, plan.data.digest, _warn)
     done = checkpoint.manifest.step if checkpoint else 0
     engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
-    if topology.is_main:
-        config.save(directory / "config.yaml")
     max_steps = config.training.max_steps
     assert max_steps is not None, "the configuration is not resolved yet"
-    reporting = Reporter(directory, max_steps, plan.headline, done) if topology.is_main else None
+
+    def report() -> Reporter:
+        config.save(directory / "config.yaml")
+        return Reporter(directory, max_steps, plan.headline, done)
+
+    reporting = together(lambda: report() if topology.is_main else None)
     with reporting or nullcontext() as reporter:
         if reporter:
             reporter.say(_describe(config, topology, engine.num_parameters))
@@ -76,12 +79,11 @@ def run(config: Config, plan: Plan, topology: Topology) -> Outcome:
             config,
             topology,
             Saver(engine.state(), config, topology, plan.data, engine.probe_loss),
-            Interruption(),
+            interruption,
             reporter,
         )
         trainer.run(done)
         trainer.saver.close()
-        trainer.interruption.close()
         if reporter:
             reporter.summary()
     return Outcome(engine, reporter.best if reporter else None)
@@ -93,10 +95,11 @@ def _warn(text: str) -> None:
 
 def _describe(config: Config, topology: Topology, parameters: int) -> str:
     training = config.training
+    batch = "examples" if config.task else f"x {config.model.sequence_length} tokens"
     return (
         f"{parameters:,} parameters a process, {training.precision}, {topology.device.type}; "
         f"data parallel {topology.data_parallel_size} x tensor parallel "
         f"{topology.tensor_parallel_size}, ZeRO {config.parallel.zero_stage}; "
-        f"global batch {training.global_batch_size} x {config.model.sequence_length} tokens, "
+        f"global batch {training.global_batch_size} {batch}, "
         f"{training.max_steps} steps"
     )

@@ -198,3 +198,32 @@ def test_what_a_run_leaves(reference):
     }
     trained = {step: value for step, value in scores.items() if step}
     assert trained[best] == max(trained.values())
+
+
+def refusal(launch: Launch, device: torch.device, path: Path, overrides: dict[str, Any]) -> str:
+    from gpt_dist.errors import GptDistError
+
+    try:
+        finetune(launch, device, path, overrides)
+    except GptDistError as error:
+        return str(error)
+    return ""
+
+
+def test_another_experiment_in_the_same_directory_is_refused(
+    process_group, task_folder, source, tmp_path
+):
+    path = task_folder / "classification.yaml"
+    first = {"model.source": source, "run.directory": tmp_path}
+    process_group(2).run(finetune, path, first)
+    before = (tmp_path / "results.json").read_bytes()
+    for change, expected in (
+        ({"model.transferred_layers": 1}, "model.transferred_layers: None there, 1 here"),
+        ({"objective.auxiliary_weight": 0}, "objective.auxiliary_weight: 0.5 there, 0.0 here"),
+        ({"training.max_steps": 4}, "training.max_steps: 6 steps made, 4 here"),
+    ):
+        for message in process_group(2).run(refusal, path, first | change):
+            assert expected in message
+    assert (tmp_path / "results.json").read_bytes() == before
+    process_group(2).run(finetune, path, first)
+    assert (tmp_path / "results.json").read_bytes() == before
