@@ -94,7 +94,7 @@ class Saver:
         live_loss = self._probe() if self._probe else None
         self._probe = None
         snapshot(self._state, self._buffers)
-        write = self._writer(step, live_loss, keep)
+        write = self._reporting(step, self._writer(step, live_loss, keep))
         if self._config.checkpoint.asynchronous:
             self._thread = threading.Thread(target=write, name="checkpoint")
             self._thread.start()
@@ -119,6 +119,20 @@ class Saver:
     def close(self) -> None:
         """Give the group back; nothing can be saved any more."""
         dist.destroy_process_group(self._group)
+
+    def _reporting(self, step: int, write: Callable[[], None]) -> Callable[[], None]:
+        """The same, but nothing that goes wrong is lost with the thread: a process may be gone."""
+
+        def reporting() -> None:
+            try:
+                write()
+            except Exception as error:  # noqa: BLE001 -- `wait` raises it
+                self._error = CheckpointError(
+                    f"{step_path(self._folder, step)}: not written "
+                    f"(rank {self._topology.launch.rank}: {error}); earlier checkpoints are whole"
+                )
+
+        return reporting
 
     def _writer(
         self, step: int, live_loss: float | None, keep: Collection[int]

@@ -16,16 +16,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import pytest
 
+SIZE = 2
+"""Processes of every run here."""
+
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["gpt_dist.train.pretrain", __name__])
+_CONTEXT.set_forkserver_preload(["gpt_dist.train.pretrain"])
 
 
 @dataclass(frozen=True)
@@ -73,21 +76,23 @@ def die_in_the_next_file() -> None:
 class Ranks:
     """The processes of one run."""
 
-    def __init__(self, size: int, settings: list[str], faults: dict[int, Fault] | None = None):
-        """Start the run; each rank may have a fault."""
+    def __init__(
+        self, directory: Path, settings: list[str], faults: Mapping[int, Fault] | None = None
+    ) -> None:
+        """Start the run that the overrides `settings` describe, a fault in some of its ranks."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        (directory,) = (Path(s.split("=")[1]) for s in settings if s.startswith("run.directory="))
         directory.mkdir(exist_ok=True)
         self._console = directory / "console.txt"
         self._console.write_text("")
+        settings = [*settings, f"run.directory={directory}"]
         self.processes = [
             _CONTEXT.Process(
                 target=_run_script,
-                args=(rank, size, port, settings, self._console, (faults or {}).get(rank)),
+                args=(rank, port, settings, self._console, (faults or {}).get(rank)),
                 daemon=True,
             )
-            for rank in range(size)
+            for rank in range(SIZE)
         ]
         with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
             for process in self.processes:
@@ -99,35 +104,40 @@ class Ranks:
         return self._console.read_text(errors="replace")
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Return when a condition holds; fails where the run ends before."""
+        """Return when a condition holds; the run must not end before."""
         deadline = time.monotonic() + 60
         while not condition():
-            assert time.monotonic() < deadline, f"nothing within a minute\n{self.console}"
-            assert all(process.is_alive() for process in self.processes), self.console
+            if time.monotonic() > deadline:
+                self._fail("nothing within a minute")
+            if not all(process.is_alive() for process in self.processes):
+                self._fail("a rank has ended")
             time.sleep(0.002)
 
     def wait(self, timeout: float = 60) -> list[int | None]:
-        """The exit statuses; a rank that does not end in time fails the test by its name."""
+        """The exit statuses by rank; every rank must end in time."""
         deadline = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         late = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
-        for rank in late:
-            self.processes[rank].kill()
         if late:
-            pytest.fail(f"ranks {late} had not ended after {timeout} s\n{self.console}")
+            self._fail(f"ranks {late} had not ended after {timeout} s")
         return [process.exitcode for process in self.processes]
 
+    def _fail(self, why: str) -> NoReturn:
+        for process in self.processes:
+            process.kill()
+        pytest.fail(f"{why}\n{self.console}")
 
-def run_to_its_end(size: int, settings: list[str]) -> str:
+
+def run_to_its_end(directory: Path, settings: list[str]) -> str:
     """A run that nothing disturbs; what it printed."""
-    ranks = Ranks(size, settings)
-    assert ranks.wait(180) == [0] * size, ranks.console
+    ranks = Ranks(directory, settings)
+    assert ranks.wait(180) == [0] * SIZE, ranks.console
     return ranks.console
 
 
 def _run_script(
-    rank: int, size: int, port: int, settings: list[str], console: Path, fault: Fault | None
+    rank: int, port: int, settings: list[str], console: Path, fault: Fault | None
 ) -> None:
     descriptor = os.open(console, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -135,7 +145,7 @@ def _run_script(
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(size),
+        WORLD_SIZE=str(SIZE),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )

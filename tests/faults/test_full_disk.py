@@ -77,17 +77,16 @@ def test_a_disk_that_is_full_once_the_ranks_files_are_written(token_folder, tmp_
     settings += [f"data.path={token_folder}", "training.max_steps=8", "checkpoint.interval=2"]
     settings += [f"checkpoint.asynchronous={asynchronous}"]
     fault = Fault("open", r"/\.step-00000004\.partial/manifest\.json$", fill_disk)
-    stopped = [*settings, f"run.directory={tmp_path / 'stopped'}"]
-    ranks = Ranks(2, stopped, {0: fault})
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    ranks = Ranks(stopped, settings, {0: fault})
     assert ranks.wait() == [USER_ERROR] * 2, ranks.console
     for rank in range(2):
         assert f"error: rank {rank}: " in ranks.console
     assert ranks.console.count("step-00000004: not written (rank 0: [Errno 28] No space left") == 2
-    folder = tmp_path / "stopped/checkpoints"
-    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
-    run_to_its_end(2, stopped)
-    run_to_its_end(2, [*settings, f"run.directory={tmp_path / 'whole'}"])
-    assert_same(read_rows(tmp_path / "stopped"), read_rows(tmp_path / "whole"), 0.0)
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-00000002"]
+    run_to_its_end(stopped, settings)
+    run_to_its_end(whole, settings)
+    assert_same(read_rows(stopped), read_rows(whole), 0.0)
 
 
 def test_a_disk_too_full_for_a_model_folder(process_group, token_folder, tmp_path, small_disk):

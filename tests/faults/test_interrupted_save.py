@@ -35,31 +35,26 @@ SETTINGS = [
     "parallel.zero_stage=2",
     "schedule.decay_steps=100",
 ]
-STEPS, INTERVAL = 10, 2
+STEPS = 10
 HIT, OLDEST = 6, 2
 """The step whose save is hit, and the checkpoint that it removes in the end."""
 
 
 @pytest.fixture(scope="module")
 def settings(token_folder: Path) -> list[str]:
-    return [*SETTINGS, f"data.path={token_folder}"]
+    return [*SETTINGS, f"data.path={token_folder}", *up_to(STEPS)]
 
 
 @pytest.fixture(scope="module")
 def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the run that nothing disturbs."""
     directory = tmp_path_factory.mktemp("whole")
-    run_to_its_end(2, for_steps(settings, directory, STEPS))
+    run_to_its_end(directory, settings)
     return directory
 
 
-def for_steps(settings: list[str], directory: Path, max_steps: int) -> list[str]:
-    return [
-        *settings,
-        f"run.directory={directory}",
-        f"training.max_steps={max_steps}",
-        f"checkpoint.interval={INTERVAL}",
-    ]
+def up_to(max_steps: int, interval: int = 2) -> list[str]:
+    return [f"training.max_steps={max_steps}", f"checkpoint.interval={interval}"]
 
 
 def assert_ends_as(directory: Path, whole: Path, step: int) -> None:
@@ -140,35 +135,32 @@ PLACES: dict[str, tuple[int, Fault, int, Callable[[Path], bool]]] = {
 def test_a_kill_at_any_place_of_a_save(settings, whole, tmp_path, place, asynchronous):
     rank, fault, last, evidence = PLACES[place]
     folder = tmp_path / "checkpoints"
-    settings = [*for_steps(settings, tmp_path, STEPS), f"checkpoint.asynchronous={asynchronous}"]
-    statuses = (ranks := Ranks(2, settings, {rank: fault})).wait(35)
+    settings = [*settings, f"checkpoint.asynchronous={asynchronous}"]
+    statuses = (ranks := Ranks(tmp_path, settings, {rank: fault})).wait(35)
     assert 0 not in statuses, ranks.console
     assert statuses[rank] in (-signal.SIGKILL, -signal.SIGXFSZ), ranks.console
     assert evidence(folder), sorted(folder.rglob("*"))
     # From here on saved at the end alone: nothing takes the place of what is left over.
-    console = run_to_its_end(2, [*settings, "checkpoint.interval=100"])
+    console = run_to_its_end(tmp_path, [*settings, *up_to(STEPS, interval=100)])
     assert f"resumed from {step_path(folder, last)}" in console
     assert_ends_as(tmp_path, whole, STEPS)
     assert set(folder.iterdir()) == {step_path(folder, step) for step in (last, STEPS)}
 
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="the thread that saves fails in silence")
-
-
-@pytest.mark.parametrize("asynchronous", [pytest.param("true", marks=NOT_YET), "false"])
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_kill_in_the_last_save_is_a_failure_of_every_rank(
     settings, whole, tmp_path, rank, asynchronous
 ):
     """All steps are trained, but what they gave is not on the disk: no rank may be content."""
-    fault = Fault("open", rf"{PARTIAL.replace(str(HIT), str(STEPS))}/rank-0000{rank}", kill)
-    settings = [*for_steps(settings, tmp_path, STEPS), f"checkpoint.asynchronous={asynchronous}"]
-    statuses = (ranks := Ranks(2, settings, {rank: fault})).wait(35)
+    settings = [*settings, f"checkpoint.asynchronous={asynchronous}"]
+    fault = Fault("open", rf"/\.step-0*{STEPS}\.partial/rank-0000{rank}", kill)
+    statuses = (ranks := Ranks(tmp_path, settings, {rank: fault})).wait(35)
     assert statuses[rank] == -signal.SIGKILL, ranks.console
     assert statuses[1 - rank] != 0, ranks.console
     assert "trained on" not in ranks.console
     assert steps(tmp_path / "checkpoints") == [8, HIT]
-    run_to_its_end(2, settings)
+    run_to_its_end(tmp_path, settings)
     assert_ends_as(tmp_path, whole, STEPS)
 
 
@@ -179,8 +171,7 @@ def test_a_second_signal_during_the_save_of_the_first(settings, tmp_path, asynch
     settings = [*settings, f"checkpoint.asynchronous={asynchronous}"]
     places = [r"\.partial/manifest\.json", rf"\.partial/{RANK_1}"]
     second = {rank: Fault("open", place, terminate) for rank, place in enumerate(places)}
-    endless = [*for_steps(settings, directory, 100_000), "checkpoint.interval=100000"]
-    ranks = Ranks(2, endless, second)
+    ranks = Ranks(directory, [*settings, *up_to(100_000, interval=100_000)], second)
     metrics = directory / "metrics.jsonl"
     ranks.wait_until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text())
     for process in ranks.processes:
@@ -190,6 +181,6 @@ def test_a_second_signal_during_the_save_of_the_first(settings, tmp_path, asynch
     checkpoint = Checkpoint.open(path)
     checkpoint.verify()
     end = checkpoint.manifest.step + 2
-    assert f"resumed from {path}" in run_to_its_end(2, for_steps(settings, directory, end))
-    run_to_its_end(2, for_steps(settings, whole, end))
+    assert f"resumed from {path}" in run_to_its_end(directory, [*settings, *up_to(end)])
+    run_to_its_end(whole, [*settings, *up_to(end)])
     assert_ends_as(directory, whole, end)
