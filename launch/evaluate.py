@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gpt_dist import command
-from gpt_dist.config import load_config
+from gpt_dist.config_file import load_config
 from gpt_dist.errors import ConfigError
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.inference.evaluate import (

@@ -17,7 +17,8 @@ from gpt_dist.checkpoint.folder import open_whole, paths, step_path
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import is_checkpoint
-from gpt_dist.config import NO_SOURCE, Config, TaskConfig, adopt_source, check_layout, resolve
+from gpt_dist.config import NO_SOURCE, Config, TaskConfig
+from gpt_dist.config_resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.examples import BucketedOrder, EncodedSplit, encode_split
 from gpt_dist.data.tasks import DEV, TRAIN, Example, check_task, read_split, write_submission
 from gpt_dist.data.tokenizer import Tokenizer

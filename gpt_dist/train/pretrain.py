@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_dist.checkpoint.save import DataSource
-from gpt_dist.config import Config, adopt_source, check_layout, resolve
+from gpt_dist.config import Config
+from gpt_dist.config_resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.data.tokens import TokenFolder, files_of, find_damage
 from gpt_dist.data.windows import ShuffledWindows, Windows

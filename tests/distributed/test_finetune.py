@@ -101,7 +101,7 @@ def source(tmp_path_factory) -> Path:
 
 def finetune(launch: Launch, device: torch.device, path: Path, overrides: dict[str, Any]) -> None:
     """A whole run through the functions that launch/finetune.py calls."""
-    from gpt_dist.config import load_config
+    from gpt_dist.config_file import load_config
     from gpt_dist.topology import form_groups
     from gpt_dist.train.finetune import check
     from gpt_dist.train.finetune import finetune as run

@@ -15,7 +15,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gpt_dist.config import ModelConfig, TaskConfig, load_config
+from gpt_dist.config import ModelConfig, TaskConfig
+from gpt_dist.config_file import load_config
 from gpt_dist.data.released_bpe import BytePairTokenizer
 from gpt_dist.data.tasks import Example
 from gpt_dist.data.tokenizer import SentencePieceTokenizer, train_sentencepiece

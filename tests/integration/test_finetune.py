@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_dist.config import load_config
+from gpt_dist.config_file import load_config
 from gpt_dist.errors import GptDistError
 from gpt_dist.rendezvous import Launch
 from gpt_dist.train.finetune import check

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt_dist.config import load_config
+from gpt_dist.config_file import load_config
 from gpt_dist.data.tokens import TokenFolder
 from gpt_dist.data.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError

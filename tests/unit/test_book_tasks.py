@@ -14,7 +14,8 @@ import pytest
 
 from data_prep.clean import clean
 from data_prep.cli import main
-from gpt_dist.config import TaskConfig, load_config
+from gpt_dist.config import TaskConfig
+from gpt_dist.config_file import load_config
 from gpt_dist.data.tasks import Example, check_task, read_split
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,134 @@
+"""Reads a configuration from a YAML file and `section.key=value` of the command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from gpt_dist.config import Config, Section
+from gpt_dist.config_resolution import check_combinations
+from gpt_dist.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-4` is a number, dates, `yes` and `no` are text, and a key given twice
+    is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 -- as the base class has it
+        first: [pair for pair in resolvers if not pair[0].endswith((":timestamp", ":bool"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                problem = f"the key {name!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, check all but what data decides.
+
+    Raises ConfigError with the dotted name, the value and the remedy.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        # JSON mode is strict about types (no true for 1) and yet takes lists as tuples.
+        config = Config.model_validate_json(json.dumps(values), strict=True)
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(_explain(error, path)) from None
+    check_combinations(config)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; see configs/pretrain/ for examples") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a readable YAML file: {reason}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as `model:`, found {values!r}")
+    return values
+
+
+_LENGTHS = {"training.max_steps": "epochs", "training.epochs": "max_steps"}
+"""Two ways to say how long to train."""
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"{override!r}: expected section.key=value, as in training.max_steps=100")
+    try:
+        value = _Loader(text).get_single_data()
+    except yaml.YAMLError:
+        raise ConfigError(f"{name}: {text!r} is not a YAML value; quote it") from None
+    if values.get(section) is None:
+        values[section] = {}
+    if not isinstance(values[section], dict):
+        raise ConfigError(f"{section}: expected keys and values, found {values[section]!r}")
+    values[section][key] = value
+    if name in _LENGTHS and value is not None:
+        # What the command line says stands for what the file says of the same.
+        other = _LENGTHS[name]
+        values[section] = {k: v for k, v in values[section].items() if k != other}
+
+
+def _explain(error: ValidationError | TypeError, path: Path) -> str:
+    """One line for each thing that pydantic found wrong."""
+    if isinstance(error, TypeError):
+        return f"{path}: {error}; keys and values must be plain YAML"
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{name}: unknown key; {_suggest(problem['loc'])}")
+        else:
+            lines.append(f"{name}: {problem['msg']}, not {problem['input']!r}")
+    return "\n".join(lines)
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    *outer, key = map(str, location)
+    section: type[Section] = Config
+    for name in outer:
+        field = section.model_fields.get(name)
+        section = _section_within(field and field.annotation) or section
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean {'.'.join([*outer, close[0]])}?"
+    return f"known here: {', '.join(known)}"
+
+
+def _section_within(annotation: Any) -> type[Section] | None:
+    """X of annotations such as `X`, `X | None` and `dict[str, str | X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_within, get_args(annotation))), None)
