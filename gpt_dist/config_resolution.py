@@ -14,6 +14,8 @@ def check_combinations(config: Config) -> None:
     parallel, training, seeds = config.parallel, config.training, config.run.seeds or []
     if config.model.source_path is None:
         _check_sizes(config)
+        if config.model.transferred_layers is not None:
+            raise ConfigError("model.transferred_layers: no model.source to take them from")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"run.seeds: {seeds} has one twice; give different ones")
     if seeds and training.resume not in ("auto", "never"):

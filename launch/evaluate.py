@@ -123,7 +123,9 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
     config = load_config(arguments.zero_shot, [])
     if config.task is None:
         raise ConfigError(f"{arguments.zero_shot}: has no task; see configs/finetune/")
-    folder = arguments.data or Path(config.data.path or "")
+    if not (arguments.data or config.data.path):
+        raise ConfigError(f"--data: not given, and {arguments.zero_shot} has no data.path")
+    folder = arguments.data or Path(str(config.data.path))
     opened = open_model(arguments.model)
     task = ZeroShotTask(config.task, folder, arguments.split, opened.tokenizer, opened.config)
     model, topology = assemble(opened, launch, arguments.tensor_parallel_size)

@@ -47,7 +47,10 @@ def find_checkpoint(
     if resume == "auto":
         checkpoint = first_valid(candidates, say if topology.is_main else _say_nothing, opened)
     else:
-        checkpoint = opened(Path(resume))
+        try:
+            checkpoint = opened(Path(resume))
+        except CheckpointError as error:
+            raise CheckpointError(f"training.resume: {error}") from None
     if checkpoint is None:
         return None
     chosen = checkpoint

@@ -54,6 +54,18 @@ class DataSource:
     """The tokenizer's file: a checkpoint is enough to use the model."""
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A checkpoint to be written: all that is needed of the live state beside the snapshot."""
+
+    step: int
+    live_loss: float | None
+    """The live model's loss on fixed tokens, where it is to be compared."""
+    keep: Collection[int]
+    optimizer_steps: int
+    loss_scaler: dict[str, float]
+
+
 class Saver:
     """Saves the state of a run; at most one checkpoint is being written at a time.
 
@@ -94,12 +106,12 @@ class Saver:
         live_loss = self._probe() if self._probe else None
         self._probe = None
         snapshot(self._state, self._buffers)
-        write = self._reporting(step, self._writer(step, live_loss, keep))
+        job = _Job(step, live_loss, keep, *self._state.counters())
         if self._config.checkpoint.asynchronous:
-            self._thread = threading.Thread(target=write, name="checkpoint")
+            self._thread = threading.Thread(target=self._write, args=(job,), name="checkpoint")
             self._thread.start()
         else:
-            write()
+            self._write(job)
             self.wait()
 
     @property
@@ -120,99 +132,50 @@ class Saver:
         """Give the group back; nothing can be saved any more."""
         dist.destroy_process_group(self._group)
 
-    def _reporting(self, step: int, write: Callable[[], None]) -> Callable[[], None]:
-        """The same, but nothing that goes wrong is lost with the thread: a process may be gone."""
-
-        def reporting() -> None:
-            try:
-                write()
-            except Exception as error:  # noqa: BLE001 -- `wait` raises it
-                self._error = CheckpointError(
-                    f"{step_path(self._folder, step)}: not written "
-                    f"(rank {self._topology.launch.rank}: {error}); earlier checkpoints are whole"
-                )
-
-        return reporting
-
-    def _writer(
-        self, step: int, live_loss: float | None, keep: Collection[int]
-    ) -> Callable[[], None]:
-        """What writes the snapshot; all that it needs of the live state is read now."""
-        file, parameters = self._file, self._parameters
-        optimizer_steps, loss_scaler = self._state.counters()
-
-        def manifest(files: dict[str, FileEntry], entries: dict[str, ParameterEntry]) -> Manifest:
-            config, topology = self._config, self._topology
-            return Manifest(
-                probe_loss=0.0,
-                format=FORMAT,
-                version=VERSION,
-                step=step,
-                consumed_samples=step * config.training.global_batch_size,
-                optimizer_steps=optimizer_steps,
-                loss_scaler=loss_scaler,
-                config=config.model_dump(mode="json"),
-                topology=TopologyEntry(
-                    world_size=topology.launch.world_size,
-                    tensor_parallel_size=topology.tensor_parallel_size,
-                    zero_stage=config.parallel.zero_stage,
-                    precision=config.training.precision,
-                ),
-                versions=package_versions(),
-                data_digest=self._data.digest,
-                files=files,
-                parameters=entries,
+    def _write(self, job: _Job) -> None:
+        """Write the snapshot. Nothing that goes wrong is lost with the thread: `wait` raises it."""
+        try:
+            failures = self._write_together(job)
+        except Exception as error:  # noqa: BLE001 -- another process may be gone
+            failures = [f"rank {self._topology.launch.rank}: {error}"]
+        if failures:
+            self._error = CheckpointError(
+                f"{step_path(self._folder, job.step)}: not written ({'; '.join(failures)}); "
+                "earlier checkpoints are whole"
             )
 
-        def write() -> None:
-            partial = partial_path(self._folder, step)
-            failure, entry = None, None
-            try:
-                partial.mkdir(parents=True, exist_ok=True)
-                entry = _write_tensors(partial / file, self._buffers)
-            except Exception as error:  # noqa: BLE001 -- every rank must learn of any
-                failure = f"rank {self._topology.launch.rank}: {error}"
-            reports = self._exchange((failure, file, entry, parameters))
-            failures = [report[0] for report in reports if report[0]]
-            if not failures and self._topology.is_main:
-                failures = self._publish(step, partial, manifest, reports, live_loss)
-                if not failures:
-                    prune(self._folder, self._config.checkpoint, keep)
-            failures = self._exchange(failures)[0] or failures
-            if failures:
-                if self._topology.is_main:
-                    shutil.rmtree(partial, ignore_errors=True)
-                self._error = CheckpointError(
-                    f"{step_path(self._folder, step)}: not written ({'; '.join(failures)}); "
-                    "earlier checkpoints are whole"
-                )
+    def _write_together(self, job: _Job) -> list[str]:
+        """Write this rank's part, and publish the whole; what went wrong on any rank."""
+        partial = partial_path(self._folder, job.step)
+        failure, entry = None, None
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            entry = _write_tensors(partial / self._file, self._buffers)
+        except Exception as error:  # noqa: BLE001 -- every rank must learn of any
+            failure = f"rank {self._topology.launch.rank}: {error}"
+        reports = self._exchange((failure, self._file, entry, self._parameters))
+        failures = [report[0] for report in reports if report[0]]
+        if not failures and self._topology.is_main:
+            failures = self._publish(job, partial, reports)
+            if not failures:
+                prune(self._folder, self._config.checkpoint, job.keep)
+        failures = self._exchange(failures)[0] or failures
+        if failures and self._topology.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        return failures
 
-        return write
-
-    def _publish(
-        self,
-        step: int,
-        partial: Path,
-        manifest: Callable[..., Manifest],
-        reports: list[Any],
-        live_loss: float | None,
-    ) -> list[str]:
+    def _publish(self, job: _Job, partial: Path, reports: list[Any]) -> list[str]:
         """Write the manifest and give the folder its name; what went wrong, if anything."""
-        entries: dict[str, ParameterEntry] = {}
-        for _, _, _, parameters in reports:
-            for name, entry in parameters.items():
-                known = entries[name].fragments if name in entries else ()
-                entries[name] = entry.model_copy(update={"fragments": (*known, *entry.fragments)})
         try:
             files = {file: entry for _, file, entry, _ in reports}
             files[self._data.tokenizer_name] = _write_tokenizer(self._data, partial)
-            unproven = manifest(files, entries)
-            loss = self._prove(Checkpoint(partial, unproven), live_loss)
+            unproven = self._manifest(job, files, _merge([report[3] for report in reports]))
+            loss = self._prove(Checkpoint(partial, unproven), job.live_loss)
             proven = unproven.model_copy(update={"probe_loss": loss})
             content = proven.sealed().model_dump_json(indent=1)
             write_synced(partial / MANIFEST_NAME, content.encode())
             sync(partial)
-            final = step_path(self._folder, step)
+            final = step_path(self._folder, job.step)
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -220,6 +183,32 @@ class Saver:
         except Exception as error:  # noqa: BLE001 -- every rank must learn of any
             return [f"rank 0: {error}"]
         return []
+
+    def _manifest(
+        self, job: _Job, files: dict[str, FileEntry], parameters: dict[str, ParameterEntry]
+    ) -> Manifest:
+        """The manifest without its probe_loss."""
+        config, topology = self._config, self._topology
+        return Manifest(
+            probe_loss=0.0,
+            format=FORMAT,
+            version=VERSION,
+            step=job.step,
+            consumed_samples=job.step * config.training.global_batch_size,
+            optimizer_steps=job.optimizer_steps,
+            loss_scaler=job.loss_scaler,
+            config=config.model_dump(mode="json"),
+            topology=TopologyEntry(
+                world_size=topology.launch.world_size,
+                tensor_parallel_size=topology.tensor_parallel_size,
+                zero_stage=config.parallel.zero_stage,
+                precision=config.training.precision,
+            ),
+            versions=package_versions(),
+            data_digest=self._data.digest,
+            files=files,
+            parameters=parameters,
+        )
 
     def _prove(self, written: Checkpoint, live_loss: float | None) -> float:
         """The loss that the written weights give; CheckpointError if it is not the live model's."""
@@ -237,6 +226,16 @@ class Saver:
         reports: list[Any] = [None] * self._topology.launch.world_size
         dist.all_gather_object(reports, report, group=self._group)
         return reports
+
+
+def _merge(parts: list[dict[str, ParameterEntry]]) -> dict[str, ParameterEntry]:
+    """The parameters with the fragments of all ranks."""
+    merged: dict[str, ParameterEntry] = {}
+    for part in parts:
+        for name, entry in part.items():
+            known = merged[name].fragments if name in merged else ()
+            merged[name] = entry.model_copy(update={"fragments": (*known, *entry.fragments)})
+    return merged
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:

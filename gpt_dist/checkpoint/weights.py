@@ -25,6 +25,7 @@ class SavedWeights(Mapping[str, Tensor]):
         self.path = checkpoint.path
         self.step = checkpoint.manifest.step
         self.probe_loss = checkpoint.manifest.probe_loss
+        self.fine_tuned = checkpoint.manifest.config.get("task") is not None
         self._checkpoint = checkpoint
         try:
             self.config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))
@@ -38,7 +39,7 @@ class SavedWeights(Mapping[str, Tensor]):
         """The weights of a checkpoint, or of the newest whole one of a run; all hashes checked."""
         if (path / MANIFEST_NAME).is_file():
             return cls(open_whole(path))
-        newest = newest_valid(path / "checkpoints", print)
+        newest = newest_valid(_folder(path), print)
         assert newest is not None, "is_checkpoint was not asked"
         return cls(newest)
 
@@ -54,5 +55,16 @@ class SavedWeights(Mapping[str, Tensor]):
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a checkpoint, or the directory of a run that has some."""
-    return (path / MANIFEST_NAME).is_file() or bool(paths(path / "checkpoints"))
+    """Whether a path is a checkpoint, the directory of a run that has some, or their folder."""
+    return newest_path(path) is not None
+
+
+def newest_path(path: Path) -> Path | None:
+    """A checkpoint itself, or a run's newest, whole or not; None where there is none."""
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    return next(iter(paths(_folder(path))), None)
+
+
+def _folder(path: Path) -> Path:
+    return path if path.name == "checkpoints" else path / "checkpoints"

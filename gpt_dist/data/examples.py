@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_dist.data.permutation import permute
+from gpt_dist.data.permutation import permutation_key, permute
 from gpt_dist.data.tasks import Example
 from gpt_dist.data.transforms import Transformation
 
@@ -123,7 +122,7 @@ class BucketedOrder:
     def _compute_order(self, epoch: int) -> NDArray[np.int64]:
         """All example numbers as this epoch visits them."""
         size, batch_size = len(self._lengths), self._global_batch_size
-        shuffled = permute(np.arange(size), size, self._key(f"{epoch}"))
+        shuffled = permute(np.arange(size), size, permutation_key(self._seed, str(epoch)))
         # The first examples complete the global batch that the epoch before has begun.
         head, rest = np.split(shuffled, [min(size, -epoch * size % batch_size)])
         chunks = np.arange(len(rest)) // (_CHUNK_BATCHES * batch_size)
@@ -132,12 +131,9 @@ class BucketedOrder:
         batches = batches.reshape(-1, batch_size)
         if len(batches):
             places = np.arange(len(batches))
-            batches = batches[permute(places, len(batches), self._key(f"{epoch}/batches"))]
+            key = permutation_key(self._seed, f"{epoch}/batches")
+            batches = batches[permute(places, len(batches), key)]
         return np.concatenate([head, batches.ravel(), tail])
-
-    def _key(self, name: str) -> int:
-        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
-        return int.from_bytes(digest[:8], "little")
 
 
 def _targets(labels: list[Any]) -> Targets | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -11,6 +12,12 @@ ROUNDS = 8
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 2**64
+
+
+def permutation_key(seed: int, name: str) -> int:
+    """A key for `permute`, 64 bits: another for each seed and name."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def permute(positions: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:

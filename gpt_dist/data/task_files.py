@@ -159,7 +159,7 @@ def _lines(path: Path) -> Iterator[str]:
                     yield from blank
                     blank.clear()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give another file") from error
 
 
 def _decode(data: bytes, where: str) -> str:

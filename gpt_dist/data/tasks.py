@@ -69,13 +69,23 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
         held_out = name == "dev"
         examples = [ex for ex in examples if _is_held_out(ex, task.dev_fraction) == held_out]
     if not examples:
-        raise DataError(f"{path}: no examples for {name} in it; copy it again")
+        raise DataError(f"{path}: no examples in it ({name}); give a file that has some")
     return examples
 
 
 def dev_splits(task: TaskConfig) -> list[str]:
     """The splits by which a model is judged; one that is carved from `train` is `dev`."""
     return [name for name in task.splits if name.startswith(DEV)] or [DEV]
+
+
+def present_splits(folder: Path, task: TaskConfig) -> list[str]:
+    """The splits that can be read: all but the `test` ones whose files are not there."""
+    named = [
+        name
+        for name in task.splits
+        if not name.startswith("test") or (folder / _split(task, name).path).exists()
+    ]
+    return list(dict.fromkeys([*named, *dev_splits(task)]))
 
 
 def check_task(folder: Path, task: TaskConfig) -> None:
@@ -232,7 +242,7 @@ def _string(row: Row, column: Column) -> str:
 def _field(row: Row, column: Column) -> Any:
     if column not in row.fields:
         known = ", ".join(map(repr, row.fields))
-        raise DataError(f"{row.where}: no {column!r}: it has {known}; correct task.columns")
+        raise DataError(f"{row.where}: no {column!r}, only {known}; mend the line, or task.columns")
     return row.fields[column]
 
 

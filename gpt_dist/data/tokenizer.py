@@ -45,6 +45,11 @@ class Tokenizer(Protocol):
         """The text of some ids; reserved tokens have none."""
 
 
+def encode_as_trained(tokenizer: Tokenizer, text: str) -> Ids:
+    """The ids of a text that is lower-cased where the tokenizer knows lower case only."""
+    return tokenizer.encode(text.lower() if tokenizer.lowercases else text)
+
+
 class SentencePieceTokenizer:
     """A sentencepiece model made by `train_sentencepiece`.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.data.tasks import Example
-from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.data.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.errors import ConfigError, DataError
 
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
@@ -28,10 +28,7 @@ class Transformation:
     tokens before every choice; the question and the choices stay whole.
     """
 
-    def __init__(
-        self, form: Form, tokenizer: Tokenizer, sequence_length: int, lowercase: bool = False
-    ) -> None:
-        """lowercase is for tokenizers that were made of lower-cased text."""
+    def __init__(self, form: Form, tokenizer: Tokenizer, sequence_length: int) -> None:
         if sequence_length < _SHORTEST:
             raise ConfigError(
                 f"model.sequence_length: {sequence_length} tokens have no room for two texts; use "
@@ -40,7 +37,6 @@ class Transformation:
         self._form = form
         self._tokenizer = tokenizer
         self._sequence_length = sequence_length
-        self._lowercase = lowercase
         self._encode = lru_cache(_REMEMBERED_TEXTS)(self._encode_text)
 
     def sequences(self, example: Example) -> list[NDArray[np.int32]]:
@@ -90,4 +86,4 @@ class Transformation:
         return np.concatenate(parts, dtype=np.int32)
 
     def _encode_text(self, text: str) -> NDArray[np.int32]:
-        return self._tokenizer.encode(text.lower() if self._lowercase else text)
+        return encode_as_trained(self._tokenizer, text)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_dist.data.permutation import permute
+from gpt_dist.data.permutation import permutation_key, permute
 from gpt_dist.errors import DataError
 
 
@@ -80,7 +79,8 @@ class ShuffledWindows:
         epochs = samples // size
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
-            numbers[chosen] = permute(samples[chosen] % size, size, self._key(epoch))
+            key = permutation_key(self._seed, str(epoch))
+            numbers[chosen] = permute(samples[chosen] % size, size, key)
         return numbers
 
     def read(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -90,7 +90,3 @@ class ShuffledWindows:
     def batch(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs and labels [len(samples), T] of these samples."""
         return split_labels(self.read(samples))
-
-    def _key(self, epoch: int) -> int:
-        digest = hashlib.sha256(f"{self._seed}/{epoch}".encode()).digest()
-        return int.from_bytes(digest[:8], "little")

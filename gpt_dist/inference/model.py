@@ -18,6 +18,9 @@ from gpt_dist.model.released import SHAPES_NAME
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, connect, form_groups
 
+TASK_NAME = "task.json"
+"""The file that makes a model folder that of a fine-tuned model."""
+
 
 @dataclass(frozen=True)
 class OpenedModel:
@@ -32,6 +35,8 @@ class OpenedModel:
     """Of pre-training, where it is a checkpoint."""
     probe_loss: float | None = None
     """What the weights gave on fixed tokens when they were saved; None if made elsewhere."""
+    fine_tuned: bool = False
+    """Whether a task has trained it, and so its start, delimiter and extract tokens."""
 
     @cached_property
     def tokenizer(self) -> FolderTokenizer:
@@ -53,12 +58,20 @@ def open_model(path: Path) -> OpenedModel:
     """
     if is_checkpoint(path):
         saved = SavedWeights.open(path)
-        return OpenedModel(saved.config, saved, saved.path, saved.step, saved.probe_loss)
+        return OpenedModel(
+            saved.config, saved, saved.path, saved.step, saved.probe_loss, saved.fine_tuned
+        )
     if (path / SHAPES_NAME).is_file():
         released = ReleasedWeights(path)
         return OpenedModel(released.config, released, path)
     folder = ModelFolder(path)
-    return OpenedModel(folder.config, folder, path, probe_loss=folder.probe_loss)
+    return OpenedModel(
+        folder.config,
+        folder,
+        path,
+        probe_loss=folder.probe_loss,
+        fine_tuned=(path / TASK_NAME).is_file(),
+    )
 
 
 def save_model(opened: OpenedModel, output: Path) -> None:

@@ -1,9 +1,10 @@
-"""Scores of a task's examples, shared out over processes."""
+"""What a fine-tuned model says of a task's examples, shared out over processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,52 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.examples import EncodedSplit, collate
 from gpt_dist.data.loader import BatchPlan, prefetch
-from gpt_dist.model import HeadKind, head_shape
+from gpt_dist.inference.scores import score_splits
+from gpt_dist.model import head_shape
 
 Scores = list[NDArray[np.float32]]
 """For each example: a score a class or choice, or one score."""
 
 
+Evaluate = Callable[..., Tensor]
+"""The scores of a batch, given as `as_arrays` makes it."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The examples of a split as a model sees them."""
+
+    scores: Scores
+    predictions: NDArray[Any]
+    """The likeliest class or choice of each, by its number, or the score itself."""
+    targets: NDArray[Any] | None
+    """None in a split without labels."""
+
+
+def judge(
+    evaluate: Evaluate, split: EncodedSplit, task: TaskConfig, batch_size: int, group: ProcessGroup
+) -> Judged:
+    """Predict a split; the processes of `group`, the data-parallel one, share it and get all."""
+    scores = score_examples(evaluate, split, batch_size, group)
+    if head_shape(task)[0] == "score":
+        predictions = np.array(scores, dtype=np.float64)
+    else:
+        predictions = np.array([int(row.argmax()) for row in scores])
+    return Judged(scores, predictions, split.targets)
+
+
+def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:
+    """The metrics of each split that has labels, and of all dev splits together under `dev`."""
+    pairs = {
+        name: (one.targets, one.predictions)
+        for name, one in judged.items()
+        if one.targets is not None
+    }
+    return score_splits(task, pairs)
+
+
 def score_examples(
-    evaluate: Callable[..., Tensor], split: EncodedSplit, batch_size: int, group: ProcessGroup
+    evaluate: Evaluate, split: EncodedSplit, batch_size: int, group: ProcessGroup
 ) -> Scores:
     """What a model and head give for the examples of a split, in its order, on every process.
 
@@ -65,10 +104,3 @@ def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
             "label": names[int(row.argmax())],
             "probabilities": dict(zip(names, probabilities, strict=False)),
         }
-
-
-def decide(kind: HeadKind, scores: Scores) -> NDArray[Any]:
-    """The predictions of examples: the likeliest class or choice, or the score itself."""
-    if kind == "score":
-        return np.array(scores, dtype=np.float64)
-    return np.array([int(row.argmax()) for row in scores])

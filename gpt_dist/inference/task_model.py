@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,12 @@ from gpt_dist.data.tasks import Example, dev_splits, read_split
 from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.data.transforms import Transformation
 from gpt_dist.errors import ConfigError, ModelError
-from gpt_dist.inference.model import OpenedModel, assemble, open_model
-from gpt_dist.inference.predict import decide, score_examples
-from gpt_dist.inference.scores import score_splits
+from gpt_dist.inference.model import TASK_NAME, OpenedModel, assemble, open_model
+from gpt_dist.inference.predict import Evaluate, judge, metrics_of
 from gpt_dist.model import TaskHead, head_shape, task_scores, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology
 
-TASK_NAME = "task.json"
 HEAD_NAME = "head.safetensors"
 FORMAT = "gpt_dist.task"
 VERSION = 1
@@ -102,11 +100,8 @@ def open_task_model(path: Path) -> TaskModel:
 
 def load_task_model(
     opened: TaskModel, launch: Launch, tensor_parallel_size: int
-) -> tuple[Callable[..., Tensor], Topology]:
-    """Connect the processes and load the model; the function gives the scores of a batch.
-
-    Its arguments are arrays, as `predict.as_arrays` makes them.
-    """
+) -> tuple[Evaluate, Topology]:
+    """Connect the processes and load the model; the function gives the scores of a batch."""
     model, topology = assemble(opened.opened, launch, tensor_parallel_size)
     head = opened.head.to(topology.device)
 
@@ -123,7 +118,7 @@ def encode(opened: TaskModel, examples: Sequence[Example]) -> EncodedSplit:
     """Examples as the model reads them; DataError where one has no room for its answer."""
     tokenizer = opened.opened.tokenizer
     length = opened.opened.config.sequence_length
-    transformation = Transformation(opened.task.form, tokenizer, length, tokenizer.lowercases)
+    transformation = Transformation(opened.task.form, tokenizer, length)
     return encode_split(examples, transformation)
 
 
@@ -146,15 +141,11 @@ def evaluate_task(
     if any(one.targets is None for one in encoded.values()):
         raise ConfigError(f"--split: {names[0]} of {task.name} has no labels; give another")
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
-    group, kind = topology.data_parallel_group, opened.head.kind
-    pairs = {
-        name: (one.targets, decide(kind, score_examples(evaluate, one, batch_size, group)))
-        for name, one in encoded.items()
-        if one.targets is not None
-    }
+    group = topology.data_parallel_group
+    judged = {name: judge(evaluate, one, task, batch_size, group) for name, one in encoded.items()}
     rows = [
         {"task": task.name, "split": name, **metrics}
-        for name, metrics in score_splits(task, pairs).items()
+        for name, metrics in metrics_of(judged, task).items()
     ]
     return rows, topology
 

@@ -17,12 +17,11 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import ModelConfig, TaskConfig
 from gpt_dist.data.shards import Ids
 from gpt_dist.data.tasks import DEV, TRAIN, Example, dev_splits, read_split
-from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.data.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.inference.scores import score
-from gpt_dist.model import GPT
+from gpt_dist.model import GPT, IGNORED_LABEL
 
-_UNSCORED = -1
 _PERCENTILES = range(1, 100)
 
 Row = dict[str, str | int | float]
@@ -278,14 +277,14 @@ class _Encoder:
         return self._encode(f"{last} {answer}".strip())[len(self._encode(last)) :]
 
     def _encode(self, text: str) -> Ids:
-        return self._tokenizer.encode(text.lower() if self._tokenizer.lowercases else text)
+        return encode_as_trained(self._tokenizer, text)
 
 
 def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Inputs and labels [B, T] of some sequences, padded on the right."""
     sequences = [questions.sequences[number] for number in numbers]
     inputs = torch.zeros(len(sequences), max(map(len, sequences)) - 1, dtype=torch.int64)
-    labels = torch.full_like(inputs, _UNSCORED)
+    labels = torch.full_like(inputs, IGNORED_LABEL)
     for row, (sequence, length) in enumerate(
         zip(sequences, questions.answer_lengths[numbers], strict=True)
     ):
@@ -299,7 +298,7 @@ def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, 
 def _answer_log_probabilities(model: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
     """The sum [B] over the labels of each row [B, T] that are not padding, in fp64."""
     hidden = model(inputs)  # [B, T, D]
-    asked = labels != _UNSCORED  # [B, T], N of them
+    asked = labels != IGNORED_LABEL  # [B, T], N of them
     # Only these go through the head, whose output is by far the largest tensor.
     losses = model.token_losses(hidden[asked][None], labels[asked][None])[0]  # [N]
     total = torch.zeros(len(labels), dtype=torch.float64, device=losses.device)

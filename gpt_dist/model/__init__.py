@@ -7,7 +7,7 @@ from gpt_dist.model.head import HeadKind, TaskHead, head_shape, task_losses, tas
 from gpt_dist.model.perplexity import SlidingWindows, total_loss
 from gpt_dist.model.probe import agrees, probe_loss, probe_tokens
 from gpt_dist.model.released import ReleasedWeights
-from gpt_dist.model.transformer import GPT
+from gpt_dist.model.transformer import GPT, IGNORED_LABEL
 from gpt_dist.model.weights import (
     GrownVocabulary,
     from_hugging_face,
@@ -18,6 +18,7 @@ from gpt_dist.model.weights import (
 
 __all__ = [
     "GPT",
+    "IGNORED_LABEL",
     "GrownVocabulary",
     "HeadKind",
     "ModelFolder",

@@ -13,12 +13,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.distributed import ProcessGroup
 
-from gpt_dist.model.transformer import GPT
+from gpt_dist.model.transformer import GPT, IGNORED_LABEL
 
 Read = Callable[[int, int], NDArray[Any]]
 """Tokens [start, stop) of a stream."""
-
-_UNSCORED = -1
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class SlidingWindows:
         stop = min(start + length + 1, self.num_tokens)
         ids = read(start, stop)
         inputs = np.zeros(length, dtype=np.int64)
-        labels = np.full(length, _UNSCORED, dtype=np.int64)
+        labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
         inputs[: len(ids) - 1] = ids[:-1]
         known = length - self.stride if number else 0
         labels[known : len(ids) - 1] = ids[1 + known :]
@@ -68,6 +66,6 @@ def total_loss(
         )
         with torch.no_grad():
             losses = model.token_losses(model(inputs), labels)  # [B, T]
-        total += (losses.double() * (labels != _UNSCORED)).sum()
+        total += (losses.double() * (labels != IGNORED_LABEL)).sum()
     dist.all_reduce(total, group=group)
     return float(total)

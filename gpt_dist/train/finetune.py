@@ -13,20 +13,28 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from gpt_dist.checkpoint.folder import open_whole, paths, step_path
+from gpt_dist.checkpoint.folder import open_whole, step_path
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.save import DataSource, package_versions
-from gpt_dist.checkpoint.weights import is_checkpoint
+from gpt_dist.checkpoint.weights import newest_path
 from gpt_dist.config import NO_SOURCE, Config, TaskConfig
 from gpt_dist.config_resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.examples import BucketedOrder, EncodedSplit, encode_split
-from gpt_dist.data.tasks import DEV, TRAIN, Example, check_task, read_split, write_submission
+from gpt_dist.data.tasks import (
+    DEV,
+    TRAIN,
+    Example,
+    check_task,
+    present_splits,
+    read_split,
+    write_submission,
+)
 from gpt_dist.data.tokenizer import Tokenizer
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
 from gpt_dist.data.transforms import Transformation
 from gpt_dist.errors import ConfigError, Interrupted
 from gpt_dist.inference.model import OpenedModel, open_model
-from gpt_dist.inference.predict import as_arrays
+from gpt_dist.inference.predict import Judged, as_arrays, metrics_of
 from gpt_dist.inference.task_model import save_task_model
 from gpt_dist.model import GPT, TaskHead, head_shape, num_parameters
 from gpt_dist.rendezvous import Launch
@@ -38,7 +46,7 @@ from gpt_dist.train.objective import TaskObjective
 from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.train.run import Outcome, Plan, run
 from gpt_dist.train.start import Source
-from gpt_dist.train.task_validation import Judged, TaskValidator, metrics_of
+from gpt_dist.train.task_validation import TaskValidator
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def check(config: Config, launch: Launch) -> Inputs:
     for seed in _seeds(config):
         check_writable(Path(_with_seed(config, seed).run.directory))
     data = DataSource(_digest(splits.encoded), *tokenizer_file(tokenizer_folder))
-    source = Source(opened, _reserved(tokenizer)) if opened else None
+    source = Source(opened, _new_tokens(opened)) if opened else None
     step = opened.step if opened else None
     return Inputs(config, task, splits, data, source, step)
 
@@ -138,9 +146,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     def leave() -> None:
         results = Results.of(_facts(inputs), [result for result, _ in made])
         _, best = max(made, key=lambda one: one[0].scores[DEV][inputs.task.metric])
-        model = directory / "model"
-        shutil.rmtree(model, ignore_errors=True)
-        save_task_model(best, inputs.task, model)
+        _replace_model(best, inputs.task, directory / "model")
         results.write(directory / RESULTS_NAME)
         _say_what_was_made(results, directory)
 
@@ -200,6 +206,15 @@ def _write_predictions(inputs: Inputs, judged: dict[str, Judged], directory: Pat
             write_submission(
                 directory, inputs.task, name, inputs.splits.examples[name], predictions
             )
+
+
+def _replace_model(best: Checkpoint, task: TaskConfig, model: Path) -> None:
+    """Write the model folder; one that is there goes when the new one is whole."""
+    new = model.with_name(".model.new")
+    shutil.rmtree(new, ignore_errors=True)
+    save_task_model(best, task, new)
+    shutil.rmtree(model, ignore_errors=True)
+    new.rename(model)
 
 
 def _facts(inputs: Inputs) -> RunFacts:
@@ -278,20 +293,12 @@ def _tokenizer_folder(config: Config) -> Path:
             "data.tokenizer: not given; without model.source, give a folder that has a tokenizer"
         )
     path = Path(config.data.tokenizer)
-    inside_run = is_checkpoint(path) and paths(path / "checkpoints")
-    return inside_run[0] if inside_run else path
+    return newest_path(path) or path
 
 
 def _read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Tokenizer) -> Splits:
-    names = [*task.splits, *([DEV] if task.dev_fraction else [])]
-    examples = {
-        name: read_split(folder, task, name)
-        for name in names
-        if not (name.startswith("test") and not (folder / _path_of(task, name)).exists())
-    }
-    transformation = Transformation(
-        task.form, tokenizer, config.model.sequence_length, tokenizer.lowercases
-    )
+    examples = {name: read_split(folder, task, name) for name in present_splits(folder, task)}
+    transformation = Transformation(task.form, tokenizer, config.model.sequence_length)
     encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
     limit = config.validation.max_samples
     validation = {
@@ -302,14 +309,10 @@ def _read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Toke
     return Splits(examples, encoded, validation)
 
 
-def _path_of(task: TaskConfig, name: str) -> str:
-    split = task.splits[name]
-    return split if isinstance(split, str) else split.path
-
-
-def _reserved(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens that fine-tuning brings: the paper's only new embeddings."""
-    return tokenizer.start, tokenizer.delimiter, tokenizer.extract
+def _new_tokens(source: OpenedModel) -> tuple[int, ...]:
+    """The tokens whose embeddings are new, the paper's only ones; none if it was fine-tuned."""
+    tokenizer = source.tokenizer
+    return () if source.fine_tuned else (tokenizer.start, tokenizer.delimiter, tokenizer.extract)
 
 
 def _digest(encoded: dict[str, EncodedSplit]) -> str:

@@ -8,10 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gpt_dist.model import GPT, TaskHead, task_losses, task_scores
-
-IGNORED_LABEL = -1
-"""A label that contributes nothing to the loss."""
+from gpt_dist.model import GPT, IGNORED_LABEL, TaskHead, task_losses, task_scores
 
 
 class LanguageModelObjective(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,11 @@ from numpy.typing import NDArray
 
 from gpt_dist.config import Config, TaskConfig
 from gpt_dist.data.examples import EncodedSplit
-from gpt_dist.inference.predict import Scores, decide, score_examples
-from gpt_dist.inference.scores import score_splits
+from gpt_dist.inference.predict import Judged, judge, metrics_of
 from gpt_dist.model import head_shape, task_losses
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.metrics import Row
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The examples of a split as a model sees them."""
-
-    scores: Scores
-    predictions: NDArray[Any]
-    targets: NDArray[Any] | None
 
 
 class TaskValidator:
@@ -56,8 +45,7 @@ class TaskValidator:
         size = self._config.training.micro_batch_size
         assert size is not None, "the configuration is not resolved yet"
         group = self._topology.data_parallel_group
-        scores = score_examples(self._engine.evaluate, split, size, group)
-        return Judged(scores, decide(head_shape(self._task)[0], scores), split.targets)
+        return judge(self._engine.evaluate, split, self._task, size, group)
 
     def _losses(self, judged: Judged) -> NDArray[Any]:
         kind = head_shape(self._task)[0]
@@ -68,13 +56,3 @@ class TaskValidator:
             for scores, target in pairs
         ]
         return torch.cat(each).numpy()
-
-
-def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:
-    """The metrics of each split that has labels, and of all dev splits together under `dev`."""
-    pairs = {
-        name: (one.targets, one.predictions)
-        for name, one in judged.items()
-        if one.targets is not None
-    }
-    return score_splits(task, pairs)

@@ -137,6 +137,18 @@ def test_bad_input_of_a_prediction_is_named_with_its_line(finished, given, expec
     assert "Traceback" not in done.stderr
 
 
+def test_a_second_task_keeps_the_tokens_that_the_first_has_trained(task, source, finished):
+    def new_tokens(path: Path) -> int:
+        values = [f"model.source={path}", f"data.path={task}", f"run.directory={finished / 'next'}"]
+        inputs = check(load_config(task / "fish.yaml", values), Launch("test", 0, 1, 0, 1))
+        assert inputs.source
+        return len(inputs.source.unused_tokens)
+
+    assert new_tokens(source) == 3
+    assert new_tokens(finished / "model") == 0
+    assert new_tokens(finished / "checkpoints") == 0
+
+
 def test_the_score_table(finished):
     done = run("launch/scoreboard.py", str(finished), "--markdown")
     assert done.returncode == 0, done.stderr

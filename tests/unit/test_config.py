@@ -61,6 +61,7 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
         ("model.num_heads=5", r"model\.num_heads: 5 does not divide model\.hidden_size 768"),
         ("parallel.tensor_parallel_size=5", r"5 does not divide model\.num_heads 12"),
         ("parallel.offload_optimizer=true", r"needs parallel\.zero_stage 1, 2 or 3, not 0"),
+        ("model.transferred_layers=1", r"model\.transferred_layers: no model\.source"),
         ("optimizer.betas=[2, 0.9]", r"optimizer\.betas\.0: .*less than 1, not 2"),
         ("data.path=[unclosed", r"data\.path: '\[unclosed' is not a YAML value"),
     ],

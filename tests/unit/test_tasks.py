@@ -410,8 +410,8 @@ JSON = {"format": "jsonl"}
     [
         ({}, b"", "line 1: the file is empty"),
         ({}, b"\n\r\n", "line 1: the file is empty"),
-        ({}, b"stars,review\n", "no examples for train"),
-        ({"ignored_labels": ["?"]}, b"stars,review\n?,Fine\n", "no examples for train"),
+        ({}, b"stars,review\n", "no examples in it"),
+        ({"ignored_labels": ["?"]}, b"stars,review\n?,Fine\n", "no examples in it"),
         ({}, b"stars,text\ngood,Fine\n", "line 1: no column 'review': it has 'stars', 'text'"),
         (
             {"header": False},
@@ -434,10 +434,10 @@ JSON = {"format": "jsonl"}
         ({}, b"stars,review\ngood, \t \n", "line 2: the text is empty"),
         ({}, b"stars,review\ngood,caf\xe9\n", "line 2: not UTF-8"),
         ({}, "stars,review\n".encode("utf-16"), "line 1: not UTF-8"),
-        (JSON, b"", "no examples for train"),
+        (JSON, b"", "no examples in it"),
         (JSON, b'{"review": "a", "stars": "bad"}\n{"review": "a"\n', "line 2: not JSON"),
         (JSON, b'{"review": "a", "stars": "bad"}\n["a"]\n', "line 2: expected {"),
-        (JSON, b'{"review": "a"}\n', "line 1: no 'stars': it has 'review'"),
+        (JSON, b'{"review": "a"}\n', "line 1: no 'stars', only 'review'"),
         (JSON, b'{"review": "a", "stars": null}\n', "line 1: unknown label ''"),
         (JSON, b'{"review": "a", "stars": true}\n', "line 1: unknown label 'true'"),
         (JSON, b'{"review": ["a"], "stars": "bad"}\n', "line 1: 'review' is .* not a text"),

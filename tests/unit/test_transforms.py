@@ -25,6 +25,7 @@ class Words:
     """The word wN is token N; any other, 9 and the number of its letters."""
 
     vocab_size = 1000
+    lowercases = False
     end_of_text, start, delimiter, extract = 0, START, DELIMITER, EXTRACT
 
     def encode(self, text: str) -> np.ndarray:
@@ -112,11 +113,11 @@ def test_a_context_too_short_for_two_texts_is_refused():
         Transformation("entailment", Words(), 5)
 
 
-def test_text_is_lower_cased_where_asked():
-    example = Example(("W10 W11",), (), 0, "0")
-    assert Transformation("classification", Words(), 12, lowercase=True).sequences(example)[
-        0
-    ].tolist() == [START, 10, 11, EXTRACT]
+def test_text_is_lower_cased_for_a_tokenizer_of_lower_case():
+    example, lower = Example(("W10 W11",), (), 0, "0"), Words()
+    lower.lowercases = True
+    sequence = Transformation("classification", lower, 12).sequences(example)[0]
+    assert sequence.tolist() == [START, 10, 11, EXTRACT]
 
 
 @needs_data
