@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -24,11 +26,11 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_dist.data.tokens import FileEntry, file_sha256
 from gpt_dist.errors import CheckpointError
+from gpt_dist.tensor_file import TensorFile
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.checkpoint"
@@ -142,13 +144,11 @@ class Checkpoint:
         entry = self.manifest.parameters[name]
         dimension = entry.tensor_parallel_dimension
         if dimension is None:
-            return self._read_flat(kind, name, 0, 0, prod(entry.shape)).view(entry.shape)
+            return self._read_shard(kind, name, 0, entry.shape)
         size = self.manifest.topology.tensor_parallel_size
         shape = list(entry.shape)
         shape[dimension] //= size
-        shards = [
-            self._read_flat(kind, name, rank, 0, prod(shape)).view(shape) for rank in range(size)
-        ]
+        shards = [self._read_shard(kind, name, rank, shape) for rank in range(size)]
         return torch.cat(shards, dim=dimension)
 
     def read_part(
@@ -158,44 +158,65 @@ class Checkpoint:
         tensor_parallel_size: int,
         tensor_parallel_rank: int,
         start: int,
-        stop: int,
-    ) -> Tensor:
-        """Elements start to stop of the flattened shard that a process of another layout holds."""
+        target: Tensor,
+    ) -> None:
+        """Fill a contiguous tensor with elements, from `start` on, of the flattened shard.
+
+        The shard is what a process of another layout holds.
+        """
+        in_place = target.is_cpu and target.dtype == torch.float32
+        values = target.view(-1) if in_place else torch.empty(target.numel())
         dimension = self.manifest.parameters[name].tensor_parallel_dimension
         if dimension is None:
-            return self._read_flat(kind, name, 0, start, stop)
-        if tensor_parallel_size == self.manifest.topology.tensor_parallel_size:
-            return self._read_flat(kind, name, tensor_parallel_rank, start, stop)
-        shards = self.read(kind, name).chunk(tensor_parallel_size, dim=dimension)
-        return shards[tensor_parallel_rank].flatten()[start:stop]
+            self._read_flat(kind, name, 0, start, values)
+        elif tensor_parallel_size == self.manifest.topology.tensor_parallel_size:
+            self._read_flat(kind, name, tensor_parallel_rank, start, values)
+        else:
+            shards = self.read(kind, name).chunk(tensor_parallel_size, dim=dimension)
+            shard = shards[tensor_parallel_rank].flatten()
+            values.copy_(shard[start : start + len(values)])
+        if not in_place:
+            target.copy_(values.view(target.shape))
 
     def read_saved(self, rank: int, name: str) -> Tensor:
         """A tensor that one process wrote for itself, such as its random state."""
-        return self._file(f"rank-{rank:05d}.safetensors").get_tensor(name)
+        file = f"rank-{rank:05d}.safetensors"
+        with self._reading(file):
+            return self._file(file).read(name)
 
-    def _read_flat(self, kind: str, name: str, rank: int, start: int, stop: int) -> Tensor:
-        """Elements start to stop of one saved shard, put together from its fragments."""
-        result = torch.empty(stop - start)
+    def _read_shard(self, kind: str, name: str, rank: int, shape: Sequence[int]) -> Tensor:
+        """The whole shard of one tensor-parallel rank."""
+        shard = torch.empty(*shape)
+        self._read_flat(kind, name, rank, 0, shard.view(-1))
+        return shard
+
+    def _read_flat(self, kind: str, name: str, rank: int, start: int, target: Tensor) -> None:
+        """Fill a vector with elements of one saved shard, from `start` on, of its fragments."""
+        stop = start + len(target)
         for fragment in self.manifest.parameters[name].fragments:
             first = max(start, fragment.offset)
             last = min(stop, fragment.offset + fragment.length)
             if fragment.tensor_parallel_rank == rank and first < last:
-                stored = self._file(fragment.file).get_slice(f"{kind}/{name}")
-                part = stored[first - fragment.offset : last - fragment.offset]
-                result[first - start : last - start] = part
-        return result
+                part = target[first - start : last - start]
+                with self._reading(fragment.file):
+                    file = self._file(fragment.file)
+                    file.read_into(f"{kind}/{name}", first - fragment.offset, part)
 
     @cached_property
-    def _open_files(self) -> dict[str, Any]:
+    def _open_files(self) -> dict[str, TensorFile]:
         return {}
 
-    def _file(self, name: str) -> Any:
+    def _file(self, name: str) -> TensorFile:
         if name not in self._open_files:
-            try:
-                self._open_files[name] = safe_open(self.path / name, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.path / name}: cannot be read ({error})") from None
+            self._open_files[name] = TensorFile(self.path / name)
         return self._open_files[name]
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{self.path / name}: cannot be read ({error})") from None
 
 
 def _check_coverage(file: Path, name: str, entry: ParameterEntry, manifest: Manifest) -> None:

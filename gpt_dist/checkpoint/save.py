@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-import threading
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt_dist.checkpoint.folder import partial_path, prune, step_path
@@ -29,10 +28,11 @@ from gpt_dist.checkpoint.format import (
 from gpt_dist.checkpoint.state import TrainingState, snapshot
 from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.config import Config
-from gpt_dist.data.tokens import FileEntry, file_sha256
+from gpt_dist.data.tokens import FileEntry
 from gpt_dist.errors import CheckpointError
 from gpt_dist.folders import sync, write_synced
 from gpt_dist.model import agrees, probe_loss
+from gpt_dist.tensor_file import write_tensor_file
 from gpt_dist.topology import Topology
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
@@ -92,8 +92,8 @@ class Saver:
         self._parameters = state.describe(self._file)
         self._buffers: dict[str, Tensor] = {}
         self._group = dist.new_group(backend="gloo")
-        self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def save(self, step: int, keep: Collection[int] = ()) -> None:
         """Take a snapshot and write it; returns at once where checkpoint.asynchronous is set.
@@ -107,39 +107,34 @@ class Saver:
         self._probe = None
         snapshot(self._state, self._buffers)
         job = _Job(step, live_loss, keep, *self._state.counters())
-        if self._config.checkpoint.asynchronous:
-            self._thread = threading.Thread(target=self._write, args=(job,), name="checkpoint")
-            self._thread.start()
-        else:
-            self._write(job)
+        self._writing = self._thread.submit(self._write, job)
+        if not self._config.checkpoint.asynchronous:
             self.wait()
 
     @property
     def failed(self) -> bool:
         """Whether the last save is known to have failed; `wait` raises why."""
-        return self._error is not None
+        return bool(self._writing and self._writing.done() and self._writing.exception())
 
     def wait(self) -> None:
         """Return when nothing is being written; raises CheckpointError if the last save failed."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        if self._error:
-            error, self._error = self._error, None
-            raise error
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
     def close(self) -> None:
-        """Give the group back; nothing can be saved any more."""
+        """Give thread and group back; nothing can be saved any more."""
+        self._thread.shutdown()
         dist.destroy_process_group(self._group)
 
     def _write(self, job: _Job) -> None:
-        """Write the snapshot. Nothing that goes wrong is lost with the thread: `wait` raises it."""
+        """Write the snapshot; CheckpointError, whatever went wrong, and on whatever rank."""
         try:
             failures = self._write_together(job)
         except Exception as error:  # noqa: BLE001 -- another process may be gone
             failures = [f"rank {self._topology.launch.rank}: {error}"]
         if failures:
-            self._error = CheckpointError(
+            raise CheckpointError(
                 f"{step_path(self._folder, job.step)}: not written ({'; '.join(failures)}); "
                 "earlier checkpoints are whole"
             )
@@ -239,9 +234,9 @@ def _merge(parts: list[dict[str, ParameterEntry]]) -> dict[str, ParameterEntry]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
-    save_file(tensors, path)
-    sync(path)
-    return FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
+    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    digest = write_tensor_file(path, entries, tensors.__getitem__)
+    return FileEntry(bytes=path.stat().st_size, sha256=digest)
 
 
 def _write_tokenizer(data: DataSource, folder: Path) -> FileEntry:

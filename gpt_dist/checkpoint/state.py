@@ -76,9 +76,8 @@ class TrainingState:
         with torch.no_grad():
             for name, fragment in self._fragments():
                 place = (topology.tensor_parallel_size, topology.tensor_parallel_rank)
-                span = (fragment.offset, fragment.offset + fragment.length)
                 for kind, tensor in fragment.tensors().items():
-                    tensor.copy_(checkpoint.read_part(kind, name, *place, *span))
+                    checkpoint.read_part(kind, name, *place, fragment.offset, tensor)
                 step = fragment.optimizer.state[fragment.master]["step"]
                 step.fill_(manifest.optimizer_steps)
             self._refresh_weights(checkpoint)
@@ -99,8 +98,7 @@ class TrainingState:
             return
         for name, parameter in self._engine.module.named_parameters():
             place = (topology.tensor_parallel_size, topology.tensor_parallel_rank)
-            values = checkpoint.read_part("weight", name, *place, 0, parameter.numel())
-            parameter.copy_(values.view(parameter.shape))
+            checkpoint.read_part("weight", name, *place, 0, parameter.detach())
 
     def _check_shapes(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.manifest.parameters

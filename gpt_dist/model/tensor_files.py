@@ -1,13 +1,9 @@
-"""Safetensors files: written one tensor at a time, and opened with every claim checked.
-
-A file is the length of its header (8 bytes, little-endian), the header in JSON, and the data.
-"""
+"""A model's safetensors files: written one tensor at a time, opened with every claim checked."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_dist.errors import ModelError
+from gpt_dist.tensor_file import Shape, write_tensor_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -28,8 +25,6 @@ INDEX_BYTES = 2**26
 
 _REMEDY = "copy the model folder again, or export it again"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-Shape = tuple[int, ...]
 
 
 def write_weights(
@@ -73,22 +68,8 @@ def _divide(shapes: Mapping[str, Shape], shard_bytes: int) -> list[dict[str, Sha
 
 
 def _write_file(path: Path, shapes: Mapping[str, Shape], read: Callable[[str], Tensor]) -> None:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + _bytes(shape)
-        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # so that the data is aligned
-    with path.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little"))
-        stream.write(header)
-        for name, shape in shapes.items():
-            tensor = read(name).to(torch.float32).contiguous()
-            assert tuple(tensor.shape) == shape, (name, tensor.shape, shape)
-            stream.write(tensor.numpy().data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    entries = {name: (torch.float32, shape) for name, shape in shapes.items()}
+    write_tensor_file(path, entries, lambda name: read(name).to(torch.float32))
 
 
 class WeightFiles:

@@ -18,7 +18,7 @@ from gpt_dist.rendezvous import Launch
 from tests.process_group import ProcessGroup
 from tests.runs import start
 
-ROUNDS = 7
+ROUNDS = 11
 SIZES = {"model.num_layers": 6, "model.hidden_size": 512, "model.num_heads": 8}
 
 

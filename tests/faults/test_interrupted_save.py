@@ -76,6 +76,12 @@ def is_whole(folder: Path, step: int) -> bool:
     return True
 
 
+def cut_short(file: Path, folder: Path) -> bool:
+    """Whether a file is there, but not to the length that it has in an earlier checkpoint."""
+    earlier = step_path(folder, OLDEST) / file.name
+    return file.is_file() and file.stat().st_size < earlier.stat().st_size
+
+
 def left_over(*names: str) -> Callable[[Path], bool]:
     """The hit save is not published, and its partial folder holds these files."""
 
@@ -95,13 +101,13 @@ PLACES: dict[str, tuple[int, Fault, int, Callable[[Path], bool]]] = {
         1,
         Fault("os.mkdir", f"{PARTIAL}$", die_in_the_next_file),
         4,
-        lambda folder: not (partial_path(folder, HIT) / RANK_1).exists(),
+        lambda folder: cut_short(partial_path(folder, HIT) / RANK_1, folder),
     ),
-    "before a rank's file is synced": (
+    "before a rank's file": (
         0,
         Fault("open", f"{PARTIAL}/{RANK_0}", kill),
         4,
-        lambda folder: (partial_path(folder, HIT) / RANK_0).exists(),
+        lambda folder: not (partial_path(folder, HIT) / RANK_0).exists(),
     ),
     "between the files and the manifest": (
         0,
