@@ -160,19 +160,6 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     add("--output", required=True, type=Path, metavar="DIR", help="the token folder to make")
     add(
-        "--vocab-size",
-        type=_positive,
-        metavar="N",
-        help="tokens of the tokenizer to train; default 40000",
-    )
-    add(
-        "--tokenizer",
-        type=Path,
-        metavar="FOLDER",
-        help="use the tokenizer of a token folder, a model, a checkpoint, a Hugging Face folder or "
-        "the released GPT-1 instead of training one, as for more text for that model",
-    )
-    add(
         "--workers",
         type=_positive,
         default=len(os.sched_getaffinity(0)),
@@ -195,6 +182,24 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="share of the documents, chosen by content hash; default 0.01",
     )
     add("--text-field", default="text", metavar="NAME", help='of jsonl lines; default "text"')
+    _add_tokenizer(parser.add_argument_group("tokenizer"))
+
+
+def _add_tokenizer(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--vocab-size",
+        type=_positive,
+        metavar="N",
+        help="tokens of the tokenizer to train; default 40000",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="use the tokenizer of a token folder, a model, a checkpoint, a Hugging Face folder or "
+        "the released GPT-1 instead of training one, as for more text for that model",
+    )
     add(
         "--tokenizer-sample-mb",
         type=_positive,

@@ -7,7 +7,7 @@ of JSON for each split.
 
 import json
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,26 +37,7 @@ EXAMPLE = "torchrun --nproc-per-node 2 launch/evaluate.py model --tokens tokens 
 
 def parse() -> Namespace:
     parser = model_parser(__doc__ or "", EXAMPLE)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--tokens", type=Path, metavar="DIR", help="a token folder: its validation split"
-    )
-    source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 text files")
-    source.add_argument(
-        "--task", type=Path, metavar="DIR", help="files of the task that MODEL was fine-tuned on"
-    )
-    source.add_argument(
-        "--zero-shot",
-        type=Path,
-        metavar="CONFIG.yaml",
-        help="a fine-tuning task of multiple choice, or one with task.zero_shot",
-    )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="the task's files (default: its data.path)"
-    )
-    parser.add_argument(
-        "--split", metavar="NAME", help="of the task (default: every one named dev or dev_…)"
-    )
+    add_what_is_scored(parser)
     parser.add_argument(
         "--stride",
         type=positive,
@@ -80,6 +61,29 @@ def parse() -> Namespace:
     if arguments.split and not (arguments.zero_shot or arguments.task):
         parser.error("--split goes with --task or --zero-shot")
     return arguments
+
+
+def add_what_is_scored(parser: ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--tokens", type=Path, metavar="DIR", help="a token folder: its validation split"
+    )
+    source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 text files")
+    source.add_argument(
+        "--task", type=Path, metavar="DIR", help="files of the task that MODEL was fine-tuned on"
+    )
+    source.add_argument(
+        "--zero-shot",
+        type=Path,
+        metavar="CONFIG.yaml",
+        help="a fine-tuning task of multiple choice, or one with task.zero_shot",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="the task's files (default: its data.path)"
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", help="of the task (default: every one named dev or dev_…)"
+    )
 
 
 def main() -> None:

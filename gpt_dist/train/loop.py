@@ -69,7 +69,6 @@ class Trainer:
         max_steps, interval = config.training.max_steps, config.validation.interval
         assert max_steps is not None, "the configuration is not resolved yet"
         assert interval is not None
-        assert config.checkpoint.interval is not None
         topology = self.topology
         plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
         if done == 0:
@@ -94,17 +93,23 @@ class Trainer:
                     self._validate(step)
                     last_time += time.perf_counter() - pause
                     best = config.checkpoint.keep_best
-                interrupted, failed = self.interruption.agreed(self.saver.failed)
-                if failed:
-                    self.saver.wait()
-                due = step % config.checkpoint.interval == 0 or step == max_steps
-                if due or best or interrupted:
-                    self.saver.save(step, self._steps_to_keep())
+                interrupted = self._save_if_due(step, best or step == max_steps)
                 if interrupted:
                     break
         self.saver.wait()
         if interrupted and step < max_steps:
             raise Interrupted(f"interrupted and saved at step {step}; start again to go on")
+
+    def _save_if_due(self, step: int, wanted: bool) -> bool:
+        """Save when wanted, at each interval, and when the job ends; whether it does."""
+        interval = self.config.checkpoint.interval
+        assert interval is not None
+        interrupted, failed = self.interruption.agreed(self.saver.failed)
+        if failed:
+            self.saver.wait()
+        if wanted or interrupted or step % interval == 0:
+            self.saver.save(step, self._steps_to_keep())
+        return interrupted
 
     def _steps_to_keep(self) -> set[int]:
         """Checkpoints that must stay, beside the newest; only the main process removes any."""
