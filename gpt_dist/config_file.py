@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from gpt_dist.config import Config, Section
+from gpt_dist.config import Config, Section, SplitConfig
 from gpt_dist.config_resolution import check_combinations
 from gpt_dist.errors import ConfigError
 
@@ -104,14 +104,32 @@ def _explain(error: ValidationError | TypeError, path: Path) -> str:
     """One line for each thing that pydantic found wrong."""
     if isinstance(error, TypeError):
         return f"{path}: {error}; keys and values must be plain YAML"
-    lines = []
+    wrong: dict[str, list[str]] = {}
     for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
+        location = tuple(part for part in problem["loc"] if not _is_type(part))
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{name}: unknown key; {_suggest(problem['loc'])}")
+            what = f"unknown key; {_suggest(location)}"
         else:
-            lines.append(f"{name}: {problem['msg']}, not {problem['input']!r}")
-    return "\n".join(lines)
+            what = f"{problem['msg']}, not {problem['input']!r}"
+        wrong.setdefault(".".join(map(str, location)), []).append(what)
+    # Where a value may be of several types, one that fits but for a key is the one that was meant.
+    outer = {name for name in wrong if any(other.startswith(f"{name}.") for other in wrong)}
+    return "\n".join(f"{name}: {_either(wrong[name])}" for name in wrong if name not in outer)
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of pydantic's location names a type that was tried, and not a key."""
+    return part in ("str", "int", "float", "bool", SplitConfig.__name__) or "[" in str(part)
+
+
+def _either(problems: list[str]) -> str:
+    """What is wrong with one value, which pydantic says for each of the types that it may have."""
+    first, *others = problems
+    if not others:
+        return first
+    said = [problem.rpartition(", not ")[0].removeprefix("Input should be ") for problem in others]
+    start, _, value = first.rpartition(", not ")
+    return f"{start} or {' or '.join(said)}, not {value}"
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

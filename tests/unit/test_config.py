@@ -63,12 +63,26 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
         ("parallel.offload_optimizer=true", r"needs parallel\.zero_stage 1, 2 or 3, not 0"),
         ("model.transferred_layers=1", r"model\.transferred_layers: no model\.source"),
         ("optimizer.betas=[2, 0.9]", r"optimizer\.betas\.0: .*less than 1, not 2"),
+        (
+            "task.columns={label:b}",
+            r"task\.columns\.label:b: .*a valid string or a valid integer or a valid array, not None",
+        ),
+        (
+            "task.splits={dev: {path: x, colums: {}}}",
+            r"task\.splits\.dev\.colums: unknown key; did you mean task\.splits\.dev\.columns",
+        ),
         ("data.path=[unclosed", r"data\.path: '\[unclosed' is not a YAML value"),
     ],
 )
 def test_a_bad_override_is_refused_by_name(tmp_path, override, expected):
     with pytest.raises(ConfigError, match=expected):
         load(tmp_path, "", override)
+
+
+def test_a_value_of_several_types_that_is_wrong_within_is_named_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "", "task.splits={dev: {path: x, colums: {}}}")
+    assert "task.splits.dev:" not in str(caught.value)
 
 
 def test_a_length_on_the_command_line_stands_for_the_file_s(tmp_path):
