@@ -242,7 +242,7 @@ def _string(row: Row, column: Column) -> str:
 def _field(row: Row, column: Column) -> Any:
     if column not in row.fields:
         known = ", ".join(map(repr, row.fields))
-        raise DataError(f"{row.where}: no {column!r}, only {known}; mend the line, or task.columns")
+        raise DataError(f"{row.where}: no {column!r}, only {known}; add it, or name another")
     return row.fields[column]
 
 

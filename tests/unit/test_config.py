@@ -65,7 +65,7 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
         ("optimizer.betas=[2, 0.9]", r"optimizer\.betas\.0: .*less than 1, not 2"),
         (
             "task.columns={label:b}",
-            r"task\.columns\.label:b: .*a valid string or a valid integer or a valid array, not None",
+            r"task\.columns\.label:b: .*valid string or a valid integer or a valid array, not None",
         ),
         (
             "task.splits={dev: {path: x, colums: {}}}",
