@@ -1,4 +1,7 @@
-"""The typed configuration of a run: its sections, their keys, what each key takes."""
+"""The typed configuration of a run: its sections, their keys, what each key takes.
+
+Defaults are the paper's of pre-training; FINE_TUNING_DEFAULTS has those that a task changes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,16 @@ VOCABULARY_MULTIPLE = 128
 
 NO_SOURCE = "none"
 """The value of model.source that asks for a model from scratch."""
+
+FINE_TUNING_DEFAULTS = {
+    "run.directory": "runs/finetune",
+    "optimizer.learning_rate": 6.25e-5,
+    "schedule.warmup_fraction": 0.002,
+    "schedule.shape": "linear",
+    "training.epochs": 3,
+    "training.global_batch_size": 32,
+}
+"""Defaults where a task is given (Radford et al. 2018, section 4.1)."""
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -118,7 +131,7 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(default=None, ge=1)
     """Optimiser steps; give this or epochs."""
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the training windows; 100 when neither is given."""
+    """Passes over the training windows or examples; 100 when neither is given."""
     global_batch_size: int = Field(default=64, ge=1)
     """Sequences of one optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -227,7 +240,8 @@ class TaskConfig(Section):
     """Rows of a labelled file that may have too few or many fields, or an empty text, and are left
     out; one more is an error."""
     metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
-    """What decides which weights are kept, and what the table shows."""
+    """What decides which weights are kept, and what the table shows. Of f1, the second of two
+    labels is the positive one."""
     paper: dict[str, float] = {}
     """What the paper reports, in per cent, by split; `dev` is all of them."""
     zero_shot: ZeroShotConfig | None = None

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from gpt_dist.config import Config, Section, SplitConfig
+from gpt_dist.config import FINE_TUNING_DEFAULTS, Config, Section, SplitConfig
 from gpt_dist.config_resolution import check_combinations
 from gpt_dist.errors import ConfigError
 
@@ -52,6 +52,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     values = _read_yaml(path)
     for override in overrides:
         _apply(values, override)
+    if values.get("task") is not None:
+        _fill_in_fine_tuning(values)
     try:
         # JSON mode is strict about types (no true for 1) and yet takes lists as tuples.
         config = Config.model_validate_json(json.dumps(values), strict=True)
@@ -65,7 +67,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; see configs/pretrain/ for examples") from None
+        raise ConfigError(f"{path}: no such file; see configs/ for examples") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not a readable YAML file: {reason}") from None
@@ -76,28 +78,47 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-_LENGTHS = {"training.max_steps": "epochs", "training.epochs": "max_steps"}
-"""Two ways to say how long to train."""
+_ALTERNATIVES = {
+    "training.max_steps": "training.epochs",
+    "training.epochs": "training.max_steps",
+    "schedule.warmup_steps": "schedule.warmup_fraction",
+    "schedule.warmup_fraction": "schedule.warmup_steps",
+}
+"""Two ways to say the same: what the command line says stands for what the file says of it."""
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    section, dot, key = name.partition(".")
-    if not (equals and dot and section and key):
+    *outer, key = name.split(".")
+    if not (equals and outer and all(outer) and key):
         raise ConfigError(f"{override!r}: expected section.key=value, as in training.max_steps=100")
     try:
         value = _Loader(text).get_single_data()
     except yaml.YAMLError:
         raise ConfigError(f"{name}: {text!r} is not a YAML value; quote it") from None
-    if values.get(section) is None:
-        values[section] = {}
-    if not isinstance(values[section], dict):
-        raise ConfigError(f"{section}: expected keys and values, found {values[section]!r}")
-    values[section][key] = value
-    if name in _LENGTHS and value is not None:
-        # What the command line says stands for what the file says of the same.
-        other = _LENGTHS[name]
-        values[section] = {k: v for k, v in values[section].items() if k != other}
+    section = values
+    for depth, part in enumerate(outer, 1):
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            place = ".".join(outer[:depth])
+            raise ConfigError(f"{place}: expected keys and values, found {section!r}")
+    section[key] = value
+    if name in _ALTERNATIVES and value is not None:
+        section.pop(_ALTERNATIVES[name].rpartition(".")[2], None)
+
+
+def _fill_in_fine_tuning(values: dict[str, Any]) -> None:
+    """What is left out of a configuration with a task is the paper's of fine-tuning."""
+    for name, value in FINE_TUNING_DEFAULTS.items():
+        section, _, key = name.partition(".")
+        if values.get(section) is None:
+            values[section] = {}
+        given = values[section]
+        other = _ALTERNATIVES.get(name, name).rpartition(".")[2]
+        if isinstance(given, dict) and key not in given and other not in given:
+            given[key] = value
 
 
 def _explain(error: ValidationError | TypeError, path: Path) -> str:
@@ -109,6 +130,8 @@ def _explain(error: ValidationError | TypeError, path: Path) -> str:
         location = tuple(part for part in problem["loc"] if not _is_type(part))
         if problem["type"] == "extra_forbidden":
             what = f"unknown key; {_suggest(location)}"
+        elif problem["type"] == "missing":
+            what = "not given, and there is no default"
         else:
             what = f"{problem['msg']}, not {problem['input']!r}"
         wrong.setdefault(".".join(map(str, location)), []).append(what)

@@ -27,6 +27,11 @@ def check_combinations(config: Config) -> None:
         raise ConfigError(
             "training.epochs: training.max_steps is given too; set one of them to null"
         )
+    given = config.schedule.model_fields_set
+    if config.schedule.warmup_fraction is not None and "warmup_steps" in given:
+        raise ConfigError(
+            "schedule.warmup_fraction: schedule.warmup_steps is given too; leave one of them out"
+        )
     if parallel.offload_optimizer and parallel.zero_stage == 0:
         raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
 
@@ -93,7 +98,7 @@ def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> C
     they contradict the configuration.
     """
     training, schedule = config.training, config.schedule
-    epochs = training.epochs or (3 if config.task else 100)
+    epochs = training.epochs or 100
     max_steps = training.max_steps or math.ceil(epochs * samples / training.global_batch_size)
     share = training.global_batch_size // config.data_parallel_size(world_size)
     warmup = schedule.warmup_fraction
@@ -123,8 +128,8 @@ def _vocab_size(config: Config, vocab_size: int) -> int:
     model, tensor_parallel_size = config.model, config.parallel.tensor_parallel_size
     if model.vocab_size not in (None, vocab_size):
         raise ConfigError(
-            f"model.vocab_size: {model.vocab_size} is not the {vocab_size} of the tokens in "
-            f"data.path {config.data.path}; leave the key out to take theirs"
+            f"model.vocab_size: {model.vocab_size} is not the {vocab_size} of the data's "
+            "tokenizer; leave the key out to take that"
         )
     padded = model.model_copy(update={"vocab_size": vocab_size}).padded_vocab_size
     if padded % tensor_parallel_size:

@@ -85,11 +85,41 @@ def test_a_value_of_several_types_that_is_wrong_within_is_named_once(tmp_path):
     assert "task.splits.dev:" not in str(caught.value)
 
 
+TASK = (
+    "task: {name: t, form: classification, format: csv, columns: {text: a, label: b}, "
+    "splits: {train: t.csv}, dev_fraction: 0.1, labels: [x, y], metric: accuracy}"
+)
+
+
+def test_what_a_task_leaves_out_is_the_paper_s_of_fine_tuning(tmp_path):
+    config = load(tmp_path, TASK)
+    assert (config.optimizer.learning_rate, config.training.global_batch_size) == (6.25e-5, 32)
+    assert (config.schedule.warmup_fraction, config.schedule.shape) == (0.002, "linear")
+    assert (config.training.epochs, config.objective.auxiliary_weight) == (3, 0.5)
+    assert config.run.directory == "runs/finetune"
+    own = load(tmp_path, TASK, "training.max_steps=9", "schedule.warmup_steps=1")
+    assert (own.training.max_steps, own.training.epochs) == (9, None)
+    assert (own.schedule.warmup_steps, own.schedule.warmup_fraction) == (1, None)
+
+
+def test_a_key_below_a_key_can_be_set(tmp_path):
+    config = load(tmp_path, TASK, "task.columns.text=c", "task.splits.dev.path=d.csv")
+    assert config.task.columns == {"text": "c", "label": "b"}
+    assert config.task.splits["dev"].path == "d.csv"
+    with pytest.raises(ConfigError, match=r"task\.name: expected keys and values, found 't'"):
+        load(tmp_path, TASK, "task.name.first=x")
+
+
 def test_a_length_on_the_command_line_stands_for_the_file_s(tmp_path):
     config = load(tmp_path, "training: {epochs: 3}", "training.max_steps=50")
     assert (config.training.max_steps, config.training.epochs) == (50, None)
     config = load(tmp_path, "training: {max_steps: 5}", "training.epochs=2")
     assert (config.training.max_steps, config.training.epochs) == (None, 2)
+
+
+def test_two_ways_to_say_the_warm_up_exclude_each_other(tmp_path):
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_fraction: .* leave one of them out"):
+        load(tmp_path, "schedule: {warmup_steps: 5, warmup_fraction: 0.1}")
 
 
 def test_steps_and_epochs_exclude_each_other(tmp_path):
@@ -128,7 +158,9 @@ def test_a_launch_that_does_not_fit_is_refused(tmp_path, overrides, world_size, 
 
 def test_another_vocabulary_than_the_tokens_is_refused(tmp_path):
     config = load(tmp_path, "model: {vocab_size: 300}")
-    with pytest.raises(ConfigError, match=r"model\.vocab_size: 300 is not the 400 of the tokens"):
+    with pytest.raises(
+        ConfigError, match=r"model\.vocab_size: 300 is not the 400 of the data.s tokenizer"
+    ):
         resolve(config, world_size=1, vocab_size=400, samples=10)
 
 
