@@ -16,6 +16,9 @@ from gpt_dist.rendezvous import discover_launch
 USER_ERROR = 2
 """Exit status of a run that was refused."""
 
+UNREAD = 141
+"""Exit status of a command whose output was cut off, as the shell gives it (SIGPIPE)."""
+
 RESUMABLE = 75
 """Exit status of a run that was pre-empted and saved (EX_TEMPFAIL of sysexits.h)."""
 
@@ -52,6 +55,10 @@ def run(main: Callable[[], None]) -> None:
         if dist.get_rank() == 0:
             print(interruption, file=sys.stderr, flush=True)
         sys.exit(RESUMABLE)
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough; what is left in it has no way to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
     except GptDistError as error:
         if dist.is_initialized():
             print(f"error: rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)

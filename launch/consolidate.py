@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.inference.model import open_model, save_model
+from gpt_dist.errors import ConfigError
+from gpt_dist.inference.model import model_path, open_model, save_model
 from gpt_dist.inference.task_model import save_task_checkpoint
 from gpt_dist.model import num_parameters
 
@@ -18,6 +19,12 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="the new model folder")
     arguments = parser.parse_args()
+    best = model_path(arguments.checkpoint)
+    if best != arguments.checkpoint:
+        raise ConfigError(
+            f"{arguments.checkpoint}: a finished fine-tuning run, whose best weights are the model "
+            f"folder {best} already; for others give one of its checkpoints"
+        )
     opened = open_model(arguments.checkpoint)
     if not save_task_checkpoint(opened.tokenizer_folder, arguments.output):
         save_model(opened, arguments.output)

@@ -28,8 +28,14 @@ def steps(folder: Path) -> list[int]:
     """The steps that have a folder, newest first; whether it is whole is not looked at."""
     if not folder.is_dir():
         return []
-    matches = (_STEP.fullmatch(path.name) for path in folder.iterdir())
-    return sorted((int(match[1]) for match in matches if match), reverse=True)
+    found = (step_of(path) for path in folder.iterdir())
+    return sorted((step for step in found if step is not None), reverse=True)
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint, by its path; None where that is not a run's."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
 
 
 def paths(folder: Path) -> list[Path]:
@@ -56,11 +62,11 @@ def first_valid(
         try:
             return opened(path)
         except CheckpointError as error:
-            say(f"WARNING: {error}; falling back to the checkpoint before")
+            back = "" if path == candidates[-1] else "; falling back to the checkpoint before"
+            say(f"WARNING: {error}{back}")
     if candidates:
         raise CheckpointError(
-            f"{candidates[0].parent}: none of {len(candidates)} checkpoints is whole; to start "
-            "from scratch give another run.directory, or training.resume=never"
+            f"{candidates[0].parent}: none of {len(candidates)} checkpoints is whole"
         )
     return None
 

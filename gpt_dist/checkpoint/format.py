@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 from pydantic import (
@@ -28,7 +28,7 @@ from pydantic import (
 )
 from torch import Tensor
 
-from gpt_dist.data.tokens import FileEntry, file_sha256
+from gpt_dist.data.tokens import FileEntry, TokenizerName, file_sha256
 from gpt_dist.errors import CheckpointError
 from gpt_dist.tensor_file import TensorFile
 
@@ -132,12 +132,22 @@ class Checkpoint:
     def verify(self, part: int = 0, parts: int = 1) -> None:
         """Hash every file, or one part of them; CheckpointError names the first that differs."""
         by_size = sorted(self.manifest.files.items(), key=lambda item: -item[1].bytes)
-        for name, entry in by_size[part::parts]:
-            found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
-            if found != entry.bytes:
-                raise CheckpointError(f"{self.path / name}: {found} bytes instead of {entry.bytes}")
-            if file_sha256(self.path / name) != entry.sha256:
-                raise CheckpointError(f"{self.path / name}: damaged, its SHA-256 is another")
+        for name, _ in by_size[part::parts]:
+            self._verify_file(name)
+
+    def verify_tokenizer(self) -> None:
+        """Hash the tokenizer only; CheckpointError where it is damaged."""
+        for name in self.manifest.files:
+            if name in get_args(TokenizerName):
+                self._verify_file(name)
+
+    def _verify_file(self, name: str) -> None:
+        path, entry = self.path / name, self.manifest.files[name]
+        found = path.stat().st_size if path.is_file() else None
+        if found != entry.bytes:
+            raise CheckpointError(f"{path}: {found} bytes instead of {entry.bytes}")
+        if file_sha256(path) != entry.sha256:
+            raise CheckpointError(f"{path}: damaged, its SHA-256 is another")
 
     def read(self, kind: str, name: str) -> Tensor:
         """A whole parameter or moment, in its full shape, fp32."""

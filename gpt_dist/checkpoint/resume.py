@@ -45,12 +45,20 @@ def find_checkpoint(
     if resume == "never":
         return None
     if resume == "auto":
-        checkpoint = first_valid(candidates, say if topology.is_main else _say_nothing, opened)
+        try:
+            checkpoint = first_valid(candidates, say if topology.is_main else _say_nothing, opened)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; to start from scratch give another run.directory, or "
+                "training.resume=never"
+            ) from None
     else:
         try:
             checkpoint = opened(Path(resume))
         except CheckpointError as error:
-            raise CheckpointError(f"training.resume: {error}") from None
+            raise CheckpointError(
+                f"training.resume: {error}; give auto, never, or the path of a whole checkpoint"
+            ) from None
     if checkpoint is None:
         return None
     chosen = checkpoint
@@ -59,6 +67,25 @@ def find_checkpoint(
     newer = candidates if topology.is_main else []
     together(lambda: _set_aside_newer(newer, chosen.manifest.step, why))
     return chosen
+
+
+def find_begun(config: Config) -> Checkpoint | None:
+    """The newest checkpoint that tells what a run was made of; None if there is none to go on from.
+
+    Its weights are not looked at: `find_checkpoint` may pass over it. Needs no process group.
+    """
+    resume = config.training.resume
+    if resume == "never":
+        return None
+    auto = resume == "auto"
+    for path in paths(Path(config.run.directory) / "checkpoints") if auto else [Path(resume)]:
+        try:
+            checkpoint = Checkpoint.open(path)
+            checkpoint.verify_tokenizer()
+            return checkpoint
+        except CheckpointError:
+            continue
+    return None
 
 
 def _open_part(path: Path, topology: Topology) -> Checkpoint:

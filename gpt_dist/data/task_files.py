@@ -67,7 +67,13 @@ def _delimited(
         if column not in names and column not in range(width):
             known = ", ".join(map(repr, names)) or f"no header, but positions 0 to {width - 1}"
             raise DataError(
-                f"{path}, line 1: no column {column!r}: it has {known}; correct task.columns"
+                f"{path}, line 1: no column {column!r}: it has {known}; correct task.columns, or, "
+                "where only this file is made so, give it columns in task.splits"
+            )
+        if isinstance(column, str) and names.count(column) > 1:
+            raise DataError(
+                f"{path}, line 1: {names.count(column)} columns {column!r}; give the position "
+                "of the right one, from 0, in task.columns"
             )
     if not header:
         records = chain([first], records)
@@ -77,7 +83,7 @@ def _delimited(
             by_name = zip(names, values, strict=bool(names))
             yield Row(where, {**dict(enumerate(values)), **dict(by_name)})
         else:
-            yield Row(where, {}, f"{len(values)} fields instead of {width}")
+            yield Row(where, {}, f"{len(values)} field(s) instead of {width}")
 
 
 def _records(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[int, list[str]]]:
@@ -87,6 +93,7 @@ def _records(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[int, l
         for number, line in enumerate(lines, 1):
             yield number, line.rstrip("\r\n").split(delimiter)
         return
+    csv.field_size_limit(2**31 - 1)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = reader.line_num + 1
@@ -140,6 +147,8 @@ def _json_object(text: str, path: Path, line: int) -> dict[Column, Any]:
     except json.JSONDecodeError as error:
         number = line + error.lineno - 1
         raise DataError(f"{path}, line {number}: not JSON ({error.msg}); mend the line") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{path}, line {line}: not JSON ({error}); mend the line") from None
     except RecursionError:
         raise DataError(f"{path}, line {line}: JSON too deep; mend the line") from None
     if not isinstance(value, dict):

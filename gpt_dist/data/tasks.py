@@ -24,6 +24,9 @@ _TEXTS = {
     "similarity": ("a", "b"),
     "multiple_choice": ("context", "question", "choices"),
 }
+_LARGEST = 3e38
+"""Scores are kept in fp32."""
+
 _OPTIONAL = ("question", "label", "id")
 
 Columns = dict[str, list[Column]]
@@ -67,9 +70,15 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
     examples = list(_examples(path, task, split))
     if carved:
         held_out = name == "dev"
-        examples = [ex for ex in examples if _is_held_out(ex, task.dev_fraction) == held_out]
+        kept = [ex for ex in examples if _is_held_out(ex, task.dev_fraction) == held_out]
+        if examples and not kept:
+            raise ConfigError(
+                f"task.dev_fraction: {task.dev_fraction} of {path} leaves no example for {name}; "
+                "give another, or a file with more"
+            )
+        examples = kept
     if not examples:
-        raise DataError(f"{path}: no examples in it ({name}); give a file that has some")
+        raise DataError(f"{path}: no examples in it; give a file that has some")
     return examples
 
 
@@ -134,8 +143,7 @@ def write_submission(
     """Write predictions in GLUE's form, `index` and `prediction`, and return the file.
 
     It has the split's `submission` name, or else the split's. A prediction is the number of a class
-    or choice, written as task.labels names it, or a score, moved into task.score_range if it has
-    one.
+    or choice, written as task.labels names it, or a score.
     """
     path = folder / (_split(task, split).submission or f"{split}.tsv")
     lines = ["index\tprediction"]
@@ -148,10 +156,7 @@ def write_submission(
 def _named(task: TaskConfig, prediction: int | float) -> str:
     if task.labels is not None:
         return task.labels[int(prediction)]
-    if task.score_range is not None:
-        low, high = task.score_range
-        return f"{min(max(prediction, low), high):.3f}"
-    return f"{prediction:.6g}"
+    return f"{prediction:.6g}" if task.score_range is None else f"{prediction:.3f}"
 
 
 def _examples(path: Path, task: TaskConfig, split: SplitConfig) -> Iterator[Example]:
@@ -214,14 +219,14 @@ def _label(row: Row, named: str, task: TaskConfig, num_choices: int) -> int | fl
         labels = labels[:num_choices]
     if named not in labels:
         raise DataError(
-            f"{row.where}: unknown label {named!r}, not one of {', '.join(labels)}; mend it, or "
-            "correct task.labels"
+            f"{row.where}: unknown label {named!r}, not one of {', '.join(labels)}; mend it, "
+            "correct task.labels, or leave such rows out by task.ignored_labels"
         )
     return labels.index(named)
 
 
 def _score(row: Row, named: str, score_range: tuple[float, float] | None) -> float:
-    low, high = score_range or (-math.inf, math.inf)
+    low, high = score_range or (-_LARGEST, _LARGEST)
     try:
         score = float(named)
     except ValueError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import ModelConfig
 from gpt_dist.data.tokenizer_files import FolderTokenizer, open_tokenizer, tokenizer_files
@@ -54,13 +55,16 @@ class OpenedModel:
 def open_model(path: Path) -> OpenedModel:
     """A sharded checkpoint, a model folder, ours or Hugging Face's, or the released GPT-1 files.
 
+    The directory of a run stands for its newest whole checkpoint, or, of a fine-tuning run that is
+    finished, for the model that did best.
+
     Raises ModelError or CheckpointError where it is none of them, or is damaged.
     """
+    path = model_path(path)
     if is_checkpoint(path):
-        saved = SavedWeights.open(path)
-        return OpenedModel(
-            saved.config, saved, saved.path, saved.step, saved.probe_loss, saved.fine_tuned
-        )
+        return _of_saved(SavedWeights.open(path))
+    if (path / "config.yaml").is_file() and not (path / "config.json").is_file():
+        raise ModelError(f"{path}: a run that has no checkpoint yet; wait for one, or give another")
     if (path / SHAPES_NAME).is_file():
         released = ReleasedWeights(path)
         return OpenedModel(released.config, released, path)
@@ -71,6 +75,22 @@ def open_model(path: Path) -> OpenedModel:
         path,
         probe_loss=folder.probe_loss,
         fine_tuned=(path / TASK_NAME).is_file(),
+    )
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> OpenedModel:
+    """The model of a checkpoint whose weights were not checked; CheckpointError if it has none."""
+    return _of_saved(SavedWeights(checkpoint))
+
+
+def model_path(path: Path) -> Path:
+    """The model that the directory of a finished fine-tuning run stands for; else the path."""
+    return path / "model" if (path / "model" / TASK_NAME).is_file() else path
+
+
+def _of_saved(saved: SavedWeights) -> OpenedModel:
+    return OpenedModel(
+        saved.config, saved, saved.path, saved.step, saved.probe_loss, saved.fine_tuned
     )
 
 

@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.examples import EncodedSplit, collate
 from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.errors import TrainingError
 from gpt_dist.inference.scores import score_splits
 from gpt_dist.model import head_shape
 
@@ -33,7 +34,7 @@ class Judged:
 
     scores: Scores
     predictions: NDArray[Any]
-    """The likeliest class or choice of each, by its number, or the score itself."""
+    """The likeliest class or choice of each, by its number, or the score within its range."""
     targets: NDArray[Any] | None
     """None in a split without labels."""
 
@@ -41,10 +42,18 @@ class Judged:
 def judge(
     evaluate: Evaluate, split: EncodedSplit, task: TaskConfig, batch_size: int, group: ProcessGroup
 ) -> Judged:
-    """Predict a split; the processes of `group`, the data-parallel one, share it and get all."""
+    """Predict a split; the processes of `group`, the data-parallel one, share it and get all.
+
+    Raises TrainingError where a score is not finite.
+    """
     scores = score_examples(evaluate, split, batch_size, group)
+    if not all(np.isfinite(row).all() for row in scores):
+        raise TrainingError(
+            f"{task.name}: a score is not a finite number; lower optimizer.learning_rate, or use "
+            "training.precision bf16 or fp32"
+        )
     if head_shape(task)[0] == "score":
-        predictions = np.array(scores, dtype=np.float64)
+        predictions = np.array([_within(float(row), task.score_range) for row in scores])
     else:
         predictions = np.array([int(row.argmax()) for row in scores])
     return Judged(scores, predictions, split.targets)
@@ -95,7 +104,7 @@ def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
     kind, _ = head_shape(task)
     for row in scores:
         if kind == "score":
-            yield {"score": float(row)}
+            yield {"score": _within(float(row), task.score_range)}
             continue
         names = task.labels or [str(number) for number in range(len(row))]
         exponentials = np.exp(row.astype(np.float64) - row.max())
@@ -104,3 +113,7 @@ def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
             "label": names[int(row.argmax())],
             "probabilities": dict(zip(names, probabilities, strict=False)),
         }
+
+
+def _within(score: float, limits: tuple[float, float] | None) -> float:
+    return score if limits is None else min(max(score, limits[0]), limits[1])

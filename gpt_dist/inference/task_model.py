@@ -23,7 +23,7 @@ from gpt_dist.data.tasks import Example, dev_splits, read_split
 from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.data.transforms import Transformation
 from gpt_dist.errors import ConfigError, ModelError
-from gpt_dist.inference.model import TASK_NAME, OpenedModel, assemble, open_model
+from gpt_dist.inference.model import TASK_NAME, OpenedModel, assemble, model_path, open_model
 from gpt_dist.inference.predict import Evaluate, judge, metrics_of
 from gpt_dist.model import TaskHead, head_shape, task_scores, write_model_folder
 from gpt_dist.rendezvous import Launch
@@ -81,10 +81,11 @@ def is_task_model(path: Path) -> bool:
 
 def open_task_model(path: Path) -> TaskModel:
     """A fine-tuned model; ModelError where the folder holds none, or it is damaged."""
+    path = model_path(path)
     if not is_task_model(path):
         raise ModelError(
-            f"{path}: no fine-tuned model (it has no {TASK_NAME}); give the `model` folder of a "
-            "run of launch/finetune.py"
+            f"{path}: no fine-tuned model (it has no {TASK_NAME}); give a finished run of "
+            "launch/finetune.py, or its `model` folder"
         )
     opened = open_model(path)
     task = _read_task(path / TASK_NAME)
@@ -143,8 +144,10 @@ def evaluate_task(
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
     group = topology.data_parallel_group
     judged = {name: judge(evaluate, one, task, batch_size, group) for name, one in encoded.items()}
+    counts = {name: len(one) for name, one in encoded.items()}
     rows = [
-        {"task": task.name, "split": name, **metrics}
+        {"task": task.name, "split": name, "examples": counts.get(name, sum(counts.values()))}
+        | metrics
         for name, metrics in metrics_of(judged, task).items()
     ]
     return rows, topology

@@ -13,7 +13,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from gpt_dist.checkpoint.folder import open_whole, step_path
+from gpt_dist.checkpoint.folder import open_whole, step_of, step_path
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import newest_path
@@ -33,7 +33,6 @@ from gpt_dist.data.tokenizer import Tokenizer
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
 from gpt_dist.data.transforms import Transformation
 from gpt_dist.errors import ConfigError, Interrupted
-from gpt_dist.inference.model import OpenedModel, open_model
 from gpt_dist.inference.predict import Judged, as_arrays, metrics_of
 from gpt_dist.inference.task_model import save_task_model
 from gpt_dist.model import GPT, TaskHead, head_shape, num_parameters
@@ -45,6 +44,7 @@ from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import TaskObjective
 from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.train.run import Outcome, Plan, run
+from gpt_dist.train.source import OpenedSource, open_source
 from gpt_dist.train.start import Source
 from gpt_dist.train.task_validation import TaskValidator
 
@@ -68,8 +68,7 @@ class Inputs:
     splits: Splits
     data: DataSource
     source: Source | None
-    source_step: int | None
-    """Of a source that is a checkpoint."""
+    """None where there is none, or where every run goes on from a checkpoint."""
 
 
 class TaskSamples:
@@ -102,12 +101,10 @@ def check(config: Config, launch: Launch) -> Inputs:
         raise ConfigError("data.path: not given; it is the folder of the task's files")
     folder = Path(config.data.path)
     check_task(folder, task)
-    opened = _open_source(config)
-    if opened:
-        config = adopt_source(config, opened.config)
-        # The newest checkpoint of a run, by its own path: tomorrow's is another source.
-        exact = config.model.model_copy(update={"source": str(opened.tokenizer_folder)})
-        config = config.model_copy(update={"model": exact})
+    source = _open_source(config)
+    if source:
+        config = adopt_source(source.config, source.model.config)
+    opened = source.model if source else None
     tokenizer_folder = opened.tokenizer_folder if opened else _tokenizer_folder(config)
     tokenizer = opened.tokenizer if opened else open_tokenizer(tokenizer_folder)
     splits = _read_splits(config, task, folder, tokenizer)
@@ -115,12 +112,11 @@ def check(config: Config, launch: Launch) -> Inputs:
     config = resolve(config, launch.world_size, vocab_size, len(splits.encoded[TRAIN]))
     keep = config.checkpoint.model_copy(update={"keep_best": True})
     config = config.model_copy(update={"checkpoint": keep})
-    for seed in _seeds(config):
-        check_writable(Path(_with_seed(config, seed).run.directory))
+    _check_same_kind(config)
+    for one in _each_seed(config):
+        check_writable(Path(one.run.directory))
     data = DataSource(_digest(splits.encoded), *tokenizer_file(tokenizer_folder))
-    source = Source(opened, _new_tokens(opened)) if opened else None
-    step = opened.step if opened else None
-    return Inputs(config, task, splits, data, source, step)
+    return Inputs(config, task, splits, data, source.weights if source else None)
 
 
 def finetune(inputs: Inputs, topology: Topology) -> None:
@@ -132,15 +128,14 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     directory = Path(inputs.config.run.directory)
     made: list[tuple[SeedResult, Checkpoint]] = []
     interruption = Interruption()
-    seeds = _seeds(inputs.config)
-    for seed in seeds:
-        config = _with_seed(inputs.config, seed)
+    runs = _each_seed(inputs.config)
+    for config in runs:
         made.append(_train_seed(inputs, config, topology, interruption))
         # DeepSpeed's engine refers to itself, and holds the whole training state.
         gc.collect()
         interrupted, _ = interruption.agreed()
-        if interrupted and seed != seeds[-1]:
-            raise Interrupted(f"interrupted after seed {seed}; start again to go on")
+        if interrupted and config is not runs[-1]:
+            raise Interrupted(f"interrupted after seed {config.run.seed}; start again to go on")
     interruption.close()
 
     def leave() -> None:
@@ -226,7 +221,7 @@ def _facts(inputs: Inputs) -> RunFacts:
         metric=task.metric,
         form=task.form,
         source=model.source or NO_SOURCE,
-        source_step=inputs.source_step,
+        source_step=step_of(model.source_path) if model.source_path else None,
         auxiliary_weight=config.objective.auxiliary_weight,
         transferred_layers=model.transferred_layers,
         num_layers=model.num_layers,
@@ -254,8 +249,22 @@ def _say_what_was_made(results: Results, directory: Path) -> None:
     print(f"in {directory}: results.json, model/", flush=True)
 
 
-def _seeds(config: Config) -> list[int]:
-    return config.run.seeds or [config.run.seed]
+def _each_seed(config: Config) -> list[Config]:
+    return [_with_seed(config, seed) for seed in config.run.seeds or [config.run.seed]]
+
+
+def _check_same_kind(config: Config) -> None:
+    """Refuse the directory of one seed's run for several, and the other way round."""
+    directory = Path(config.run.directory)
+    if config.run.seeds and (directory / "checkpoints").exists():
+        raise ConfigError(
+            f"run.directory: {directory} holds a run of one seed; give another for run.seeds"
+        )
+    if not config.run.seeds and any(directory.glob("seed-*/checkpoints")):
+        raise ConfigError(
+            f"run.directory: {directory} holds runs of run.seeds; give that key, or another "
+            "directory"
+        )
 
 
 def _with_seed(config: Config, seed: int) -> Config:
@@ -267,7 +276,7 @@ def _with_seed(config: Config, seed: int) -> Config:
     return config.model_copy(update={"run": one})
 
 
-def _open_source(config: Config) -> OpenedModel | None:
+def _open_source(config: Config) -> OpenedSource | None:
     model = config.model
     if model.source is None:
         raise ConfigError(
@@ -278,13 +287,13 @@ def _open_source(config: Config) -> OpenedModel | None:
         return None
     if config.data.tokenizer:
         raise ConfigError("data.tokenizer: model.source has its own; leave the key out")
-    opened = open_model(model.source_path)
-    if (model.transferred_layers or 0) > opened.config.num_layers:
+    source = open_source(config, _each_seed(config))
+    if (model.transferred_layers or 0) > source.model.config.num_layers:
         raise ConfigError(
             f"model.transferred_layers: {model.transferred_layers} is more than the "
-            f"{opened.config.num_layers} of {model.source}; give less"
+            f"{source.model.config.num_layers} of {model.source}; give less"
         )
-    return opened
+    return source
 
 
 def _tokenizer_folder(config: Config) -> Path:
@@ -307,12 +316,6 @@ def _read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Toke
         if name.startswith(DEV)
     }
     return Splits(examples, encoded, validation)
-
-
-def _new_tokens(source: OpenedModel) -> tuple[int, ...]:
-    """The tokens whose embeddings are new, the paper's only ones; none if it was fine-tuned."""
-    tokenizer = source.tokenizer
-    return () if source.fine_tuned else (tokenizer.start, tokenizer.delimiter, tokenizer.extract)
 
 
 def _digest(encoded: dict[str, EncodedSplit]) -> str:

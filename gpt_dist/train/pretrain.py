@@ -12,7 +12,7 @@ from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.data.tokens import TokenFolder, files_of, find_damage
 from gpt_dist.data.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
-from gpt_dist.inference.model import OpenedModel, open_model
+from gpt_dist.inference.model import OpenedModel
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
@@ -20,6 +20,7 @@ from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.run import Plan, run
+from gpt_dist.train.source import open_source
 from gpt_dist.train.start import Source
 from gpt_dist.train.validation import PerplexityValidator
 
@@ -33,7 +34,8 @@ class Inputs:
 
     config: Config
     folder: TokenFolder
-    source: OpenedModel | None
+    source: Source | None
+    """None where there is none, or where the run goes on from a checkpoint."""
 
 
 def check(config: Config, launch: Launch) -> Inputs:
@@ -50,16 +52,16 @@ def check(config: Config, launch: Launch) -> Inputs:
             "data.path: not given; make a token folder by `python -m data_prep build`"
         )
     folder = TokenFolder.open(Path(config.data.path))
-    source = open_model(config.model.source_path) if config.model.source_path else None
+    source = open_source(config, [config]) if config.model.source_path else None
     if source:
-        config = adopt_source(config, source.config)
-        _check_tokenizer(config, folder, source)
+        config = adopt_source(source.config, source.model.config)
+        _check_tokenizer(config, folder, source.model)
     samples = _samples(config, folder)
     config = resolve(config, launch.world_size, folder.vocab_size, len(samples))
     check_writable(Path(config.run.directory))
     if launch.rank == 0:
         _check_hashes(folder)
-    return Inputs(config, folder, source)
+    return Inputs(config, folder, source.weights if source else None)
 
 
 def pretrain(inputs: Inputs, topology: Topology) -> None:
@@ -76,7 +78,7 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
         validator=lambda engine: PerplexityValidator(engine, held_out, config, topology),
         headline=Headline("validation_perplexity", higher_is_better=False),
         data=data_source(folder),
-        source=Source(inputs.source) if inputs.source else None,
+        source=inputs.source,
     )
     interruption = Interruption()
     run(config, plan, topology, interruption)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 
+from gpt_dist.config import TaskConfig
 from gpt_dist.rendezvous import Launch
 from tests.models import write_model_folders
 from tests.rows import assert_same, read_rows
@@ -38,6 +42,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "metric": "accuracy",
     },
 }
+
+NAMED = {"name": "t", "form": "classification", "format": "jsonl", "splits": {}}
 
 
 def rows(count: int, first: int) -> list[dict[str, Any]]:
@@ -208,6 +214,76 @@ def refusal(launch: Launch, device: torch.device, path: Path, overrides: dict[st
     except GptDistError as error:
         return str(error)
     return ""
+
+
+def judge_nothing(_launch: Launch, _device: torch.device) -> str:
+    from gpt_dist.data.examples import EncodedSplit
+    from gpt_dist.errors import TrainingError
+    from gpt_dist.inference.predict import judge
+
+    place = np.arange(2)
+    split = EncodedSplit(np.zeros(1, np.int32), place, place, np.zeros(1, np.int64), ("0",))
+    task = TaskConfig.model_validate(NAMED | TASKS["classification"])
+    try:
+        judge(lambda *_: torch.tensor([[0.0, torch.nan]]), split, task, 1, dist.group.WORLD)
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
+def test_a_score_that_is_no_number_is_refused(process_group):
+    (message,) = process_group(1).run(judge_nothing)
+    assert "a score is not a finite number; lower optimizer.learning_rate" in message
+
+
+def test_a_begun_run_needs_its_source_no_more(process_group, task_folder, source, tmp_path):
+    path = task_folder / "classification.yaml"
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy)
+    halves = {"model.source": copy, "run.directory": tmp_path / "run", "schedule.decay_steps": 6}
+    process_group(2).run(finetune, path, halves | {"training.max_steps": 3})
+    shutil.rmtree(copy)
+    process_group(2).run(finetune, path, halves)
+    whole = {"model.source": source, "run.directory": tmp_path / "whole"}
+    process_group(2).run(finetune, path, whole)
+    assert_same(read_rows(tmp_path / "run"), read_rows(tmp_path / "whole"), 0.0)
+    results = [
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "whole")
+    ]
+    assert results[0]["seeds"] == results[1]["seeds"]
+    assert results[0]["source"] == str(copy)
+
+
+def test_a_run_goes_on_from_the_source_it_began_with_though_there_is_a_newer(
+    process_group, task_folder, source, tmp_path
+):
+    path = task_folder / "classification.yaml"
+    base = {"model.source": source, "run.directory": tmp_path / "base", "validation.interval": 1}
+    base |= {"training.max_steps": 1, "schedule.decay_steps": 6}
+    process_group(1).run(finetune, path, base)
+    checkpoints = tmp_path / "base" / "checkpoints"
+    run = {"model.source": checkpoints, "run.directory": tmp_path / "run"}
+    run |= {"schedule.decay_steps": 6}
+    process_group(1).run(finetune, path, run | {"training.max_steps": 3})
+    process_group(1).run(finetune, path, base | {"training.max_steps": 2})
+    process_group(1).run(finetune, path, run)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["source"] == str(checkpoints / "step-00000001")
+    assert results["source_step"] == 1
+
+
+def test_one_seed_and_several_do_not_share_a_directory(
+    process_group, task_folder, source, tmp_path
+):
+    path = task_folder / "classification.yaml"
+    one = {"model.source": source, "run.directory": tmp_path / "one", "training.max_steps": 1}
+    process_group(1).run(finetune, path, one)
+    (message,) = process_group(1).run(refusal, path, one | {"run.seeds": [1, 2]})
+    assert "holds a run of one seed" in message
+    several = one | {"run.directory": tmp_path / "several"}
+    process_group(1).run(finetune, path, several | {"run.seeds": [1]})
+    (message,) = process_group(1).run(refusal, path, several)
+    assert "holds runs of run.seeds" in message
 
 
 def test_another_experiment_in_the_same_directory_is_refused(

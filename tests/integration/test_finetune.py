@@ -119,13 +119,15 @@ def test_evaluation_gives_the_kept_score(finished, task):
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     expected = json.loads((finished / "results.json").read_text())["median"]["dev"]
-    assert row == {"task": "Fish", "split": "dev", **expected}
+    lines = len((task / "dev.tsv").read_text().splitlines()) - 1
+    assert row == {"task": "Fish", "split": "dev", "examples": lines, **expected}
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ('{"text": "a"}\n{"texts": "b"}\n', "line 2: no 'text'"),
+        (f'{{"text": {"1" * 5000}}}\n', "line 1: not JSON"),
         ("the old man\n", "line 1"),
         ("", "no examples"),
     ],
@@ -147,6 +149,24 @@ def test_a_second_task_keeps_the_tokens_that_the_first_has_trained(task, source,
     assert new_tokens(source) == 3
     assert new_tokens(finished / "model") == 0
     assert new_tokens(finished / "checkpoints") == 0
+    assert new_tokens(finished) == 0
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(finished):
+    given = '{"text": "a"}\\n' * 3
+    script = f"printf '{given}' | {sys.executable} -u launch/predict.py {finished}/model | true"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_finished_run_stands_for_its_best_model_and_is_not_consolidated(finished, tmp_path):
+    done = run("launch/predict.py", str(finished), given='{"text": "a"}\n')
+    assert done.returncode == 0, done.stderr
+    done = run("launch/consolidate.py", str(finished), "--output", str(tmp_path / "model"))
+    assert done.returncode == 2
+    assert f"{finished / 'model'} already" in done.stderr
 
 
 def test_the_score_table(finished):
@@ -162,13 +182,14 @@ def test_the_score_table(finished):
     [
         ("model.source=null", "model.source: not given"),
         ("model.source=none", "data.tokenizer: not given"),
-        ("model.source=absent", "absent: no such folder"),
+        ("model.source=absent", "model.source: absent: no such folder"),
         ("model.num_layers=5", "model.num_layers: 5 is not the 2 of model.source"),
         ("data.path=absent", "absent/train.tsv: no such file"),
         ("task.labels=[no, maybe]", "train.tsv, line 3: unknown label 'yes'"),
         ("task.columns={text: words, label: label}", "line 1: no column 'words'"),
         ("task.metric=pearson", "task.metric: pearson does not judge classes"),
         ("task.form=similarity", "task.columns.text: similarity has a, b, label, id"),
+        ("model.vocab_size=9", "model.vocab_size: 9 is not the"),
         ("model.transferred_layers=9", "model.transferred_layers: 9 is more than the 2"),
     ],
 )

@@ -1,0 +1,64 @@
+"""What model.source stands for: the model that a run starts from, or has started from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.resume import find_begun
+from gpt_dist.config import Config
+from gpt_dist.errors import CheckpointError, DataError, ModelError
+from gpt_dist.inference.model import OpenedModel, describe_checkpoint, open_model
+from gpt_dist.train.start import Source
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """What decides the sizes and the tokenizer of runs, and what they take their weights from."""
+
+    config: Config
+    """With model.source as the exact path: the newest checkpoint of a run is another tomorrow."""
+    model: OpenedModel
+    weights: Source | None
+    """None where every run goes on from a checkpoint: the source may be gone by then."""
+
+
+def open_source(config: Config, runs: Sequence[Config]) -> OpenedSource:
+    """Open model.source, or what runs that have begun recorded of it.
+
+    `runs` are those of `config`, one a seed. Raises ModelError, CheckpointError or DataError.
+    """
+    given = config.model.source_path
+    assert given is not None, "there is a source"
+    begun = [find_begun(run) for run in runs]
+    checkpoint = next(filter(None, begun), None)
+    recorded = _recorded(checkpoint) if checkpoint else None
+    # A run that began from RUN's newest checkpoint goes on from that, though RUN has a newer one.
+    same = recorded is not None and recorded.is_relative_to(given)
+    path = recorded if recorded and same else given
+    if checkpoint and all(begun):
+        return OpenedSource(_with_source(config, path), describe_checkpoint(checkpoint), None)
+    try:
+        opened = open_model(path)
+        unused = _new_tokens(opened) if config.task else ()
+    except (ModelError, CheckpointError, DataError) as error:
+        raise type(error)(f"model.source: {error}") from None
+    exact = _with_source(config, opened.tokenizer_folder)
+    return OpenedSource(exact, opened, Source(opened, unused))
+
+
+def _recorded(checkpoint: Checkpoint) -> Path | None:
+    return describe_checkpoint(checkpoint).config.source_path
+
+
+def _with_source(config: Config, path: Path) -> Config:
+    model = config.model.model_copy(update={"source": str(path)})
+    return config.model_copy(update={"model": model})
+
+
+def _new_tokens(source: OpenedModel) -> tuple[int, ...]:
+    """The tokens whose embeddings are new, the paper's only ones; none if it was fine-tuned."""
+    tokenizer = source.tokenizer
+    return () if source.fine_tuned else (tokenizer.start, tokenizer.delimiter, tokenizer.extract)
