@@ -34,7 +34,7 @@ def main() -> None:
     console = Console(
         highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH
     )
-    for number, table in enumerate([score_table(runs), *ablation_tables(runs)]):
+    for number, table in enumerate([score_table(runs), *ablation_tables(list(runs.values()))]):
         if number:
             print()
         if arguments.markdown:

@@ -83,7 +83,7 @@ def _delimited(
             by_name = zip(names, values, strict=bool(names))
             yield Row(where, {**dict(enumerate(values)), **dict(by_name)})
         else:
-            yield Row(where, {}, f"{len(values)} field(s) instead of {width}")
+            yield Row(where, {}, f"{len(values)} fields instead of {width}")
 
 
 def _records(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[int, list[str]]]:

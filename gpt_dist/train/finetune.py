@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ from gpt_dist.train.run import Outcome, Plan, run
 from gpt_dist.train.source import OpenedSource, open_source
 from gpt_dist.train.start import Source
 from gpt_dist.train.task_validation import TaskValidator
+
+_HYPERPARAMETERS = (
+    *(f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "clip_norm")),
+    *(f"schedule.{key}" for key in ("warmup_steps", "decay_steps", "shape")),
+    *("training.global_batch_size", "training.precision"),
+    *("model.dropout", "objective.head_dropout"),
+)
+"""What a score depends on and results record, beside the sizes, steps and the paper's ablations."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,8 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     made: list[tuple[SeedResult, Checkpoint]] = []
     interruption = Interruption()
     runs = _each_seed(inputs.config)
+    if topology.is_main:
+        print(_describe(inputs), file=sys.stderr, flush=True)
     for config in runs:
         made.append(_train_seed(inputs, config, topology, interruption))
         # DeepSpeed's engine refers to itself, and holds the whole training state.
@@ -235,17 +246,40 @@ def _facts(inputs: Inputs) -> RunFacts:
             if name != TRAIN and split.targets is not None
         },
         max_steps=max_steps,
+        hyperparameters={name: _value(config, name) for name in _HYPERPARAMETERS},
         versions=package_versions(),
         paper=task.paper,
     )
 
 
+def _value(config: Config, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def _describe(inputs: Inputs) -> str:
+    """How many examples there are, and how many are too long."""
+    splits, longest = inputs.splits.encoded, inputs.config.model.sequence_length
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    full = sum(int((split.lengths == longest).sum()) for split in splits.values())
+    cut = f"; {full:,} fill model.sequence_length {longest}, and are cut there" if full else ""
+    return f"{inputs.task.name}: {counts} examples{cut}"
+
+
 def _say_what_was_made(results: Results, directory: Path) -> None:
-    print(f"{results.task}, {len(results.seeds)} seed(s), median (highest less lowest):")
+    several = len(results.seeds) > 1
+    first = results.seeds[0]
+    what = (
+        f"{len(results.seeds)} seeds, median (lowest to highest)"
+        if several
+        else f"seed {first.seed}, weights of step {first.best_step}"
+    )
+    print(f"{results.task}, {what}:")
     for split, metrics in results.median.items():
         for metric, value in metrics.items():
-            spread = results.spread[split][metric]
-            print(f"  {split} {metric} {100 * value:.1f} ({100 * spread:.1f})")
+            scores = [100 * one.scores[split][metric] for one in results.seeds]
+            spread = f" ({min(scores):.1f} to {max(scores):.1f})" if several else ""
+            print(f"  {split} {metric} {100 * value:.1f}{spread}")
     print(f"in {directory}: results.json, model/", flush=True)
 
 

@@ -122,8 +122,11 @@ class Reporter:
         self.say(f"trained on {self._tokens:,} tokens in {seconds:,.0f} s")
         if self._points:
             name = self._headline.key.replace("_", " ")
-            first, last = self._points[0], self._points[-1]
-            self.say(f"{name} {first.value:,.4g} at step {first.step}, {last.value:,.4g} now")
+            first, last, best = self._points[0], self._points[-1], self.best
+            text = f"{name} {first.value:,.4g} at step {first.step}, {last.value:,.4g} now"
+            if best and best.step != last.step:
+                text += f", {best.value:,.4g} at best, at step {best.step}"
+            self.say(text)
         self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/, checkpoints/")
 
     def say(self, text: str) -> None:
@@ -163,6 +166,7 @@ class Reporter:
         left = [path for name in names if (path := self._directory / name).exists()]
         if not left:
             return
+        left += [*self._directory.glob("config.yaml"), *self._directory.glob("*.tsv")]
         number = 1
         while (aside := self._directory / f"earlier-{number}").exists():
             number += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.resume import find_checkpoint
 from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import Config
@@ -61,17 +62,15 @@ def run(config: Config, plan: Plan, topology: Topology, interruption: Interrupti
     assert max_steps is not None, "the configuration is not resolved yet"
 
     def report() -> Reporter:
+        reporter = Reporter(directory, max_steps, plan.headline, done)
         config.save(directory / "config.yaml")
-        return Reporter(directory, max_steps, plan.headline, done)
+        return reporter
 
     reporting = together(lambda: report() if topology.is_main else None)
     with reporting or nullcontext() as reporter:
         if reporter:
-            reporter.say(_describe(config, topology, engine.num_parameters))
-            if checkpoint:
-                reporter.say(f"resumed from {checkpoint.path}")
-            elif plan.source:
-                reporter.say(f"starting from the weights of {config.model.source}")
+            for line in _describe(config, topology, engine.num_parameters, plan, checkpoint):
+                reporter.say(line)
         trainer = Trainer(
             engine,
             plan.samples,
@@ -93,13 +92,24 @@ def _warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _describe(config: Config, topology: Topology, parameters: int) -> str:
-    training = config.training
+def _describe(
+    config: Config, topology: Topology, parameters: int, plan: Plan, checkpoint: Checkpoint | None
+) -> Iterator[str]:
+    training, warmup_steps = config.training, config.schedule.warmup_steps
     batch = "examples" if config.task else f"x {config.model.sequence_length} tokens"
-    return (
+    yield (
         f"{parameters:,} parameters a process, {training.precision}, {topology.device.type}; "
         f"data parallel {topology.data_parallel_size} x tensor parallel "
         f"{topology.tensor_parallel_size}, ZeRO {config.parallel.zero_stage}; "
         f"global batch {training.global_batch_size} {batch}, "
         f"{training.max_steps} steps"
     )
+    if training.max_steps and warmup_steps >= training.max_steps:
+        yield (
+            f"WARNING: schedule.warmup_steps {warmup_steps}: all {training.max_steps} steps are "
+            "warm-up, below optimizer.learning_rate"
+        )
+    if checkpoint:
+        yield f"resumed from {checkpoint.path}"
+    elif plan.source:
+        yield f"starting from the weights of {config.model.source}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -14,8 +15,8 @@ from gpt_dist.data.tasks import DEV
 from gpt_dist.errors import DataError
 from gpt_dist.train.results import RESULTS_NAME, Results
 
-_TEXT_COLUMNS = ("task", "metric", "source", "variant", "tasks")
-_WHOLE_COLUMNS = ("metric", "difference")
+_TEXT_COLUMNS = ("run", "task", "metric", "source", "variant", "tasks")
+_WHOLE_COLUMNS = ("task", "metric", "difference")
 _PAPER_WEIGHT = 0.5
 _NOTHING = "–"
 _FEW = 3
@@ -26,6 +27,10 @@ _ABLATIONS: dict[tuple[bool, float, int | None], float] = {
     (False, 0.5, None): 59.9,
 }
 """Averages over tasks, in per cent (Radford et al. 2018, table 5)."""
+
+
+_Experiment = tuple[str, str, int, str]
+"""What two variants must share to be compared: task, data, steps and hyper-parameters."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,10 @@ class _Variant:
         return not self.pretrained, partial, other_weight, self.auxiliary_weight, self.layers or 0
 
 
-def find_results(paths: Iterable[Path]) -> tuple[list[Results], int]:
+def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
     """The results of runs given by directory or file, and how many other things were given.
+
+    They go by the names of their directories, or by whole paths where two have one name.
 
     Raises DataError where none is a fine-tuning run, something is missing, or a file is damaged.
     """
@@ -94,30 +101,34 @@ def find_results(paths: Iterable[Path]) -> tuple[list[Results], int]:
         file = path / RESULTS_NAME if path.is_dir() else path
         if file.suffix != Path(RESULTS_NAME).suffix or not file.exists():
             skipped += 1
-        elif file.resolve() not in found:
-            found[file.resolve()] = Results.read(file)
+        elif file.resolve().parent not in found:
+            found[file.resolve().parent] = Results.read(file)
     if not found:
         raise DataError(
             f"none of {skipped} is a finished fine-tuning run: none has a {RESULTS_NAME}; "
             "launch/finetune.py makes them"
         )
-    return list(found.values()), skipped
+    names = [directory.name for directory in found]
+    return {
+        directory.name if names.count(directory.name) == 1 else str(directory): results
+        for directory, results in found.items()
+    }, skipped
 
 
-def score_table(runs: Sequence[Results]) -> Table:
-    """Every run's dev splits; runs of one task follow one another."""
-    tasks = list(dict.fromkeys(run.task for run in runs))
-    by_task = sorted(runs, key=lambda run: tasks.index(run.task))
+def score_table(runs: Mapping[str, Results]) -> Table:
+    """Every run's splits, by its name; runs of one task follow one another."""
+    tasks = list(dict.fromkeys(run.task for run in runs.values()))
+    by_task = sorted(runs.items(), key=lambda item: tasks.index(item[1].task))
     return Table(
         title="Fine-tuned",
         header=(
-            *("task", "metric", "source", "layers", "λ", "seeds"),
+            *("run", "task", "metric", "source", "layers", "λ", "seeds"),
             *("score", "paper", "difference"),
         ),
-        rows=tuple(_score_row(run, split) for run in by_task for split in _splits(run)),
+        rows=tuple(_score_row(name, run, split) for name, run in by_task for split in _splits(run)),
         caption=(
-            "In per cent: the median of the seeds (lowest to highest). Ours are of dev sets, the "
-            "paper's of test sets. Layers: those transferred."
+            "In per cent: the median of the seeds (lowest to highest). Of dev sets where no test "
+            "set is named, the paper's of test sets. Layers: those transferred."
         ),
     )
 
@@ -132,12 +143,13 @@ def ablation_tables(runs: Sequence[Results]) -> list[Table]:
     return tables
 
 
-def _score_row(run: Results, split: str) -> tuple[str, ...]:
+def _score_row(name: str, run: Results, split: str) -> tuple[str, ...]:
     median = run.median[split][run.metric]
     values = [one.scores[split][run.metric] for one in run.seeds]
     paper = run.paper.get(split)
     several = f" ({_per_cent(min(values))} to {_per_cent(max(values))})" if values[1:] else ""
     return (
+        name,
         run.task if split == DEV else f"{run.task} {split}",
         run.metric,
         _short(run.source),
@@ -151,9 +163,8 @@ def _score_row(run: Results, split: str) -> tuple[str, ...]:
 
 
 def _splits(run: Results) -> list[str]:
-    """The dev splits to show: those that the paper has, or else all."""
-    dev = sorted(split for split in run.median if split.startswith(DEV))
-    return [split for split in run.paper if split in dev] or dev
+    """The splits to show: those that the paper has, or else all, dev first."""
+    return [split for split in run.paper if split in run.median] or sorted(run.median)
 
 
 def _layers(run: Results) -> str:
@@ -177,10 +188,10 @@ def _untrained(model: tuple[str, int | None, int, int]) -> tuple[str, int | None
 
 
 def _ablation_table(runs: Sequence[Results]) -> Table | None:
-    """The variants beside the first of them, each over the tasks that both have."""
-    scores: dict[_Variant, dict[str, list[float]]] = {}
+    """The variants beside the first of them, each over the experiments that both have."""
+    scores: dict[_Variant, dict[_Experiment, list[float]]] = {}
     for run in runs:
-        of_task = scores.setdefault(_variant(run), {}).setdefault(run.task, [])
+        of_task = scores.setdefault(_variant(run), {}).setdefault(_experiment(run), [])
         of_task.append(100 * run.median[_headline(run)][run.metric])
     first, *others = sorted(scores, key=lambda variant: variant.rank)
     others = [variant for variant in others if scores[variant].keys() & scores[first].keys()]
@@ -199,7 +210,8 @@ def _ablation_table(runs: Sequence[Results]) -> Table | None:
         rows=tuple(rows),
         caption=(
             "Averages of the medians in per cent, of each variant over the tasks that it shares "
-            "with the first. The paper averages over its own tasks."
+            "with the first: the same data, steps and hyper-parameters. The paper averages over "
+            "its own tasks."
         ),
     )
 
@@ -207,20 +219,25 @@ def _ablation_table(runs: Sequence[Results]) -> Table | None:
 def _ablation_row(
     variant: _Variant,
     first: _Variant,
-    tasks: Sequence[str],
-    scores: dict[_Variant, dict[str, list[float]]],
+    tasks: Sequence[_Experiment],
+    scores: dict[_Variant, dict[_Experiment, list[float]]],
     num_layers: int,
 ) -> tuple[str, ...]:
+    names = list(dict.fromkeys(task for task, *_ in tasks))
     own = mean(mean(scores[variant][task]) for task in tasks)
     beside = mean(mean(scores[first][task]) for task in tasks)
     return (
         _name(variant, num_layers),
-        str(len(tasks)) if len(tasks) > _FEW else ", ".join(tasks),
+        str(len(names)) if len(names) > _FEW else ", ".join(names),
         f"{own:.1f}",
         _NOTHING if variant == first else f"{beside:.1f}",
         _NOTHING if variant == first else _signed(own - beside),
         _NOTHING if variant.paper is None else f"{variant.paper:.1f}",
     )
+
+
+def _experiment(run: Results) -> _Experiment:
+    return run.task, run.data_digest, run.max_steps, json.dumps(run.hyperparameters, sort_keys=True)
 
 
 def _variant(run: Results) -> _Variant:
@@ -241,7 +258,7 @@ def _name(variant: _Variant, num_layers: int) -> str:
 
 def _headline(run: Results) -> str:
     """The split that stands for the task: `dev` is all of them."""
-    return DEV if DEV in run.median else _splits(run)[0]
+    return DEV if DEV in run.median else min(run.median)
 
 
 def _per_cent(fraction: float) -> str:

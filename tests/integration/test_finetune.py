@@ -73,7 +73,8 @@ def finished(task, source, tmp_path_factory) -> Path:
         config=str(task / "fish.yaml"),
     )
     assert done.returncode == 0, done.stderr
-    assert "Fish, 1 seed(s), median" in done.stdout
+    assert "Fish, seed 42, weights of step" in done.stdout
+    assert " train, " in done.stderr
     return directory
 
 

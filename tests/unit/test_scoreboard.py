@@ -53,7 +53,7 @@ def make(task: str, *scores: dict[str, float] | float, **keys: Any) -> Results:
 
 
 def cells(runs: list[Results], *columns: str) -> list[tuple[str, ...]]:
-    table = score_table(runs)
+    table = score_table({f"run-{number}": run for number, run in enumerate(runs)})
     return [tuple(row[table.header.index(name)] for name in columns) for row in table.rows]
 
 
@@ -118,7 +118,10 @@ def test_runs_are_found_and_others_are_counted(tmp_path):
     (tmp_path / "pretraining").mkdir()
     (tmp_path / "log.txt").write_text("")
     given = [*sorted(tmp_path.iterdir()), tmp_path / "b" / RESULTS_NAME]
-    assert find_results(given) == ([rte, sst2], 2)
+    assert find_results(given) == ({"a": rte, "b": sst2}, 2)
+    put(tmp_path / "more" / "b", rte)
+    names = list(find_results([tmp_path / "b", tmp_path / "more" / "b"])[0])
+    assert names == [str(tmp_path / "b"), str(tmp_path / "more" / "b")]
 
 
 def test_refused_only_where_there_is_no_run_at_all(tmp_path):
@@ -131,9 +134,9 @@ def test_refused_only_where_there_is_no_run_at_all(tmp_path):
 
 def test_a_row_tells_the_run_beside_the_paper():
     run = make("RTE", 0.581, 0.553, 0.604, paper={"dev": 56.0}, auxiliary_weight=0.0)
-    assert score_table([run]).rows == (
+    assert score_table({"mine": run}).rows == (
         (
-            *("RTE", "accuracy", "first/step-00000500", "all", "0", "3"),
+            *("mine", "RTE", "accuracy", "first/step-00000500", "all", "0", "3"),
             *("58.1 (55.3 to 60.4)", "56.0", "+2.1"),
         ),
     )
@@ -152,6 +155,15 @@ def test_race_has_a_row_for_all_and_one_for_each_part():
         ("RACE dev_middle", "60.0", "−2.9"),
         ("RACE dev_high", "50.0", "−7.4"),
     ]
+
+
+def test_a_labelled_test_set_stands_beside_the_paper():
+    run = make(
+        "MRPC", {"dev": 0.8, "test_labelled": 0.7}, paper={"dev": 82.3, "test_labelled": 82.3}
+    )
+    assert cells([run], "task", "difference") == [("MRPC", "−2.3"), ("MRPC test_labelled", "−12.3")]
+    run = make("mine", {"test": 0.7, "dev": 0.8})
+    assert cells([run], "task", "score") == [("mine", "80.0"), ("mine test", "70.0")]
 
 
 def test_mnli_has_a_row_for_each_of_its_two_sets():
@@ -203,6 +215,17 @@ def test_ablations_take_all_dev_sets_together_and_each_model_for_itself():
     assert [row[2] for row in second.rows] == ["20.0", "10.0"]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"data_digest": "cd" * 32}, {"max_steps": 9}, {"hyperparameters": {"optimizer.betas": 1}}],
+)
+def test_other_data_or_hyperparameters_are_no_ablation(other):
+    runs = [make("RTE", 0.5), make("RTE", 0.9, **other), make("RTE", 0.6, auxiliary_weight=0)]
+    (table,) = ablation_tables(runs)
+    assert [row[2] for row in table.rows] == ["50.0", "60.0"]
+    assert ablation_tables([runs[1], runs[2]]) == []
+
+
 def test_without_variants_there_is_no_ablation():
     assert ablation_tables([make("RTE", 0.5), make("SST-2", 0.9, auxiliary_weight=0)]) == []
     assert ablation_tables([make("RTE", 0.5, source="none", source_step=None)]) == []
@@ -221,10 +244,10 @@ def test_the_command_prints_markdown_to_paste(tmp_path):
         check=True,
     )
     lines = result.stdout.splitlines()
-    assert lines[2].startswith("| task | metric | source | layers | λ | seeds | score | paper |")
+    assert lines[2].startswith("| run | task | metric | source | layers | λ | seeds | score | pa")
     assert lines[3].count("|") == lines[2].count("|")
     assert lines[4] == (
-        r"| R\|TE | accuracy | first/step-00000500 | all | 0.5 | 1 | 58.0 | 56.0 | +2.0 |"
+        r"| rte | R\|TE | accuracy | first/step-00000500 | all | 0.5 | 1 | 58.0 | 56.0 | +2.0 |"
     )
     assert "paper's of test sets" in lines[-1]
     assert result.stderr == "skipped: 1 without results of fine-tuning\n"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_dist.config import TaskConfig
+from gpt_dist.inference.predict import describe
 from gpt_dist.inference.scores import score
 
 
@@ -78,3 +79,10 @@ def test_predictions_that_do_not_vary_score_nothing_without_a_warning(metric, ta
         warnings.simplefilter("error")
         found = score(task(metric, **labels), np.array(targets), np.zeros(len(targets), np.int64))
     assert found[metric] == 0.0
+
+
+def test_a_score_is_shown_within_its_range():
+    given = [np.float32(score) for score in (-0.2, 3.5, 5.6)]
+    bounded = task("pearson", form="similarity", score_range=(0, 5))
+    assert [one["score"] for one in describe(bounded, given)] == [0, 3.5, 5]
+    assert next(describe(task("pearson", form="similarity"), given))["score"] == given[0]

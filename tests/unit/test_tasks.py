@@ -418,6 +418,7 @@ JSON = {"format": "jsonl"}
             b"good,Fine\n",
             "line 1: no column 'review': it has no header, but posit",
         ),
+        ({}, b"stars,review,stars\ngood,Fine,1\n", "line 1: 2 columns 'stars'; give the position"),
         ({}, b"stars,review\ngood,Fine\ngood\n", "line 3: 1 fields instead of 2"),
         ({}, b"stars,review\ngood,Fine,thanks\n", "line 2: 3 fields instead of 2"),
         ({}, b"stars,review\n\ngood,Fine\n", "line 2: 0 fields instead of 2"),
@@ -449,6 +450,19 @@ def test_bad_input_is_named_with_file_and_line(tmp_path, keys, content, problem)
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"train\.csv.*{problem}"):
         read_split(tmp_path, sentiment(**keys), "train")
+
+
+def test_a_field_may_be_as_long_as_a_book(tmp_path):
+    put(tmp_path, "train.csv", "stars,review", f'good,"{"word " * 50_000}"')
+    (example,) = read_split(tmp_path, sentiment(), "train")
+    assert len(example.texts[0]) == 5 * 50_000 - 1
+
+
+def test_a_fraction_that_leaves_nothing_is_named(tmp_path):
+    put(tmp_path, "train.csv", "stars,review", "good,Fine")
+    task = sentiment(splits={"train": "train.csv"}, dev_fraction=1e-9)
+    with pytest.raises(ConfigError, match=r"task\.dev_fraction: 1e-09 .* no example for dev"):
+        read_split(tmp_path, task, "dev")
 
 
 def test_a_split_that_is_not_there(tmp_path):
@@ -515,7 +529,7 @@ def test_predictions_are_written_as_glue_wants_them(tmp_path):
     assert written == ("MNLI-mm.tsv", "index\tprediction\n10\tcontradiction\n11\tentailment\n")
     written = predict(tmp_path, official("cola"), "test", [1])
     assert written == ("CoLA.tsv", "index\tprediction\n10\t1\n")
-    written = predict(tmp_path, official("stsb"), "test", [-0.2, 3.14159, 5.6])
+    written = predict(tmp_path, official("stsb"), "test", [0.0, 3.14159, 5.0])
     assert written == ("STS-B.tsv", "index\tprediction\n10\t0.000\n11\t3.142\n12\t5.000\n")
 
 
