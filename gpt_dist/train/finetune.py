@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from gpt_dist.checkpoint.folder import open_whole, step_of, step_path
 from gpt_dist.checkpoint.format import Checkpoint
@@ -20,21 +17,15 @@ from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import newest_path
 from gpt_dist.config import NO_SOURCE, Config, TaskConfig
 from gpt_dist.config_resolution import adopt_source, check_layout, resolve
-from gpt_dist.data.examples import BucketedOrder, EncodedSplit, encode_split
 from gpt_dist.data.tasks import (
     DEV,
     TRAIN,
-    Example,
     check_task,
-    present_splits,
-    read_split,
     write_submission,
 )
-from gpt_dist.data.tokenizer import Tokenizer
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
-from gpt_dist.data.transforms import Transformation
 from gpt_dist.errors import ConfigError, Interrupted
-from gpt_dist.inference.predict import Judged, as_arrays, metrics_of
+from gpt_dist.inference.predict import Judged, metrics_of
 from gpt_dist.inference.task_model import save_task_model
 from gpt_dist.model import GPT, TaskHead, head_shape, num_parameters
 from gpt_dist.rendezvous import Launch
@@ -47,6 +38,7 @@ from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.train.run import Outcome, Plan, run
 from gpt_dist.train.source import OpenedSource, open_source
 from gpt_dist.train.start import Source
+from gpt_dist.train.task_data import Splits, TaskSamples, digest_of, read_splits
 from gpt_dist.train.task_validation import TaskValidator
 
 _HYPERPARAMETERS = (
@@ -59,16 +51,6 @@ _HYPERPARAMETERS = (
 
 
 @dataclass(frozen=True)
-class Splits:
-    """A task's data; test splits that are not there are left out."""
-
-    examples: dict[str, list[Example]]
-    encoded: dict[str, EncodedSplit]
-    validation: dict[str, EncodedSplit]
-    """The dev splits, up to validation.max_samples of each."""
-
-
-@dataclass(frozen=True)
 class Inputs:
     """What the runs are made of, opened and checked."""
 
@@ -78,23 +60,6 @@ class Inputs:
     data: DataSource
     source: Source | None
     """None where there is none, or where every run goes on from a checkpoint."""
-
-
-class TaskSamples:
-    """The endless stream of training examples, those of like length in one batch."""
-
-    def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
-        self._split = split
-        self._order = BucketedOrder(split.lengths, global_batch_size, seed)
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Of all sequences of an example, on average."""
-        return len(self._split.tokens) / len(self._split)
-
-    def batch(self, samples: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """The arguments of TaskObjective."""
-        return as_arrays(self._split, self._order.numbers(samples))
 
 
 def check(config: Config, launch: Launch) -> Inputs:
@@ -116,7 +81,7 @@ def check(config: Config, launch: Launch) -> Inputs:
     opened = source.model if source else None
     tokenizer_folder = opened.tokenizer_folder if opened else _tokenizer_folder(config)
     tokenizer = opened.tokenizer if opened else open_tokenizer(tokenizer_folder)
-    splits = _read_splits(config, task, folder, tokenizer)
+    splits = read_splits(config, task, folder, tokenizer)
     vocab_size = max(tokenizer.full_vocab_size, (opened and opened.config.vocab_size) or 0)
     config = resolve(config, launch.world_size, vocab_size, len(splits.encoded[TRAIN]))
     keep = config.checkpoint.model_copy(update={"keep_best": True})
@@ -124,7 +89,7 @@ def check(config: Config, launch: Launch) -> Inputs:
     _check_same_kind(config)
     for one in _each_seed(config):
         check_writable(Path(one.run.directory))
-    data = DataSource(_digest(splits.encoded), *tokenizer_file(tokenizer_folder))
+    data = DataSource(digest_of(splits.encoded), *tokenizer_file(tokenizer_folder))
     return Inputs(config, task, splits, data, source.weights if source else None)
 
 
@@ -337,27 +302,3 @@ def _tokenizer_folder(config: Config) -> Path:
         )
     path = Path(config.data.tokenizer)
     return newest_path(path) or path
-
-
-def _read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Tokenizer) -> Splits:
-    examples = {name: read_split(folder, task, name) for name in present_splits(folder, task)}
-    transformation = Transformation(task.form, tokenizer, config.model.sequence_length)
-    encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
-    limit = config.validation.max_samples
-    validation = {
-        name: encode_split(examples[name][:limit], transformation) if limit else split
-        for name, split in encoded.items()
-        if name.startswith(DEV)
-    }
-    return Splits(examples, encoded, validation)
-
-
-def _digest(encoded: dict[str, EncodedSplit]) -> str:
-    digest = hashlib.sha256()
-    for name, split in encoded.items():
-        if name.startswith("test"):
-            continue  # what is predicted after training does not change it
-        digest.update(name.encode())
-        for array in (split.tokens, split.sequence_starts, split.example_starts, split.targets):
-            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""The data of a fine-tuning run: a task's splits, encoded, and the order of training."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_dist.config import Config, TaskConfig
+from gpt_dist.data.examples import BucketedOrder, EncodedSplit, encode_split
+from gpt_dist.data.tasks import DEV, Example, present_splits, read_split
+from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.data.transforms import Transformation
+from gpt_dist.inference.predict import as_arrays
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A task's data; test splits that are not there are left out."""
+
+    examples: dict[str, list[Example]]
+    encoded: dict[str, EncodedSplit]
+    validation: dict[str, EncodedSplit]
+    """The dev splits, up to validation.max_samples of each."""
+
+
+class TaskSamples:
+    """The endless stream of training examples, those of like length in one batch."""
+
+    def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
+        self._split = split
+        self._order = BucketedOrder(split.lengths, global_batch_size, seed)
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Of all sequences of an example, on average."""
+        return len(self._split.tokens) / len(self._split)
+
+    def batch(self, samples: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """The arguments of TaskObjective."""
+        return as_arrays(self._split, self._order.numbers(samples))
+
+
+def read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Tokenizer) -> Splits:
+    """Read and encode every split that is there; DataError or ConfigError for bad input."""
+    examples = {name: read_split(folder, task, name) for name in present_splits(folder, task)}
+    transformation = Transformation(task.form, tokenizer, config.model.sequence_length)
+    encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
+    limit = config.validation.max_samples
+    validation = {
+        name: encode_split(examples[name][:limit], transformation) if limit else split
+        for name, split in encoded.items()
+        if name.startswith(DEV)
+    }
+    return Splits(examples, encoded, validation)
+
+
+def digest_of(encoded: dict[str, EncodedSplit]) -> str:
+    """SHA-256, in hexadecimal, of what is trained on and judged by."""
+    digest = hashlib.sha256()
+    for name, split in encoded.items():
+        if name.startswith("test"):
+            continue  # what is predicted after training does not change it
+        digest.update(name.encode())
+        for array in (split.tokens, split.sequence_starts, split.example_starts, split.targets):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
