@@ -124,7 +124,7 @@ class Reporter:
             name = self._headline.key.replace("_", " ")
             first, last, best = self._points[0], self._points[-1], self.best
             text = f"{name} {first.value:,.4g} at step {first.step}, {last.value:,.4g} now"
-            if best and best.step != last.step:
+            if best and best.value != last.value:
                 text += f", {best.value:,.4g} at best, at step {best.step}"
             self.say(text)
         self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/, checkpoints/")
