@@ -40,6 +40,10 @@ def start_engine(
     Raises CheckpointError or ModelError, on every rank, where the loaded model's loss on fixed
     tokens is not what the stored weights give.
     """
+    if config.model.source_path and not (source or checkpoint):
+        raise CheckpointError(
+            f"{config.run.directory}: its checkpoints are gone since the run was checked; start again"
+        )
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)
     model = GPT(
