@@ -42,7 +42,8 @@ def start_engine(
     """
     if config.model.source_path and not (source or checkpoint):
         raise CheckpointError(
-            f"{config.run.directory}: its checkpoints are gone since the run was checked; start again"
+            f"{config.run.directory}: its checkpoints are gone since the run was checked; "
+            "start again"
         )
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)
