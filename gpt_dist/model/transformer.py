@@ -33,10 +33,10 @@ with warnings.catch_warnings():
     )
 
 INIT_STD = 0.02
+"""Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
 
 IGNORED_LABEL = -1
 """In labels, where nothing is to be predicted: the caller leaves the loss there out."""
-"""Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
 
 LAYER_NORM_EPSILON = 1e-5
 

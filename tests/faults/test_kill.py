@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run that is always saving: it goes on as if undisturbed."""
+"""kill -9 at some moment of a run, whatever its layout: it goes on as if undisturbed."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ SETTINGS = [
 @pytest.mark.parametrize("layout", [["parallel.zero_stage=2"], ["parallel.tensor_parallel_size=2"]])
 def test_a_run_killed_many_times_is_the_undisturbed_one(token_folder, tmp_path, layout):
     settings = [*SETTINGS, *layout, f"data.path={token_folder}"]
-    undisturbed = launch("torchrun", *settings, f"run.directory={tmp_path / 'whole'}")
+    whole, directory = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = launch("torchrun", *settings, f"run.directory={whole}")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    directory = tmp_path / "killed"
     folder = directory / "checkpoints"
     rng = random.Random(0)
     amid_a_save = 0
@@ -59,12 +59,38 @@ def test_a_run_killed_many_times_is_the_undisturbed_one(token_folder, tmp_path, 
         amid_a_save += any(folder.glob(PARTIAL))
     assert amid_a_save > KILLS / 5, "too few kills hit a save"
     run_to_its_end(directory, settings)
-    assert_same(read_rows(directory), read_rows(tmp_path / "whole"), 0.0)
-    whole, killed = (last_files(tmp_path / name / "checkpoints") for name in ("whole", "killed"))
-    assert killed == whole
+    assert_same(read_rows(directory), read_rows(whole), 0.0)
+    found, expected = (last_files(path / "checkpoints", STEPS) for path in (directory, whole))
+    assert found == expected
     assert not list(folder.glob(".*"))
 
 
-def last_files(folder: Path) -> object:
-    """The hashes of all that the last checkpoint holds."""
-    return Checkpoint.open(step_path(folder, STEPS)).manifest.files
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_run_killed_half_way_is_the_undisturbed_one(
+    token_folder, tmp_path, zero_stage, tensor_parallel_size
+):
+    steps_made, half = 40, 20
+    settings = [*SETTINGS, f"data.path={token_folder}"]
+    settings += [f"training.max_steps={steps_made}", f"checkpoint.interval={half}"]
+    settings += [f"parallel.zero_stage={zero_stage}"]
+    settings += [f"parallel.tensor_parallel_size={tensor_parallel_size}"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_to_its_end(whole, settings)
+    ranks = Ranks(killed, settings)
+    ranks.wait_until(lambda: steps(killed / "checkpoints") == [half])
+    for process in ranks.processes:
+        process.kill()
+    assert 0 not in ranks.wait(), ranks.console
+    console = run_to_its_end(killed, settings)
+    assert f"resumed from {step_path(killed / 'checkpoints', half)}" in console
+    rows = read_rows(killed)
+    assert rows[-1]["step"] == steps_made
+    assert_same(rows, read_rows(whole), 0.0)
+    found, expected = (last_files(path / "checkpoints", steps_made) for path in (killed, whole))
+    assert found == expected
+
+
+def last_files(folder: Path, step: int) -> object:
+    """The hashes of all that the last checkpoint holds: weights, moments, random states."""
+    return Checkpoint.open(step_path(folder, step)).manifest.files
