@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,19 @@ class TensorFile:
         size = int.from_bytes(self._stream.read(8), "little")
         if size > _HEADER_BYTES:
             raise ValueError(f"a header of {size} bytes")
-        header = json.loads(self._stream.read(size))
+        try:
+            header = json.loads(self._stream.read(size))
+        except RecursionError:
+            raise ValueError("a header too deep") from None
+        if not isinstance(header, dict):
+            raise ValueError("a header that names no tensors")
         self._first = 8 + size
         self._entries = {name: _Entry(value) for name, value in header.items() if name[:2] != "__"}
+
+    @property
+    def names(self) -> Collection[str]:
+        """The tensors there are."""
+        return self._entries.keys()
 
     def read(self, name: str) -> Tensor:
         """A whole tensor."""
@@ -95,12 +105,14 @@ class _Entry:
             self.dtype = _DTYPES[value["dtype"]]
             self.shape: Shape = tuple(value["shape"])
             self.start, self.stop = value["data_offsets"]
+            numbers = (self.start, self.stop, *self.shape)
+            plain = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
             size = math.prod(self.shape) * self.dtype.itemsize
-            consistent = self.start >= 0 and self.stop - self.start == size
+            consistent = plain and self.stop - self.start == size
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"an entry that is none ({error!r})") from None
         if not consistent:
-            raise ValueError(f"an entry of {self.stop - self.start} bytes for {size}")
+            raise ValueError(f"an entry of bytes {self.start} to {self.stop} for {self.shape}")
 
 
 def _header(entries: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:

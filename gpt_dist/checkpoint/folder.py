@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 
 from gpt_dist.checkpoint.format import Checkpoint
@@ -43,26 +45,18 @@ def paths(folder: Path) -> list[Path]:
     return [step_path(folder, step) for step in steps(folder)]
 
 
-def newest_valid(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as it was written; None if there is no folder.
-
-    Damaged ones are passed over, and said so. Raises CheckpointError if all are damaged.
-    """
-    return first_valid(paths(folder), say, open_whole)
-
-
 def first_valid(
     candidates: Sequence[Path], say: Callable[[str], None], opened: Callable[[Path], Checkpoint]
 ) -> Checkpoint | None:
     """The first of some checkpoints that can be opened; None if there are none.
 
-    Raises CheckpointError if there are some, and none can.
+    Damaged ones are passed over, and said so. Raises CheckpointError if all are damaged.
     """
-    for path in candidates:
+    for path, following in zip_longest(candidates, candidates[1:]):
         try:
             return opened(path)
         except CheckpointError as error:
-            back = "" if path == candidates[-1] else "; falling back to the checkpoint before"
+            back = f"; falling back to {following.name}" if following else ""
             say(f"WARNING: {error}{back}")
     if candidates:
         raise CheckpointError(
@@ -82,7 +76,15 @@ def prune(folder: Path, config: CheckpointConfig, keep: Collection[int] = ()) ->
     """Remove all but the newest, those whose step is a multiple of keep_every, and those given."""
     for step in steps(folder)[config.keep :]:
         if step not in keep and not (config.keep_every and step % config.keep_every == 0):
-            shutil.rmtree(step_path(folder, step), ignore_errors=True)
+            remove(step_path(folder, step))
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; under its own name it is whole until it is gone."""
+    removed = path.with_name(f".{path.name}.removed.partial")
+    with suppress(OSError):
+        path.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

@@ -36,6 +36,8 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.checkpoint"
 VERSION = 1
 
+_ELEMENT_BYTES = 4
+
 FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(model|json))$")]
 
 
@@ -55,7 +57,7 @@ class FragmentEntry(_Record):
 class ParameterEntry(_Record):
     """One parameter: full shape, the dimension that tensor parallelism splits, its fragments."""
 
-    shape: tuple[PositiveInt, ...]
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     tensor_parallel_dimension: NonNegativeInt | None
     fragments: tuple[FragmentEntry, ...]
 
@@ -131,27 +133,36 @@ class Checkpoint:
 
     def verify(self, part: int = 0, parts: int = 1) -> None:
         """Hash every file, or one part of them; CheckpointError names the first that differs."""
+        self._refuse_planted_tokenizer()
         by_size = sorted(self.manifest.files.items(), key=lambda item: -item[1].bytes)
         for name, _ in by_size[part::parts]:
             self._verify_file(name)
 
     def verify_tokenizer(self) -> None:
         """Hash the tokenizer only; CheckpointError where it is damaged."""
+        self._refuse_planted_tokenizer()
         for name in self.manifest.files:
             if name in get_args(TokenizerName):
                 self._verify_file(name)
 
+    def _refuse_planted_tokenizer(self) -> None:
+        """Another tokenizer's file beside the listed one could be opened in its place."""
+        for name in get_args(TokenizerName):
+            if name not in self.manifest.files and (self.path / name).exists():
+                raise CheckpointError(f"{self.path / name}: not of this checkpoint; remove it")
+
     def _verify_file(self, name: str) -> None:
         path, entry = self.path / name, self.manifest.files[name]
-        found = path.stat().st_size if path.is_file() else None
-        if found != entry.bytes:
-            raise CheckpointError(f"{path}: {found} bytes instead of {entry.bytes}")
-        if file_sha256(path) != entry.sha256:
-            raise CheckpointError(f"{path}: damaged, its SHA-256 is another")
+        with self._reading(name):
+            found = path.stat().st_size
+            if found != entry.bytes:
+                raise CheckpointError(f"{path}: {found} bytes instead of {entry.bytes}")
+            if file_sha256(path) != entry.sha256:
+                raise CheckpointError(f"{path}: damaged, its SHA-256 is another")
 
     def read(self, kind: str, name: str) -> Tensor:
         """A whole parameter or moment, in its full shape, fp32."""
-        entry = self.manifest.parameters[name]
+        entry = self._entry(name)
         dimension = entry.tensor_parallel_dimension
         if dimension is None:
             return self._read_shard(kind, name, 0, entry.shape)
@@ -176,7 +187,7 @@ class Checkpoint:
         """
         in_place = target.is_cpu and target.dtype == torch.float32
         values = target.view(-1) if in_place else torch.empty(target.numel())
-        dimension = self.manifest.parameters[name].tensor_parallel_dimension
+        dimension = self._entry(name).tensor_parallel_dimension
         if dimension is None:
             self._read_flat(kind, name, 0, start, values)
         elif tensor_parallel_size == self.manifest.topology.tensor_parallel_size:
@@ -188,11 +199,16 @@ class Checkpoint:
         if not in_place:
             target.copy_(values.view(target.shape))
 
-    def read_saved(self, rank: int, name: str) -> Tensor:
-        """A tensor that one process wrote for itself, such as its random state."""
+    def read_saved(self, rank: int, name: str) -> Tensor | None:
+        """A tensor that one process wrote for itself, such as its random state, if it did."""
         file = f"rank-{rank:05d}.safetensors"
         with self._reading(file):
-            return self._file(file).read(name)
+            return self._file(file).read(name) if name in self._file(file).names else None
+
+    def _entry(self, name: str) -> ParameterEntry:
+        if name not in self.manifest.parameters:
+            raise CheckpointError(f"{self.path / MANIFEST_NAME}: has no {name}")
+        return self.manifest.parameters[name]
 
     def _read_shard(self, kind: str, name: str, rank: int, shape: Sequence[int]) -> Tensor:
         """The whole shard of one tensor-parallel rank."""
@@ -203,7 +219,7 @@ class Checkpoint:
     def _read_flat(self, kind: str, name: str, rank: int, start: int, target: Tensor) -> None:
         """Fill a vector with elements of one saved shard, from `start` on, of its fragments."""
         stop = start + len(target)
-        for fragment in self.manifest.parameters[name].fragments:
+        for fragment in self._entry(name).fragments:
             first = max(start, fragment.offset)
             last = min(stop, fragment.offset + fragment.length)
             if fragment.tensor_parallel_rank == rank and first < last:
@@ -226,18 +242,28 @@ class Checkpoint:
         try:
             yield
         except (OSError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{self.path / name}: cannot be read ({error})") from None
+            if not self.path.is_dir():
+                raise CheckpointError(
+                    f"{self.path}: its run has removed it meanwhile; take a newer one, or raise "
+                    "checkpoint.keep"
+                ) from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"{self.path / name}: cannot be read ({reason})") from None
 
 
 def _check_coverage(file: Path, name: str, entry: ParameterEntry, manifest: Manifest) -> None:
-    """Every element of every shard is in exactly one fragment, of a file that is listed."""
-    split = entry.tensor_parallel_dimension is not None
-    size = manifest.topology.tensor_parallel_size if split else 1
+    """Every element of every shard is in exactly one fragment, of a file that can hold it."""
+    dimension, size = entry.tensor_parallel_dimension, manifest.topology.tensor_parallel_size
+    if dimension is None:
+        size = 1
+    elif dimension >= len(entry.shape) or entry.shape[dimension] % size:
+        raise CheckpointError(f"{file}: {name} cannot be split {size} times on {dimension}")
+    bounds = {file: entry.bytes // _ELEMENT_BYTES for file, entry in manifest.files.items()}
     for rank in range(size):
         position = 0
         for fragment in sorted(entry.fragments, key=lambda fragment: fragment.offset):
             if fragment.tensor_parallel_rank == rank:
-                if fragment.offset != position or fragment.file not in manifest.files:
+                if fragment.offset != position or fragment.length > bounds.get(fragment.file, 0):
                     break
                 position += fragment.length
         if position * size != prod(entry.shape):

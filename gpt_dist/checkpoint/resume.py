@@ -17,6 +17,9 @@ from gpt_dist.topology import Topology, together
 _FIXED = ("model", "task", "objective", "run.seed", "training.global_batch_size")
 """What decides the model and its samples; all else may change between the parts of a run."""
 
+_FIXED_OF_TASKS = ("optimizer", "schedule", "training.precision")
+"""What a score is of, beside that: a fine-tuning run is one experiment."""
+
 _FREE = ("model.source", "model.transferred_layers")
 """What has done its work once pre-training has begun; a fine-tuned model's score is of its source,
 so that there another source is another run."""
@@ -27,8 +30,9 @@ def find_checkpoint(
 ) -> Checkpoint | None:
     """The checkpoint that training.resume leads to, the same on every rank; None to start afresh.
 
-    Every rank hashes some of its files. Raises CheckpointError, on every rank, where a checkpoint
-    is asked for and none is whole, or it belongs to another model, seed or data.
+    Every rank hashes some of its files, and has damaged ones to `say`. Raises CheckpointError, on
+    every rank, where a checkpoint is asked for and none is whole, or it belongs to another model,
+    seed or data.
     """
     folder = Path(config.run.directory) / "checkpoints"
     resume = config.training.resume
@@ -46,7 +50,7 @@ def find_checkpoint(
         return None
     if resume == "auto":
         try:
-            checkpoint = first_valid(candidates, say if topology.is_main else _say_nothing, opened)
+            checkpoint = first_valid(candidates, say, opened)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}; to start from scratch give another run.directory, or "
@@ -104,18 +108,13 @@ def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:
             path.rename(aside)
 
 
-def _say_nothing(_text: str) -> None:
-    pass
-
-
 def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) -> None:
     saved, own = checkpoint.manifest.config, config.model_dump(mode="json")
-    free = () if config.task else _FREE
+    fixed, free = (_FIXED + _FIXED_OF_TASKS, ()) if config.task else (_FIXED, _FREE)
     changes = [
         f"{name}: {before!r} there, {now!r} here"
         for name, before, now in _differences("", saved, own)
-        if any(name == fixed or name.startswith(f"{fixed}.") for fixed in _FIXED)
-        and name not in free
+        if any(name == one or name.startswith(f"{one}.") for one in fixed) and name not in free
     ]
     if checkpoint.manifest.data_digest != data_digest:
         changes.append(f"data.path: other tokens or another tokenizer in {config.data.path}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import partial_path, prune, step_path
+from gpt_dist.checkpoint.folder import partial_path, prune, remove, step_path
 from gpt_dist.checkpoint.format import (
     FORMAT,
     MANIFEST_NAME,
@@ -172,7 +172,7 @@ class Saver:
             sync(partial)
             final = step_path(self._folder, job.step)
             if final.exists():
-                shutil.rmtree(final)
+                remove(final)
             partial.rename(final)
             sync(self._folder)
         except Exception as error:  # noqa: BLE001 -- every rank must learn of any

@@ -13,6 +13,7 @@ from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
 from gpt_dist.topology import Topology
 
+_RNG = ("cpu", "cuda")
 _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -161,14 +162,18 @@ def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:
 def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
     """Go on with the random numbers of the process that had this one's place.
 
-    In another layout there is none such; then the draws follow from the step, and differ between
-    data-parallel processes as they must.
+    In another layout, or on another kind of device, there is none such; then the draws follow from
+    the step, and differ between data-parallel processes as they must.
     """
     manifest = checkpoint.manifest
     layout = (manifest.topology.world_size, manifest.topology.tensor_parallel_size)
-    if layout != (topology.launch.world_size, topology.tensor_parallel_size):
+    states = {}
+    if layout == (topology.launch.world_size, topology.tensor_parallel_size):
+        states = {kind: checkpoint.read_saved(topology.launch.rank, f"rng/{kind}") for kind in _RNG}
+    cpu, cuda = map(states.get, _RNG)
+    if cpu is None or (cuda is None) == torch.cuda.is_available():
         torch.manual_seed(torch.initial_seed() + (manifest.step << 20))
         return
-    torch.set_rng_state(checkpoint.read_saved(topology.launch.rank, "rng/cpu"))
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state(checkpoint.read_saved(topology.launch.rank, "rng/cuda"))
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda)

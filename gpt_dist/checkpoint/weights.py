@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import newest_valid, open_whole, paths
+from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import CheckpointError
+from gpt_dist.model import full_shapes
 
 _PREFIX = "model."
 """An objective holds the model under this name."""
@@ -27,21 +29,25 @@ class SavedWeights(Mapping[str, Tensor]):
         self.probe_loss = checkpoint.manifest.probe_loss
         self.fine_tuned = checkpoint.manifest.config.get("task") is not None
         self._checkpoint = checkpoint
-        try:
-            self.config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))
-        except ValidationError as error:
-            raise CheckpointError(
-                f"{checkpoint.path / MANIFEST_NAME}: its model section is not understood: {error}"
-            ) from None
+        self.config = _model_config(checkpoint)
+        _check_shapes(checkpoint, self.config)
 
     @classmethod
     def open(cls, path: Path) -> SavedWeights:
         """The weights of a checkpoint, or of the newest whole one of a run; all hashes checked."""
         if (path / MANIFEST_NAME).is_file():
             return cls(open_whole(path))
-        newest = newest_valid(_folder(path), print)
-        assert newest is not None, "is_checkpoint was not asked"
-        return cls(newest)
+        folder = _folder(path)
+        listed: list[Path] = []
+        while listed != paths(folder):
+            listed = paths(folder)
+            try:
+                newest = first_valid(listed, _warn, open_whole)
+            except CheckpointError:
+                continue  # a run that goes on may have removed them, and written others
+            if newest:
+                return cls(newest)
+        raise CheckpointError(f"{folder}: none of {len(listed)} checkpoints is whole")
 
     def __getitem__(self, name: str) -> Tensor:
         return self._checkpoint.read("weight", _PREFIX + name)
@@ -64,6 +70,34 @@ def newest_path(path: Path) -> Path | None:
     if (path / MANIFEST_NAME).is_file():
         return path
     return next(iter(paths(_folder(path))), None)
+
+
+def _model_config(checkpoint: Checkpoint) -> ModelConfig:
+    path = checkpoint.path / MANIFEST_NAME
+    try:
+        config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("model", *first["loc"])))
+        raise CheckpointError(f"{path}: config.{where}: {first['msg']}") from None
+    if config.vocab_size is None or config.hidden_size % config.num_heads:
+        raise CheckpointError(f"{path}: config.model: sizes that no model has")
+    return config
+
+
+def _check_shapes(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    found = {name: entry.shape for name, entry in checkpoint.manifest.parameters.items()}
+    expected = {_PREFIX + name: shape for name, shape in full_shapes(config).items()}
+    for name in sorted(expected.keys() | {name for name in found if name.startswith(_PREFIX)}):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{checkpoint.path / MANIFEST_NAME}: {name} has shape {found.get(name)}, its "
+                f"configuration asks for {expected.get(name)}"
+            )
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _folder(path: Path) -> Path:

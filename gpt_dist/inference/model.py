@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor
 
 from gpt_dist.checkpoint.format import Checkpoint
@@ -102,12 +103,27 @@ def save_model(opened: OpenedModel, output: Path) -> None:
     write_model_folder(output, opened.config, read, files, opened.probe_loss)
 
 
+def check_same(opened: OpenedModel) -> None:
+    """Processes that looked at a run while it was saving may have found different checkpoints.
+
+    All processes call this; ModelError, on all of them, where they did.
+    """
+    found: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (opened.step, opened.probe_loss))
+    if len(set(found)) > 1:
+        raise ModelError(
+            f"{opened.tokenizer_folder}: not the same for every process; give the path of one "
+            "checkpoint, whose run keeps it, and storage that all hosts share"
+        )
+
+
 def assemble(
     opened: OpenedModel, launch: Launch, tensor_parallel_size: int
 ) -> tuple[GPT, Topology]:
     """Connect the processes and load the model for inference, each holding its slice.
 
-    Raises ConfigError where the model cannot be divided so.
+    Raises ConfigError where the model cannot be divided so, ModelError where the processes opened
+    different ones.
     """
     config = opened.config
     for number, what in (
@@ -121,5 +137,6 @@ def assemble(
                 f"{what}; choose a divisor"
             )
     topology = form_groups(launch, connect(launch), tensor_parallel_size)
+    check_same(opened)
     model = load_model(opened.tensors, config, topology.tensor_parallel_group)
     return model.to(topology.device).eval(), topology

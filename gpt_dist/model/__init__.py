@@ -11,6 +11,7 @@ from gpt_dist.model.transformer import GPT, IGNORED_LABEL
 from gpt_dist.model.weights import (
     GrownVocabulary,
     from_hugging_face,
+    full_shapes,
     load_full_tensors,
     num_parameters,
     to_hugging_face,
@@ -29,6 +30,7 @@ __all__ = [
     "agrees",
     "flops_per_token",
     "from_hugging_face",
+    "full_shapes",
     "generate",
     "head_shape",
     "load_full_tensors",

@@ -68,6 +68,16 @@ def hugging_face_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def full_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The shape of each full tensor of this model, its vocabulary padded."""
+    shapes = {
+        name: shape[::-1] if name.startswith("blocks") else shape
+        for name, shape in hugging_face_shapes(config).items()
+    }
+    shapes["token_embedding.weight"] = (config.padded_vocab_size, config.hidden_size)
+    return shapes
+
+
 def num_parameters(config: ModelConfig) -> int:
     """Of a whole model, without the padding of its vocabulary."""
     return sum(math.prod(shape) for shape in hugging_face_shapes(config).values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from gpt_dist.checkpoint.folder import steps
+from gpt_dist.train.directory import set_aside_earlier_run
 
 Row = dict[str, int | float]
 
@@ -51,7 +51,7 @@ class Reporter:
         if first_step:
             self._take_over_rows(first_step)
         else:
-            self._set_aside_earlier_run()
+            set_aside_earlier_run(directory)
         self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
         self._console = Console(stderr=True)
@@ -110,11 +110,16 @@ class Reporter:
         self.say(f"step {row['step']}/{self._max_steps}  {figures}")
 
     @property
-    def best(self) -> Point | None:
-        """The first of the best validations after the untrained one."""
+    def best_first(self) -> list[Point]:
+        """The validations after the untrained one, the first of equals first."""
         sign = 1 if self._headline.higher_is_better else -1
         trained = [point for point in self._points if point.step]
-        return max(trained, key=lambda point: sign * point.value, default=None)
+        return sorted(trained, key=lambda point: -sign * point.value)
+
+    @property
+    def best(self) -> Point | None:
+        """The first of the best validations after the untrained one."""
+        return next(iter(self.best_first), None)
 
     def summary(self) -> None:
         """Say what the run did and where it is."""
@@ -150,31 +155,23 @@ class Reporter:
     def _take_over_rows(self, step: int) -> None:
         """Keep the rows up to a step, and drop what an interrupted run wrote beyond it."""
         path = self._directory / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        rows = [_parse_row(line) for line in text.splitlines()]
+        kept = [row for row in rows if row and row["step"] <= step]
         saved = {0, *steps(self._directory / "checkpoints")}
-        for row in map(json.loads, kept):
+        for row in kept:
             if row["step"] in saved:
                 self._remember(row)
         replacement = path.with_suffix(".partial")
-        replacement.write_text("".join(kept), encoding="utf-8")
+        lines = [json.dumps(row) + "\n" for row in kept]
+        replacement.write_text("".join(lines), encoding="utf-8")
         replacement.rename(path)
 
-    def _set_aside_earlier_run(self) -> None:
-        """Keep what another run left here where no resume will take it for this one's."""
-        names = ("metrics.jsonl", "tensorboard", "checkpoints", "results.json", "model")
-        left = [path for name in names if (path := self._directory / name).exists()]
-        if not left:
-            return
-        left += [*self._directory.glob("config.yaml"), *self._directory.glob("*.tsv")]
-        number = 1
-        while (aside := self._directory / f"earlier-{number}").exists():
-            number += 1
-        aside.mkdir()
-        for path in left:
-            path.rename(aside / path.name)
-        print(
-            f"{self._directory} holds an earlier run: starting from scratch, what it left is now "
-            f"in {aside.name}/",
-            file=sys.stderr,
-        )
+
+def _parse_row(line: str) -> Row | None:
+    """A row; None for what a crash can leave in its place."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -21,7 +21,7 @@ from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Samples, Trainer
-from gpt_dist.train.metrics import Headline, Point, Reporter, Row
+from gpt_dist.train.metrics import Headline, Reporter, Row
 from gpt_dist.train.start import Source, start_engine
 
 
@@ -44,8 +44,8 @@ class Outcome:
 
     engine: Engine
     """With the weights of the last step."""
-    best: Point | None
-    """The best validation; known to the process that reports."""
+    best_first: list[int]
+    """Steps, those that validated best first; known to the process that reports."""
 
 
 def run(config: Config, plan: Plan, topology: Topology, interruption: Interruption) -> Outcome:
@@ -55,7 +55,7 @@ def run(config: Config, plan: Plan, topology: Topology, interruption: Interrupti
         # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.training.deterministic)
-    checkpoint = find_checkpoint(config, topology, plan.data.digest, _warn)
+    checkpoint = find_checkpoint(config, topology, plan.data.digest, warner(topology))
     done = checkpoint.manifest.step if checkpoint else 0
     engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
     max_steps = config.training.max_steps
@@ -85,11 +85,12 @@ def run(config: Config, plan: Plan, topology: Topology, interruption: Interrupti
         trainer.saver.close()
         if reporter:
             reporter.summary()
-    return Outcome(engine, reporter.best if reporter else None)
+    return Outcome(engine, [point.step for point in reporter.best_first] if reporter else [])
 
 
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def warner(topology: Topology) -> Callable[[str], None]:
+    """What shows a warning that all processes have cause to give, once."""
+    return lambda text: print(text, file=sys.stderr, flush=True) if topology.is_main else None
 
 
 def _describe(

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError, ModelError
-from gpt_dist.inference.model import OpenedModel
+from gpt_dist.inference.model import OpenedModel, check_same
 from gpt_dist.model import GPT, GrownVocabulary, agrees, load_full_tensors, probe_loss
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
@@ -53,7 +52,7 @@ def start_engine(
     source = None if checkpoint else source
     if source:
         opened = source.model
-        _check_same_source(opened)
+        check_same(opened)
         tensors = GrownVocabulary(
             opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
         )
@@ -68,17 +67,6 @@ def start_engine(
     elif source and config.model.transferred_layers is None:
         _prove_source(engine, config, topology, opened, tensors)
     return engine
-
-
-def _check_same_source(opened: OpenedModel) -> None:
-    """Processes that looked at a run while it was saving may have found different checkpoints."""
-    found: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (opened.step, opened.probe_loss))
-    if len(set(found)) > 1:
-        raise ModelError(
-            f"{opened.tokenizer_folder}: not the same for every process; give the path of one "
-            "checkpoint, whose run keeps it, and storage that all hosts share"
-        )
 
 
 def _prove_checkpoint(engine: Engine, config: Config, checkpoint: Checkpoint) -> None:

@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -18,8 +20,9 @@ from unittest import mock
 import pytest
 import torch
 
-from gpt_dist.checkpoint.folder import newest_valid
+from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
 from gpt_dist.checkpoint.format import Checkpoint, Manifest
+from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.data.tokens import FileEntry
 from gpt_dist.errors import CheckpointError, GptDistError
 from gpt_dist.inference.model import open_model
@@ -177,7 +180,7 @@ def test_random_damage_is_found_and_the_one_before_is_used(checkpoints):
             del damaged[rng.randrange(len(damaged)) :]
         file.write_bytes(damaged)
         said: list[str] = []
-        checkpoint = newest_valid(checkpoints, said.append)
+        checkpoint = first_valid(paths(checkpoints), said.append, open_whole)
         assert checkpoint is not None
         if checkpoint.manifest.step == 4:
             # JSON has bits that carry no meaning: white space, and the case of an escape.
@@ -269,6 +272,23 @@ def vouch_for(checkpoint: Path, name: str) -> None:
     (checkpoint / "manifest.json").write_text(manifest.sealed().model_dump_json())
 
 
+def forge(checkpoint: Path, keys: list[Any], value: Any) -> None:
+    """Change one value in the manifest, and its digest with it."""
+    file = checkpoint / "manifest.json"
+    content = json.loads(file.read_bytes())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    if value is None:
+        del place[keys[-1]]
+    else:
+        place[keys[-1]] = value
+    content.pop("digest", None)
+    canonical = json.dumps(content, sort_keys=True).encode()
+    content["digest"] = hashlib.sha256(canonical).hexdigest()
+    file.write_text(json.dumps(content))
+
+
 def read_all(directory: Path) -> str:
     """Open the model of a run, its tensors and its tokenizer; the refusal, if it is refused."""
     try:
@@ -297,7 +317,8 @@ def test_a_pickle_that_the_manifest_vouches_for_is_refused(
 ):
     directory, trace = shutil.copytree(finished, tmp_path / "run"), tmp_path / "ran"
     newest = directory / "checkpoints/step-00000004"
-    (newest / name).write_bytes(pickle.dumps(Bomb(trace)))
+    size = (newest / name).stat().st_size
+    (newest / name).write_bytes(pickle.dumps(Bomb(trace)).ljust(size, b"\0"))
     vouch_for(newest, name)
     assert str(newest / name) in read_all(directory)
     settings = RUN | {"data.path": token_folder, "training.max_steps": 5}
@@ -305,6 +326,152 @@ def test_a_pickle_that_the_manifest_vouches_for_is_refused(
     if name != "tokenizer.model":  # training takes that of its data
         assert str(newest / name) in message
     assert not trace.exists()
+
+
+EMBEDDING = ["parameters", "model.token_embedding.weight"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ([*EMBEDDING, "shape"], [10**15]),
+        ([*EMBEDDING, "shape"], []),
+        ([*EMBEDDING, "tensor_parallel_dimension"], 7),
+        ([*EMBEDDING, "fragments", 0, "length"], 10**15),
+        ([*EMBEDDING, "fragments"], []),
+        (EMBEDDING, None),
+        (["parameters", "model.blocks.1.attention.projection.bias"], None),
+        (["config", "model", "vocab_size"], None),
+        (["config", "model", "vocab_size"], 300),
+        (["config", "model", "num_heads"], 5),
+        (["config", "model", "num_layers"], 1),
+        (["config", "model", "hidden_size"], "wide"),
+        (["config", "model"], None),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(finished, tmp_path, keys, value):
+    newest = shutil.copytree(finished / "checkpoints/step-00000004", tmp_path / "checkpoint")
+    forge(newest, keys, value)
+    assert str(newest / "manifest.json") in read_all(newest)
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"null", b'"x"', b"[" * 10_000, b'{"weight/x": {}}', b"{}"]
+)
+def test_a_rank_file_that_names_no_tensors_is_refused(finished, tmp_path, header):
+    newest = shutil.copytree(finished / "checkpoints/step-00000004", tmp_path / "checkpoint")
+    file = newest / "rank-00000.safetensors"
+    size = file.stat().st_size
+    file.write_bytes((len(header).to_bytes(8, "little") + header).ljust(size, b"\0"))
+    vouch_for(newest, file.name)
+    assert str(file) in read_all(newest)
+
+
+@pytest.mark.parametrize("value", [[0.0, 4.0], [0, 2**64], [-4, 0], [True, 5], ["0", "4"], 4])
+def test_a_rank_file_with_impossible_places_is_refused(finished, tmp_path, value):
+    newest = shutil.copytree(finished / "checkpoints/step-00000004", tmp_path / "checkpoint")
+    file = newest / "rank-00000.safetensors"
+    size, name = file.stat().st_size, "weight/model.token_embedding.weight"
+    header = {name: {"dtype": "F32", "shape": [1], "data_offsets": value}}
+    content = json.dumps(header).encode()
+    file.write_bytes((len(content).to_bytes(8, "little") + content).ljust(size, b"\0"))
+    vouch_for(newest, file.name)
+    assert str(file) in read_all(newest)
+
+
+def test_a_tokenizer_planted_beside_the_listed_one_is_refused(finished, tmp_path):
+    newest = shutil.copytree(finished / "checkpoints/step-00000004", tmp_path / "checkpoint")
+    (newest / "tokenizer.json").write_text("{}")
+    assert f"{newest / 'tokenizer.json'}: not of this checkpoint" in read_all(newest)
+
+
+def test_what_was_removed_while_it_was_listed_is_listed_again(finished, tmp_path, monkeypatch):
+    """As a run does that goes on, with checkpoint.keep=1."""
+    folder = shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    opened: list[Path] = []
+
+    def go_on_and_open(path: Path) -> Checkpoint:
+        if not opened:
+            (folder / "step-00000004").rename(folder / "step-00000006")
+            shutil.rmtree(folder / "step-00000002")
+        opened.append(path)
+        return open_whole(path)
+
+    monkeypatch.setattr("gpt_dist.checkpoint.weights.open_whole", go_on_and_open)
+    assert SavedWeights.open(tmp_path).path == folder / "step-00000006"
+
+
+def test_warnings_do_not_mix_with_a_command_s_output(checkpoints, capsys):
+    (checkpoints / "step-00000004/rank-00000.safetensors").write_bytes(b"")
+    assert SavedWeights.open(checkpoints.parent).step == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "falling back to step-00000002" in shown.err
+
+
+def restore_on_a_gpu(launch: Launch, device: torch.device, path: Path) -> list[int]:
+    """What is drawn after the random state of a checkpoint was restored where there is a GPU."""
+    from gpt_dist.checkpoint.state import restore_rng
+    from gpt_dist.topology import form_groups
+
+    topology = form_groups(launch, device, 1)
+    torch.manual_seed(launch.rank)
+    with mock.patch("torch.cuda.is_available", return_value=True):
+        restore_rng(Checkpoint.open(path), topology)
+    return torch.randint(2**40, (4,)).tolist()
+
+
+def test_without_a_state_of_its_kind_of_device_a_run_draws_anew(process_group, finished):
+    path = finished / "checkpoints/step-00000004"
+    first, second = (process_group(2).run(restore_on_a_gpu, path) for _ in range(2))
+    assert first == second
+    assert first[0] != first[1]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_weights_and_moments_survive_another_precision(
+    process_group, token_folder, saved, tmp_path, zero_stage
+):
+    checkpoint = saved(3 - zero_stage, 2, 1)
+    before, group = saved_tensors(checkpoint), process_group(2)
+    for precision, max_steps in (("bf16", 4), ("fp32", 100)):
+        settings = SHORT | {"data.path": token_folder, "training.resume": checkpoint}
+        settings |= {"training.max_steps": max_steps}
+        settings |= layout(zero_stage, 1) | {"training.precision": precision}
+        group.run(save_again_and_train, settings, tmp_path / precision)
+        checkpoint = tmp_path / precision / "checkpoints/step-00000099"
+        after = saved_tensors(checkpoint)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        found = Checkpoint.open(checkpoint).manifest.topology.precision
+        assert found == precision
+
+
+def test_rows_that_a_crash_has_garbled_are_dropped(process_group, token_folder, finished, tmp_path):
+    directory = shutil.copytree(finished, tmp_path / "run")
+    with (directory / "metrics.jsonl").open("ab") as file:
+        file.write(b'\0\0\0\n{}\n[]\n{"step": "4"}\n\xff\n{"step": 4, "lo')
+    settings = RUN | {"data.path": token_folder, "training.max_steps": 5}
+    process_group(2).run(train, settings, directory)
+    rows = read_rows(directory)
+    assert rows[: len(read_rows(finished))] == read_rows(finished)
+    assert rows[-1]["step"] == 5
+
+
+def test_other_data_are_refused(process_group, finished, tmp_path):
+    directory = shutil.copytree(finished, tmp_path / "run")
+    other = tmp_path / "tokens"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "data_prep", "build", "data_prep/sample_books"),
+            *("--output", str(other), "--vocab-size", "499", "--workers", "2"),
+        ],
+        check=True,
+        timeout=120,
+    )
+    for message in process_group(2).run(refusal, RUN | {"data.path": other}, directory):
+        assert f"data.path: other tokens or another tokenizer in {other}" in message
+    assert read_rows(directory) == read_rows(finished)
 
 
 @pytest.mark.parametrize(

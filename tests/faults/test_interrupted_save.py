@@ -123,7 +123,7 @@ PLACES: dict[str, tuple[int, Fault, int, Callable[[Path], bool]]] = {
     ),
     "between the rename and the pruning": (
         0,
-        Fault("shutil.rmtree", f"{OLD}$", kill),
+        Fault("os.rename", f"{OLD}$", kill),
         HIT,
         lambda folder: steps(folder) == [HIT, 4, OLDEST] and is_whole(folder, OLDEST),
     ),
@@ -131,7 +131,7 @@ PLACES: dict[str, tuple[int, Fault, int, Callable[[Path], bool]]] = {
         0,
         Fault("os.remove", r"\.safetensors$|^manifest.json$|^tokenizer.model$", kill, count=2),
         HIT,
-        lambda folder: steps(folder) == [HIT, 4, OLDEST] and not is_whole(folder, OLDEST),
+        lambda folder: steps(folder) == [HIT, 4] and len(list(folder.glob(".*"))) == 1,
     ),
 }
 
