@@ -11,11 +11,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from gpt_dist.checkpoint.folder import open_whole, step_of, step_path
+from gpt_dist.checkpoint.folder import first_valid, open_whole, step_of, step_path
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import newest_path
-from gpt_dist.config import NO_SOURCE, Config, TaskConfig
+from gpt_dist.config import NO_SOURCE, Config, OptimizerConfig, TaskConfig
 from gpt_dist.config_resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.tasks import (
     DEV,
@@ -24,25 +24,26 @@ from gpt_dist.data.tasks import (
     write_submission,
 )
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
-from gpt_dist.errors import ConfigError, Interrupted
+from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
+from gpt_dist.inference.model import model_path
 from gpt_dist.inference.predict import Judged, metrics_of
 from gpt_dist.inference.task_model import save_task_model
 from gpt_dist.model import GPT, TaskHead, head_shape, num_parameters
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type, together
-from gpt_dist.train.directory import check_writable
+from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import TaskObjective
 from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
-from gpt_dist.train.run import Outcome, Plan, run
+from gpt_dist.train.run import Outcome, Plan, run, warner
 from gpt_dist.train.source import OpenedSource, open_source
 from gpt_dist.train.start import Source
 from gpt_dist.train.task_data import Splits, TaskSamples, digest_of, read_splits
 from gpt_dist.train.task_validation import TaskValidator
 
 _HYPERPARAMETERS = (
-    *(f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "clip_norm")),
+    *(f"optimizer.{key}" for key in OptimizerConfig.model_fields),
     *(f"schedule.{key}" for key in ("warmup_steps", "decay_steps", "shape")),
     *("training.global_batch_size", "training.precision"),
     *("model.dropout", "objective.head_dropout"),
@@ -103,8 +104,13 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     made: list[tuple[SeedResult, Checkpoint]] = []
     interruption = Interruption()
     runs = _each_seed(inputs.config)
-    if topology.is_main:
+
+    def begin() -> None:
+        if inputs.config.run.seeds and inputs.config.training.resume == "never":
+            set_aside_earlier_run(directory)
         print(_describe(inputs), file=sys.stderr, flush=True)
+
+    together(lambda: begin() if topology.is_main else None)
     for config in runs:
         made.append(_train_seed(inputs, config, topology, interruption))
         # DeepSpeed's engine refers to itself, and holds the whole training state.
@@ -160,12 +166,19 @@ def _train_seed(
 
 
 def _load_best(outcome: Outcome, config: Config, topology: Topology) -> Checkpoint:
-    """Give the engine the weights that validated best."""
-    found = [outcome.best.step if outcome.best else config.training.max_steps]
+    """Give the engine the weights that validated best, of those that are whole."""
+    folder = Path(config.run.directory) / "checkpoints"
+    assert config.training.max_steps is not None, "the configuration is not resolved yet"
+    steps = outcome.best_first or [config.training.max_steps]
+    found = [[path for step in steps if (path := step_path(folder, step)).is_dir()]]
     dist.broadcast_object_list(found, src=0)
-    assert found[0] is not None, "the configuration is not resolved yet"
-    path = step_path(Path(config.run.directory) / "checkpoints", found[0])
-    checkpoint = together(lambda: open_whole(path) if topology.is_main else Checkpoint.open(path))
+
+    def opened(path: Path) -> Checkpoint:
+        return together(lambda: open_whole(path) if topology.is_main else Checkpoint.open(path))
+
+    checkpoint = first_valid(found[0], warner(topology), opened)
+    if checkpoint is None:
+        raise CheckpointError(f"{folder}: its checkpoints are gone; start again")
     outcome.engine.state().load(checkpoint)
     return checkpoint
 
@@ -227,7 +240,7 @@ def _describe(inputs: Inputs) -> str:
     splits, longest = inputs.splits.encoded, inputs.config.model.sequence_length
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     full = sum(int((split.lengths == longest).sum()) for split in splits.values())
-    cut = f"; {full:,} fill model.sequence_length {longest}, and are cut there" if full else ""
+    cut = f"; {full:,} fill model.sequence_length {longest}, or were cut to it" if full else ""
     return f"{inputs.task.name}: {counts} examples{cut}"
 
 
@@ -300,5 +313,5 @@ def _tokenizer_folder(config: Config) -> Path:
         raise ConfigError(
             "data.tokenizer: not given; without model.source, give a folder that has a tokenizer"
         )
-    path = Path(config.data.tokenizer)
+    path = model_path(Path(config.data.tokenizer))
     return newest_path(path) or path

@@ -59,7 +59,7 @@ class RunFacts(_Record):
     examples: dict[str, PositiveInt]
     """By split that was scored."""
     max_steps: PositiveInt
-    hyperparameters: dict[str, float | int | str] = {}
+    hyperparameters: dict[str, float | int | str | tuple[float, ...]] = {}
     """Keys of the configuration that decide a score beside those above, by their dotted names."""
     versions: dict[str, str]
     paper: dict[str, float]

@@ -40,6 +40,11 @@ def open_source(config: Config, runs: Sequence[Config]) -> OpenedSource:
     path = recorded if recorded and same else given
     if checkpoint and all(begun):
         return OpenedSource(_with_source(config, path), describe_checkpoint(checkpoint), None)
+    if same and not path.exists():
+        raise ModelError(
+            f"model.source: {path}, from which seeds of this run began, is gone, and others have "
+            "not begun; give another run.directory, and a source that stays (checkpoint.keep_every)"
+        )
     try:
         opened = open_model(path)
         unused = _new_tokens(opened) if config.task else ()

@@ -297,9 +297,57 @@ def test_another_experiment_in_the_same_directory_is_refused(
         ({"model.transferred_layers": 1}, "model.transferred_layers: None there, 1 here"),
         ({"objective.auxiliary_weight": 0}, "objective.auxiliary_weight: 0.5 there, 0.0 here"),
         ({"training.max_steps": 4}, "training.max_steps: 6 steps made, 4 here"),
+        ({"optimizer.learning_rate": 0.5}, "optimizer.learning_rate: 0.001 there, 0.5 here"),
+        ({"schedule.shape": "constant"}, "schedule.shape: 'linear' there, 'constant' here"),
+        ({"training.precision": "bf16"}, "training.precision: 'fp32' there, 'bf16' here"),
     ):
         for message in process_group(2).run(refusal, path, first | change):
             assert expected in message
     assert (tmp_path / "results.json").read_bytes() == before
     process_group(2).run(finetune, path, first)
     assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_where_the_best_weights_are_damaged_the_next_best_are_taken(
+    process_group, task_folder, source, tmp_path
+):
+    path = task_folder / "similarity.yaml"
+    settings = {"model.source": source, "run.directory": tmp_path, "validation.interval": 1}
+    settings |= {"checkpoint.keep": 6, "optimizer.learning_rate": 3e-2}
+    process_group(2).run(finetune, path, settings)
+    scores = {
+        row["step"]: row["dev_pearson"] for row in read_rows(tmp_path) if "dev_pearson" in row
+    }
+    best, following = sorted(range(1, 7), key=lambda step: -scores[step])[:2]
+    assert best != 6, "a newest one that is damaged is trained again"
+    (tmp_path / f"checkpoints/step-{best:08d}/rank-00000.safetensors").write_bytes(b"")
+    process_group(2).run(finetune, path, settings)
+    (seed,) = json.loads((tmp_path / "results.json").read_text())["seeds"]
+    assert seed["best_step"] == following
+    assert seed["scores"]["dev"]["pearson"] == pytest.approx(scores[following], abs=1e-6)
+
+
+def test_seeds_that_start_anew_set_the_results_of_the_old_aside(
+    process_group, task_folder, source, tmp_path
+):
+    path = task_folder / "classification.yaml"
+    settings = {"model.source": source, "run.directory": tmp_path, "training.max_steps": 1}
+    process_group(1).run(finetune, path, settings | {"run.seeds": [1]})
+    before = (tmp_path / "results.json").read_bytes()
+    anew = settings | {"run.seeds": [2], "training.resume": "never"}
+    process_group(1).run(finetune, path, anew)
+    assert (tmp_path / "earlier-1/results.json").read_bytes() == before
+    assert (tmp_path / "earlier-1/model/task.json").is_file()
+
+
+def test_a_source_that_later_seeds_need_is_named(process_group, task_folder, source, tmp_path):
+    path = task_folder / "classification.yaml"
+    base = {"model.source": source, "run.directory": tmp_path / "base", "training.max_steps": 1}
+    process_group(1).run(finetune, path, base)
+    checkpoints = tmp_path / "base/checkpoints"
+    settings = {"model.source": checkpoints, "training.max_steps": 1}
+    settings |= {"run.directory": tmp_path / "run"}
+    process_group(1).run(finetune, path, settings | {"run.seeds": [1]})
+    (checkpoints / "step-00000001").rename(checkpoints / "step-00000002")
+    (message,) = process_group(1).run(refusal, path, settings | {"run.seeds": [1, 2]})
+    assert f"{checkpoints}/step-00000001, from which seeds of this run began, is gone" in message
