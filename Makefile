@@ -24,13 +24,17 @@ demo: install
 	rm -rf $(DEMO)
 	python -m data_prep build data_prep/sample_books --output $(DEMO)/tokens --vocab-size 4096
 	python -m data_prep verify $(DEMO)/tokens
-	@echo "The first half, layers shared by two processes:"
+	@echo "Layers shared by two processes, interrupted after the checkpoint of step 200:"
 	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
-		run.directory=$(DEMO)/run parallel.tensor_parallel_size=2 \
-		training.max_steps=200 schedule.decay_steps=400
-	@echo "The second half, resumed with data parallel 2 and ZeRO 2:"
+		run.directory=$(DEMO)/run checkpoint.interval=100 parallel.tensor_parallel_size=2 \
+		& launcher=$$!; \
+	while [ ! -d $(DEMO)/run/checkpoints/step-00000200 ]; do \
+		kill -0 $$launcher && sleep 0.1 || exit 1; \
+	done; \
+	kill -TERM $$launcher; flock $(DEMO)/run/.lock true # which the run holds to its end
+	@echo "Resumed with data parallel 2 and ZeRO 2:"
 	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
-		run.directory=$(DEMO)/run parallel.zero_stage=2
+		run.directory=$(DEMO)/run checkpoint.interval=100 parallel.zero_stage=2
 	python launch/consolidate.py $(DEMO)/run --output $(DEMO)/model
 	python launch/evaluate.py $(DEMO)/model --tokens $(DEMO)/tokens
 	python launch/generate.py $(DEMO)/model --prompt "he looked at" --max-tokens 40

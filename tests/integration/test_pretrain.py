@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from gpt_dist.config_file import load_config
@@ -111,6 +112,28 @@ def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
     assert "resumed from" in finished.stderr
     steps = [row["step"] for row in read_rows(tmp_path) if "loss" in row]
     assert steps == list(range(1, int(line) + 3))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "number"), [("deepspeed", signal.SIGTERM), ("torchrun", signal.SIGKILL)]
+)
+def test_a_run_saves_and_ends_when_its_launcher_ends(launcher, number, token_folder, tmp_path):
+    settings = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
+    process = start(launcher, *settings, "validation.max_samples=1", "training.max_steps=100000")
+    wait_for_step(tmp_path, 5)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, console = process.communicate(timeout=60)
+    (line,) = re.findall(r"interrupted and saved at step (\d+)", console)
+    assert (tmp_path / f"checkpoints/step-{int(line):08d}/manifest.json").exists()
+    assert not psutil.wait_procs(started, timeout=10)[1]
+
+
+def test_a_directory_that_cannot_be_locked_is_refused(token_folder, tmp_path):
+    (tmp_path / ".lock").mkdir()
+    finished = launch("python", f"data.path={token_folder}", f"run.directory={tmp_path}")
+    assert finished.returncode == 2
+    assert f"error: run.directory: {tmp_path / '.lock'} cannot be locked" in finished.stderr
 
 
 def test_a_second_run_on_a_directory_in_use_is_refused(token_folder, tmp_path):
