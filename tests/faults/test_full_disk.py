@@ -70,18 +70,20 @@ def fill_disk() -> None:
 
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 def test_a_disk_that_is_full_once_the_ranks_files_are_written(token_folder, tmp_path, asynchronous):
-    """Only the first rank meets it; all must give up, and a restart with room goes on the same."""
+    """Only the first rank meets it; all must give up at once, and a restart with room goes on the
+    same."""
     settings = [f"{key}={value}" for key, value in SMALL.items()]
-    settings += [f"data.path={token_folder}", "training.max_steps=8", "checkpoint.interval=2"]
+    settings += [f"data.path={token_folder}", "training.max_steps=150", "checkpoint.interval=50"]
     settings += [f"checkpoint.asynchronous={asynchronous}"]
-    fault = Fault("open", r"/\.step-00000004\.partial/manifest\.json$", fill_disk)
+    fault = Fault("open", r"/\.step-00000100\.partial/manifest\.json$", fill_disk)
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     ranks = Ranks(stopped, settings, {0: fault})
     assert ranks.wait() == [USER_ERROR] * 2, ranks.console
     for rank in range(2):
         assert f"error: rank {rank}: " in ranks.console
-    assert ranks.console.count("step-00000004: not written (rank 0: [Errno 28] No space left") == 2
-    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-00000002"]
+    assert ranks.console.count("step-00000100: not written (rank 0: [Errno 28] No space left") == 2
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-00000050"]
+    assert read_rows(stopped)[-1]["step"] < 150, "reported by the next save only"
     run_to_its_end(stopped, settings)
     run_to_its_end(whole, settings)
     assert_same(read_rows(stopped), read_rows(whole), 0.0)
