@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from gpt_dist.data.tokenizer import SentencePieceTokenizer
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
-from tests.runs import start
+from tests.runs import start, train
 
 transformers = pytest.importorskip("transformers")
 
@@ -84,3 +85,47 @@ def test_the_command_needs_no_launcher(process_group, token_folder, tmp_path):
     again = subprocess.run([*command, str(tmp_path / "model")], capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ")
+
+
+CONSOLIDATE = """
+import re, runpy, sys, threading, time
+from pathlib import Path
+import gpt_dist.inference.task_model
+
+def used():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", status)[1])
+
+def watch():
+    while True:
+        seen.append(used())
+        time.sleep(0.001)
+
+seen = [used()]
+threading.Thread(target=watch, daemon=True).start()
+sys.argv[:1] = []
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(max(seen) - seen[0], len(seen))
+"""
+"""Runs a script; then prints how much memory, but for mapped files, it took beside its imports,
+and how often that was looked at."""
+
+
+def test_consolidation_holds_a_tensor_at_a_time(process_group, token_folder, tmp_path):
+    settings = SMALL | {"data.path": token_folder, "training.max_steps": 1}
+    settings |= {"model.num_layers": 12, "model.hidden_size": 384, "model.num_heads": 4}
+    settings |= {"validation.max_samples": 1, "parallel.tensor_parallel_size": 2}
+    process_group(2).run(train, settings, tmp_path / "run")
+    command = [sys.executable, "-c", CONSOLIDATE, "launch/consolidate.py", str(tmp_path / "run")]
+    finished = subprocess.run(
+        [*command, "--output", str(tmp_path / "model")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    peak, looks = map(int, finished.stdout.split()[-2:])
+    largest, weights = 4 * 384 * 384 * 4, (tmp_path / "model/model.safetensors").stat().st_size
+    assert looks > 50
+    assert peak < 12 * largest < weights / 3
