@@ -196,7 +196,8 @@ class SplitConfig(Section):
     columns: dict[str, Column | list[Column]] | None = None
     """As in `task`, where this file is made otherwise."""
     submission: str | None = None
-    """Name of the prediction file in GLUE's form, for a split without labels."""
+    """Name of the prediction file in GLUE's form, `….tsv`, for a split without labels. Left out, it
+    is that of the split."""
 
 
 class ZeroShotConfig(Section):

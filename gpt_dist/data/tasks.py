@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _LARGEST = 3e38
 """Scores are kept in fp32."""
 
 _OPTIONAL = ("question", "label", "id")
+_SPLIT_NAME = re.compile(r"train|(dev|test)(_[\w.-]+)?")
 
 Columns = dict[str, list[Column]]
 
@@ -103,6 +105,7 @@ def check_task(folder: Path, task: TaskConfig) -> None:
     Raises ConfigError naming the key, or DataError naming the file; `test` files may be missing.
     """
     _check_splits(task)
+    _check_submissions(task)
     _check_labels(task)
     for name in task.splits:
         _check_columns(task, name)
@@ -143,14 +146,25 @@ def write_submission(
     """Write predictions in GLUE's form, `index` and `prediction`, and return the file.
 
     It has the split's `submission` name, or else the split's. A prediction is the number of a class
-    or choice, written as task.labels names it, or a score.
+    or choice, written as task.labels names it, or a score. Raises DataError where the file cannot
+    be written.
     """
-    path = folder / (_split(task, split).submission or f"{split}.tsv")
+    path = folder / _submission(task, split)
     lines = ["index\tprediction"]
     for example, prediction in zip(examples, predictions, strict=True):
         lines.append(f"{example.id}\t{_named(task, prediction)}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); make room or correct its permissions, "
+            "and start the run again, which goes on from its last checkpoint"
+        ) from None
     return path
+
+
+def _submission(task: TaskConfig, split: str) -> str:
+    return _split(task, split).submission or f"{split}.tsv"
 
 
 def _named(task: TaskConfig, prediction: int | float) -> str:
@@ -290,8 +304,11 @@ def _columns(task: TaskConfig, split: SplitConfig) -> Columns:
 
 def _check_splits(task: TaskConfig) -> None:
     for name in task.splits:
-        if name != "train" and name.partition("_")[0] not in ("dev", "test"):
-            raise ConfigError(f"task.splits.{name}: not train, dev, dev_…, test or test_…")
+        if not _SPLIT_NAME.fullmatch(name):
+            raise ConfigError(
+                f"task.splits.{name}: not train, dev, dev_…, test or test_…, with letters, digits, "
+                "_, - and . behind; rename it"
+            )
     if "train" not in task.splits:
         raise ConfigError(f"task.splits: no train; it has {', '.join(task.splits) or 'nothing'}")
     named = [name for name in task.splits if name.startswith("dev")]
@@ -299,6 +316,20 @@ def _check_splits(task: TaskConfig) -> None:
         raise ConfigError(f"task.dev_fraction: task.splits names {named[0]} too; leave out one")
     if not named and not task.dev_fraction:
         raise ConfigError("task.splits: no dev or dev_…; name one, or set task.dev_fraction")
+
+
+def _check_submissions(task: TaskConfig) -> None:
+    owners: dict[str, str] = {}
+    for name in task.splits:
+        key, file = f"task.splits.{name}.submission", _submission(task, name)
+        if Path(file).name != file or not file.endswith(".tsv") or not file.isprintable():
+            raise ConfigError(
+                f"{key}: {file!r} is not a plain file name that ends in .tsv; give one such "
+                f"as {name}.tsv"
+            )
+        if file in owners:
+            raise ConfigError(f"{key}: {file!r} is {owners[file]}'s too; give each its own")
+        owners[file] = name
 
 
 def _check_columns(task: TaskConfig, name: str) -> None:

@@ -473,6 +473,16 @@ def test_a_split_that_is_not_there(tmp_path):
 
 
 PAIR = {"text": "review", "hypothesis": "more", "label": "stars"}
+FILES = {"train": "train.csv", "dev": "dev.csv"}
+
+
+def submissions(first: str, second: str | None = None) -> dict[str, Any]:
+    """Two splits to be predicted, by the names of their files of predictions."""
+    tests = {
+        name: {"path": f"{name}.csv", "submission": submission}
+        for name, submission in (("test", first), ("test_2", second))
+    }
+    return {"splits": FILES | tests}
 
 
 @pytest.mark.parametrize(
@@ -481,6 +491,14 @@ PAIR = {"text": "review", "hypothesis": "more", "label": "stars"}
         ({"splits": {"dev": "dev.csv"}}, "task.splits: no train; it has dev"),
         ({"splits": {"train": "train.csv"}}, "task.splits: no dev or dev_"),
         ({"splits": {"train": "train.csv", "valid": "dev.csv"}}, "task.splits.valid: not train"),
+        ({"splits": FILES | {"test_a/b": "t"}}, "task.splits.test_a/b: not .*; rename it"),
+        ({"splits": FILES | {"dev_": "d"}}, "task.splits.dev_: not .*; rename it"),
+        (submissions("out/x.tsv"), "test.submission: 'out/x.tsv' is not .* such as test.tsv"),
+        (submissions(".."), "test.submission: '..' is not a plain file name"),
+        (submissions("x\0.tsv"), r"test.submission: 'x.x00.tsv' is not a plain file name"),
+        (submissions("x.txt"), "test.submission: 'x.txt' is not .* ends in .tsv"),
+        (submissions("x.tsv", "x.tsv"), "test_2.submission: 'x.tsv' is test's too; give each"),
+        (submissions("test_2.tsv"), "test_2.submission: 'test_2.tsv' is test's too"),
         ({"dev_fraction": 0.1}, "task.dev_fraction: task.splits names dev too"),
         ({"columns": {"label": "stars"}}, "task.columns: no text, which classification needs"),
         ({"columns": {"text": "review"}}, "task.columns: no label, which .* needs in train"),
@@ -541,6 +559,15 @@ def test_predictions_of_other_tasks(tmp_path):
     )
     unbounded = official("stsb").model_copy(update={"score_range": None})
     assert predict(tmp_path, unbounded, "test", [-7.25])[1].endswith("10\t-7.25\n")
+
+
+def test_predictions_that_cannot_be_written_are_named(tmp_path):
+    with pytest.raises(
+        DataError,
+        match=r"absent/CoLA\.tsv: cannot be written \(No such file.*; make room or correct its "
+        "permissions, and start the run again, which goes on from its last checkpoint",
+    ):
+        predict(tmp_path / "absent", official("cola"), "test", [1])
 
 
 @needs_tasks
