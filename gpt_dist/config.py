@@ -244,7 +244,8 @@ class TaskConfig(Section):
     """What decides which weights are kept, and what the table shows. Of f1, the second of two
     labels is the positive one."""
     paper: dict[str, float] = {}
-    """What the paper reports, in per cent, by split; `dev` is all of them."""
+    """What the paper reports of `metric`, in per cent, by split; `dev` is all of them. Another
+    metric on the command line drops it."""
     zero_shot: ZeroShotConfig | None = None
     """How a model that was not fine-tuned classifies a text (section 5 of the paper). Multiple
     choice needs none: it takes the choice of highest average log-probability."""

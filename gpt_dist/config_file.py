@@ -50,7 +50,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     Raises ConfigError with the dotted name, the value and the remedy.
     """
     values = _read_yaml(path)
-    for override in overrides:
+    # What takes another key out goes first: the command line may give that key too.
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0] not in _REPLACED):
         _apply(values, override)
     if values.get("task") is not None:
         _fill_in_fine_tuning(values)
@@ -78,13 +79,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-_ALTERNATIVES = {
+_REPLACED = {
     "training.max_steps": "training.epochs",
     "training.epochs": "training.max_steps",
     "schedule.warmup_steps": "schedule.warmup_fraction",
     "schedule.warmup_fraction": "schedule.warmup_steps",
+    "task.metric": "task.paper",
 }
-"""Two ways to say the same: what the command line says stands for what the file says of it."""
+"""A new value of a key on the command line takes another out of the file: one that says the same in
+another way, or that holds for the old value only."""
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -104,9 +107,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             place = ".".join(outer[:depth])
             raise ConfigError(f"{place}: expected keys and values, found {section!r}")
+    if name in _REPLACED and value not in (None, section.get(key)):
+        section.pop(_REPLACED[name].rpartition(".")[2], None)
     section[key] = value
-    if name in _ALTERNATIVES and value is not None:
-        section.pop(_ALTERNATIVES[name].rpartition(".")[2], None)
 
 
 def _fill_in_fine_tuning(values: dict[str, Any]) -> None:
@@ -116,7 +119,7 @@ def _fill_in_fine_tuning(values: dict[str, Any]) -> None:
         if values.get(section) is None:
             values[section] = {}
         given = values[section]
-        other = _ALTERNATIVES.get(name, name).rpartition(".")[2]
+        other = _REPLACED.get(name, name).rpartition(".")[2]
         if isinstance(given, dict) and key not in given and other not in given:
             given[key] = value
 

@@ -102,6 +102,16 @@ def test_what_a_task_leaves_out_is_the_paper_s_of_fine_tuning(tmp_path):
     assert (own.schedule.warmup_steps, own.schedule.warmup_fraction) == (1, None)
 
 
+def test_the_paper_s_figures_go_with_their_metric(tmp_path):
+    text = TASK.replace("metric: accuracy", "metric: f1, paper: {dev: 82.3}")
+    assert load(tmp_path, text).task.paper == {"dev": 82.3}
+    assert load(tmp_path, text, "task.metric=f1").task.paper == {"dev": 82.3}
+    assert load(tmp_path, text, "task.metric=accuracy").task.paper == {}
+    both = ["task.metric=accuracy", "task.paper.dev=75"]
+    assert load(tmp_path, text, *both).task.paper == {"dev": 75}
+    assert load(tmp_path, text, *reversed(both)).task.paper == {"dev": 75}
+
+
 def test_a_key_below_a_key_can_be_set(tmp_path):
     config = load(tmp_path, TASK, "task.columns.text=c", "task.splits.dev.path=d.csv")
     assert config.task.columns == {"text": "c", "label": "b"}
