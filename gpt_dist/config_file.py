@@ -113,14 +113,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _fill_in_fine_tuning(values: dict[str, Any]) -> None:
-    """What is left out of a configuration with a task is the paper's of fine-tuning."""
+    """What is left out of a configuration with a task, or null, is the paper's of fine-tuning."""
     for name, value in FINE_TUNING_DEFAULTS.items():
         section, _, key = name.partition(".")
         if values.get(section) is None:
             values[section] = {}
         given = values[section]
+        if not isinstance(given, dict):
+            continue
         other = _REPLACED.get(name, name).rpartition(".")[2]
-        if isinstance(given, dict) and key not in given and other not in given:
+        if given.get(key) is None and given.get(other) is None:
+            given.pop(other, None)
             given[key] = value
 
 

@@ -102,6 +102,17 @@ def test_what_a_task_leaves_out_is_the_paper_s_of_fine_tuning(tmp_path):
     assert (own.schedule.warmup_steps, own.schedule.warmup_fraction) == (1, None)
 
 
+@pytest.mark.parametrize("section", ["training: {max_steps: 200}", "training: {epochs: 9}"])
+def test_a_length_of_null_is_not_given(tmp_path, section):
+    text = f"{TASK}\n{section}\nschedule: {{warmup_steps: 5}}"
+    nulls = ("training.max_steps=null", "training.epochs=null", "schedule.warmup_steps=null")
+    config = load(tmp_path, text, *nulls)
+    assert (config.training.max_steps, config.training.epochs) == (None, 3)
+    assert config.schedule.warmup_fraction == 0.002
+    resolved = resolve(config, world_size=1, vocab_size=400, samples=320)
+    assert (resolved.training.max_steps, resolved.schedule.warmup_steps) == (30, 0)
+
+
 def test_the_paper_s_figures_go_with_their_metric(tmp_path):
     text = TASK.replace("metric: accuracy", "metric: f1, paper: {dev: 82.3}")
     assert load(tmp_path, text).task.paper == {"dev": 82.3}
