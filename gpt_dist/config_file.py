@@ -140,6 +140,8 @@ def _explain(error: ValidationError | TypeError, path: Path) -> str:
             what = "not given, and there is no default"
         else:
             what = f"{problem['msg']}, not {problem['input']!r}"
+            if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
+                what += "; quote it"
         wrong.setdefault(".".join(map(str, location)), []).append(what)
     # Where a value may be of several types, one that fits but for a key is the one that was meant.
     outer = {name for name in wrong if any(other.startswith(f"{name}.") for other in wrong)}

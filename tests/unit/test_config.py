@@ -71,6 +71,9 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
             "task.splits={dev: {path: x, colums: {}}}",
             r"task\.splits\.dev\.colums: unknown key; did you mean task\.splits\.dev\.columns",
         ),
+        ("task.labels=[0, 'b']", r"task\.labels\.0: .*valid string, not 0; quote it"),
+        ("task.columns={text: 1.5}", r"task\.columns\.text: .* valid array, not 1\.5; quote it"),
+        ("task.name=true", r"task\.name: .*valid string, not True; quote it"),
         ("data.path=[unclosed", r"data\.path: '\[unclosed' is not a YAML value"),
     ],
 )
