@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gpt_dist.config import Column, TaskConfig
 from gpt_dist.errors import DataError
@@ -111,6 +111,8 @@ def _records(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[int, l
 
 def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            raise DataError(f"{path}, line {number}: the line is blank; remove it")
         yield Row(f"{path}, line {number}", _json_object(line.rstrip("\r\n"), path, number))
 
 
@@ -143,17 +145,22 @@ def _passages(folder: Path) -> Iterator[Row]:
 
 def _json_object(text: str, path: Path, line: int) -> dict[Column, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         number = line + error.lineno - 1
         raise DataError(f"{path}, line {number}: not JSON ({error.msg}); mend the line") from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # NaN, or a number of thousands of digits
         raise DataError(f"{path}, line {line}: not JSON ({error}); mend the line") from None
     except RecursionError:
         raise DataError(f"{path}, line {line}: JSON too deep; mend the line") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}, line {line}: expected {{…}}, found {text[:40]!r}; mend the line")
     return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Of NaN, Infinity and -Infinity, which Python's reader takes for numbers."""
+    raise ValueError(f"{name} is no value of JSON")
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -438,6 +438,13 @@ JSON = {"format": "jsonl"}
         (JSON, b"", "no examples in it"),
         (JSON, b'{"review": "a", "stars": "bad"}\n{"review": "a"\n', "line 2: not JSON"),
         (JSON, b'{"review": "a", "stars": "bad"}\n["a"]\n', "line 2: expected {"),
+        (JSON, b'{"review": NaN, "stars": "bad"}\n', r"line 1: not JSON \(NaN .*; mend the line"),
+        (JSON, b'{"review": "a", "x": [-Infinity]}\n', r"line 1: not JSON \(-Infinity "),
+        (
+            JSON,
+            b'{"review": "a", "stars": "bad"}\n \n{"review": "b", "stars": "bad"}\n',
+            "line 2: the line is blank; remove it",
+        ),
         (JSON, b'{"review": "a"}\n', "line 1: no 'stars', only 'review'"),
         (JSON, b'{"review": "a", "stars": null}\n', "line 1: unknown label ''"),
         (JSON, b'{"review": "a", "stars": true}\n', "line 1: unknown label 'true'"),
