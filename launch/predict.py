@@ -24,12 +24,12 @@ def main() -> None:
     parser = model_parser(__doc__ or "", EXAMPLE, "the `model` folder of a fine-tuning run")
     parser.add_argument(
         "input",
-        type=Path,
+        type=_input,
         nargs="?",
         default=STANDARD_INPUT,
         metavar="FILE",
         help="an object a line: text; premise, hypothesis; a, b; or context, question, choices, as "
-        "the task has it (default: standard input)",
+        "the task has it (default, and -: standard input)",
     )
     parser.add_argument(
         "--batch-size", type=positive, default=16, metavar="N", help="examples at once (default 16)"
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     launch = discover_launch(os.environ)
     if arguments.input == STANDARD_INPUT and launch.world_size > 1:
-        raise ConfigError("FILE: not given; several processes cannot share the standard input")
+        raise ConfigError("FILE: several processes cannot share the standard input; give a file")
     opened = open_task_model(arguments.model)
     split = encode(opened, read_unlabelled(arguments.input, opened.task))
     evaluate, topology = load_task_model(opened, launch, arguments.tensor_parallel_size)
@@ -48,6 +48,10 @@ def main() -> None:
             print(json.dumps(prediction))
         print(f"{len(scores)} predictions by {arguments.model}", file=sys.stderr)
     disconnect()
+
+
+def _input(text: str) -> Path:
+    return STANDARD_INPUT if text == "-" else Path(text)
 
 
 if __name__ == "__main__":

@@ -110,9 +110,19 @@ def test_predictions_of_the_kept_model(finished, task):
     right = [one["label"] == label for one, (_, label) in zip(predictions, lines, strict=True)]
     results = json.loads((finished / "results.json").read_text())
     assert sum(right) / len(right) == pytest.approx(results["median"]["dev"]["accuracy"])
+    named = run("launch/predict.py", str(finished / "model"), "-", given=given)
+    assert (named.returncode, named.stdout) == (0, done.stdout)
     for one in predictions:
         assert sum(one["probabilities"].values()) == pytest.approx(1)
         assert one["probabilities"][one["label"]] == max(one["probabilities"].values())
+
+
+def test_several_processes_need_a_file(finished, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    done = run("launch/predict.py", str(finished / "model"), "-", given='{"text": "a"}\n')
+    assert done.returncode == 2
+    assert "FILE: several processes cannot share the standard input; give a file" in done.stderr
 
 
 def test_evaluation_gives_the_kept_score(finished, task):
