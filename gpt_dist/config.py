@@ -224,7 +224,8 @@ class TaskConfig(Section):
     columns: dict[str, Column | list[Column]] = {}
     """Where a role is found: `text`; `premise`, `hypothesis`; `a`, `b`; `context`, `question`
     (optional), `choices`; and `label`, `id` (optional). Several columns of one role are joined by a
-    space, but `choices` are one each, or a list in one column."""
+    space, but `choices` are one each, or a list in one column; where a row has fewer than the
+    others, but two at least, its last columns are blank."""
     splits: dict[str, str | SplitConfig]
     """Files below data.path: `train`; those evaluated, named `dev` or `dev_…`; those predicted,
     named `test` or `test_…`, which need not be there."""

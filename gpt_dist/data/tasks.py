@@ -220,9 +220,13 @@ def _choices(row: Row, columns: list[Column], labels: list[str] | None) -> tuple
             f"{row.where}: {columns[0]!r} is {values!r:.40}, not a list of two choices or more; "
             "name a column that holds lists, or several columns"
         )
-    if labels is not None and len(values) > len(labels):
-        raise DataError(f"{row.where}: {len(values)} choices, but task.labels names {len(labels)}")
-    return tuple(_text([_as_string(row, columns[0], value)]) for value in values)
+    choices = [_text([_as_string(row, columns[0], value)]) for value in values]
+    # Of several columns, a row of fewer choices leaves the last ones blank.
+    while len(columns) > 1 and len(choices) > 2 and not choices[-1]:
+        choices.pop()
+    if labels is not None and len(choices) > len(labels):
+        raise DataError(f"{row.where}: {len(choices)} choices, but task.labels names {len(labels)}")
+    return tuple(choices)
 
 
 def _label(row: Row, named: str, task: TaskConfig, num_choices: int) -> int | float:

@@ -402,6 +402,47 @@ def test_json_lines_with_any_number_of_choices(tmp_path):
         read_split(tmp_path, task, "train")
 
 
+def quiz(**keys: Any) -> TaskConfig:
+    """Multiple choice whose choices have a column each."""
+    defaults = {
+        "form": "multiple_choice",
+        "columns": {"context": "q", "choices": ["A", "B", "C", "D"], "label": "right"},
+        "labels": ["A", "B", "C", "D"],
+    }
+    return sentiment(**defaults | keys)
+
+
+def test_blank_last_columns_of_choices_are_choices_that_a_row_has_not(tmp_path):
+    header = "q,A,B,C,D,right"
+    put(tmp_path, "train.csv", header, "Sum?,3,4,,,B", "Day?,Mo,Tu,We, ,C", "?,a,b,c,d,D")
+    train = read_split(tmp_path, quiz(), "train")
+    assert [example.choices for example in train] == [("3", "4"), ("Mo", "Tu", "We"), tuple("abcd")]
+    assert labels(train) == [1, 2, 3]
+    put(tmp_path, "train.csv", header, "Sum?,3,4,,,C")
+    with pytest.raises(DataError, match=r"train\.csv, line 2: unknown label 'C', not one of A, B;"):
+        read_split(tmp_path, quiz(), "train")
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        ("Sum?,3,,,,A", ("3", "")),
+        ("Sum?,3,,4,,A", ("3", "", "4")),
+        ("Sum?,,3,4,5,A", ("", "3", "4", "5")),
+        ("Sum?,,,,,A", ("", "")),
+    ],
+)
+def test_a_blank_choice_before_others_and_fewer_than_two_are_errors(tmp_path, row, kept):
+    put(tmp_path, "train.csv", "q,A,B,C,D,right", row)
+    with pytest.raises(DataError, match=r"train\.csv, line 2: the choice is empty"):
+        read_split(tmp_path, quiz(), "train")
+    unlabelled = {"context": "q", "choices": ["A", "B", "C", "D"]}
+    (example,) = read_split(
+        tmp_path, quiz(splits={"test": {"path": "train.csv", "columns": unlabelled}}), "test"
+    )
+    assert example.choices == kept  # every row needs a prediction
+
+
 JSON = {"format": "jsonl"}
 
 
