@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -100,12 +101,28 @@ def test_multiple_choice_cuts_the_context_alone_and_alike_for_all_choices():
     ]
 
 
-def test_no_room_for_the_answer_is_refused():
-    texts, choices = (words(10, 100), words(200, 5)), (words(300, 11), "w400")
-    assert len(sequences("multiple_choice", 20, texts, choices)[0]) == 20
-    example = Example(texts, (words(300, 12), "w400"), 0, "7", "train.jsonl, line 8")
-    with pytest.raises(DataError, match=r"^train\.jsonl, line 8: .* 17 tokens, .* no room .* 20;"):
-        Transformation("multiple_choice", Words(), 20).sequences(example)
+def test_no_room_for_the_answer_is_refused(tmp_path):
+    path = tmp_path / "train.jsonl"
+    texts = {"text": words(10, 100), "ask": words(200, 5), "is": 0}
+    rows = [texts | {"say": [words(300, longest), "w400"]} for longest in (11, 12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskConfig(
+        name="Quiz",
+        form="multiple_choice",
+        format="jsonl",
+        columns={"context": "text", "question": "ask", "choices": "say", "label": "is"},
+        splits={"train": path.name, "dev": path.name},
+        metric="accuracy",
+    )
+    fits, too_long = read_split(tmp_path, task, "train")
+    transformation = Transformation(task.form, Words(), 20)
+    assert [len(sequence) for sequence in transformation.sequences(fits)] == [20, 10]
+    with pytest.raises(DataError) as refused:
+        transformation.sequences(too_long)
+    assert str(refused.value) == (
+        f"{path}, line 2: question and longest choice are 17 tokens, which leaves no room for the "
+        "context in model.sequence_length 20; shorten them, or use a longer one"
+    )
 
 
 def test_a_context_too_short_for_two_texts_is_refused():
