@@ -628,7 +628,7 @@ def test_predictions_that_cannot_be_written_are_named(tmp_path):
         ("rte", "RTE", {"train": 2_490, "dev": 277}),
         ("stsb", "STS-B", {"train": 5_749, "dev": 1_500}),
         ("qnli", "QNLI", {"dev": 5_463}),
-        ("race", "RACE", {"dev_middle": 1_436, "dev_high": 3_451}),
+        ("race", "RACE", {"train": 5_343, "dev_middle": 1_436, "dev_high": 3_451}),
     ],
 )
 def test_official_counts(name, folder, counts):
@@ -643,9 +643,14 @@ def test_official_counts(name, folder, counts):
 
 
 @needs_tasks
-def test_race_dev_has_its_passages():
-    splits = [
-        read_split(TASKS / "RACE", official("race"), f"dev_{part}") for part in ("middle", "high")
-    ]
-    passages = {example.id.rpartition("/")[0] for split in splits for example in split}
-    assert len(passages) == 1_389
+@pytest.mark.parametrize(
+    ("splits", "count"), [(["train"], 1_500), (["dev_middle", "dev_high"], 1_389)]
+)
+def test_race_has_its_passages_and_every_question_of_them(splits, count):
+    task = official("race")
+    examples = [ex for name in splits for ex in read_split(TASKS / "RACE", task, name)]
+    assert len({example.id.rpartition("/")[0] for example in examples}) == count
+    folders = [TASKS / "RACE" / task.splits[name] for name in splits]
+    passages = [json.loads(p.read_bytes()) for folder in folders for p in folder.rglob("*.txt")]
+    assert len(passages) == count
+    assert len(examples) == sum(len(passage["questions"]) for passage in passages)
