@@ -15,6 +15,9 @@ FORMAT = "gpt_dist.model"
 VERSION = 1
 
 _LIMIT_BYTES = 2**22
+_READ_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".npy", ".bpe")
+"""Of files that a model or its tokenizer is read from, here or by transformers."""
+_REMEDY = f"or remove {CHECKSUMS_NAME} if you changed the folder on purpose"
 
 
 def write_checksums(folder: Path, probe_loss: float) -> None:
@@ -28,6 +31,7 @@ def write_checksums(folder: Path, probe_loss: float) -> None:
 def check_files(folder: Path) -> float | None:
     """Hash every stated file, and return the stated loss; ModelError names the first that differs.
 
+    So does one that is not stated and that a reader would take, perhaps in place of a stated one.
     A folder made elsewhere states nothing, and nothing is found amiss.
     """
     path = folder / CHECKSUMS_NAME
@@ -47,9 +51,16 @@ def check_files(folder: Path) -> float | None:
         if not file.is_file() or _describe(file) != stated:
             raise ModelError(
                 f"{file}: missing, or not as {CHECKSUMS_NAME} states it; copy the model folder "
-                f"again, or remove {CHECKSUMS_NAME} if you changed the folder on purpose"
+                f"again, {_REMEDY}"
             )
+    for file in sorted(folder.iterdir()):
+        if file.name not in {CHECKSUMS_NAME, *files} and _is_read(file):
+            raise ModelError(f"{file}: not listed in {CHECKSUMS_NAME}; remove it, {_REMEDY}")
     return loss
+
+
+def _is_read(file: Path) -> bool:
+    return file.suffix in _READ_SUFFIXES and not file.name.startswith(".")
 
 
 def _digest(content: dict[str, Any]) -> str:

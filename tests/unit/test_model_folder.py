@@ -263,6 +263,26 @@ def test_every_flipped_bit_and_truncation_is_refused(model_folders, tmp_path):
     read_all(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "added_tokens.json", "vocab.txt"])
+def test_a_planted_file_is_refused(model_folders, tmp_path, name):
+    folder = tmp_path / "model"
+    opened = open_model(model_folders["post"])
+    read = opened.tensors.__getitem__
+    write_model_folder(folder, opened.config, read, {}, shard_bytes=60_000)
+    (folder / "README.md").write_text("a good model")
+    (folder / ".listing.json").write_text("{}")
+    read_all(folder)
+    zeros = {
+        key: torch.zeros_like(x)
+        for key, x in to_hugging_face(opened.tensors, opened.config).items()
+    }
+    save_file(zeros, folder / name)
+    with pytest.raises(ModelError, match=rf"{folder / name}: not listed in checksums.json; remove"):
+        open_model(folder)
+    (folder / "checksums.json").unlink()
+    read_all(folder)
+
+
 def test_flipped_bits_of_the_header_are_refused_or_change_no_tensor(model_folders, tmp_path):
     folder = tmp_path / "model"
     copy_without_checksums(model_folders["post"], folder)
