@@ -109,7 +109,7 @@ def _open_pieces(folder: Path) -> list[NDArray[Any]]:
             piece = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(piece, np.ndarray) or piece.ndim != 1 or piece.dtype.kind != "f":
                 raise ValueError("not a vector of floating-point numbers")
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # noqa: BLE001 -- numpy hands a header to Python's parser
             reason = " ".join(str(error).split())
             raise ModelError(f"{path}: cannot be read ({reason}); {_REMEDY}") from None
         pieces.append(piece)

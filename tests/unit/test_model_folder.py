@@ -416,6 +416,22 @@ def test_released_weights_give_transformers_logits(process_group, tmp_path):
         assert (found - expected).abs().max() < TOLERANCE
 
 
+def test_damaged_headers_of_released_weights_are_refused_or_open(tmp_path):
+    write_released(tmp_path)
+    piece = tmp_path / "params_3.npy"
+    original = piece.read_bytes()
+    refused = 0
+    for bit in np.random.default_rng(0).integers(0, 8 * 200, 600).tolist():
+        data = bytearray(original)
+        data[bit // 8] ^= 1 << bit % 8
+        piece.write_bytes(data if bit % 3 else data[: bit // 8])
+        try:
+            open_model(tmp_path)
+        except ModelError:
+            refused += 1
+    assert refused > 200
+
+
 def shorten_piece(folder: Path) -> None:
     np.save(folder / "params_3.npy", np.load(folder / "params_3.npy")[:-1])
 
