@@ -1,17 +1,19 @@
-"""Small random models as folders, with a tokenizer made of the bundled books."""
+"""Small random models as folders, with a tokenizer made of the bundled books; damage to files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpt_dist.config import ModelConfig
 from gpt_dist.data.tokenizer import train_sentencepiece
 from gpt_dist.data.tokenizer_files import SENTENCEPIECE_NAME, tokenizer_files
+from gpt_dist.errors import GptDistError
 from gpt_dist.model import from_hugging_face, write_model_folder
 from gpt_dist.model.weights import hugging_face_names, hugging_face_shapes
 
@@ -54,6 +56,28 @@ def sample_tokenizer() -> bytes:
     return train_sentencepiece(
         (line for text in sample_texts() for line in text.split("\n")), VOCAB_SIZE
     )
+
+
+def count_refused(
+    file: Path, read: Callable[[], object], error: type[GptDistError], count: int, size: int = 2**40
+) -> int:
+    """How often `read` raises `error` where a bit is flipped, or all from it on cut off.
+
+    The bits are drawn from the first `size` bytes. Anything else that `read` raises is raised.
+    """
+    original = file.read_bytes()
+    refused = 0
+    bits = np.random.default_rng(0).integers(0, 8 * min(size, len(original)), count)
+    for bit in bits.tolist():
+        data = bytearray(original)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data if bit % 3 else data[: bit // 8])
+        try:
+            read()
+        except error:
+            refused += 1
+    file.write_bytes(original)
+    return refused
 
 
 def write_model_folders(parent: Path) -> dict[str, Path]:

@@ -108,6 +108,9 @@ def read_tokenizer_json(path: Path) -> BytePairTokenizer:
         model, added = values["model"], values.get("added_tokens") or []
         if model["type"] != "BPE":
             raise ValueError(f"a model of type {model['type']}, not BPE")
+        if prefix := model.get("continuing_subword_prefix"):
+            # No GPT has one; where a token is shorter, the library panics past `except Exception`.
+            raise ValueError(f"continuing_subword_prefix is {prefix!r}; only null can be opened")
         merges = [
             merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
         ]

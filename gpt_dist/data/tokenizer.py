@@ -64,7 +64,8 @@ class SentencePieceTokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
             ids = [self._processor.piece_to_id(token) for token in SPECIAL_TOKENS]
             known = all(self._processor.is_control(index) for index in ids)
-        except (OSError, RuntimeError) as error:
+            pieces = [self._processor.id_to_piece(i) for i in range(len(self._processor))]
+        except (OSError, RuntimeError, ValueError) as error:  # a piece may be no UTF-8
             raise DataError(
                 f"{model}: cannot be read as a sentencepiece model ({error}); "
                 "prepare the token folder again"
@@ -75,17 +76,18 @@ class SentencePieceTokenizer:
                 "train the tokenizer with `python -m data_prep build`"
             )
         self.end_of_text, self.start, self.delimiter, self.extract = ids
-        self.vocab_size: int = self._processor.get_piece_size()
+        self.vocab_size = len(pieces)
         self.full_vocab_size = self.vocab_size
-        self.lowercases = not any(map(self._has_capital, range(self.vocab_size)))
+        self.lowercases = not any(
+            piece != piece.lower() for index, piece in enumerate(pieces) if self._is_text(index)
+        )
 
-    def _has_capital(self, index: int) -> bool:
-        """Whether a piece of text, not a byte or reserved token, holds a capital letter."""
+    def _is_text(self, index: int) -> bool:
+        """Whether a token is a piece of text: not a byte, and not reserved."""
         processor = self._processor
-        if processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index):
-            return False
-        piece: str = processor.id_to_piece(index)
-        return piece != piece.lower()
+        return not (
+            processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index)
+        )
 
     def encode(self, text: str) -> Ids:
         """Ids (int32 vector) of `text`; memory beyond the result does not grow with its length."""

@@ -23,7 +23,7 @@ from gpt_dist.inference.model import open_model, save_model
 from gpt_dist.model import GPT, ModelFolder, load_model, to_hugging_face, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import VOCAB_SIZE, sample_texts, write_model_folders
+from tests.models import VOCAB_SIZE, count_refused, sample_texts, write_model_folders
 
 transformers = pytest.importorskip("transformers")
 
@@ -416,20 +416,10 @@ def test_released_weights_give_transformers_logits(process_group, tmp_path):
         assert (found - expected).abs().max() < TOLERANCE
 
 
-def test_damaged_headers_of_released_weights_are_refused_or_open(tmp_path):
+def test_a_damaged_header_of_released_weights_is_refused_or_opens(tmp_path):
     write_released(tmp_path)
     piece = tmp_path / "params_3.npy"
-    original = piece.read_bytes()
-    refused = 0
-    for bit in np.random.default_rng(0).integers(0, 8 * 200, 600).tolist():
-        data = bytearray(original)
-        data[bit // 8] ^= 1 << bit % 8
-        piece.write_bytes(data if bit % 3 else data[: bit // 8])
-        try:
-            open_model(tmp_path)
-        except ModelError:
-            refused += 1
-    assert refused > 200
+    assert 200 < count_refused(piece, lambda: open_model(tmp_path), ModelError, 600, 200) < 600
 
 
 def shorten_piece(folder: Path) -> None:

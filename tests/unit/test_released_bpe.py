@@ -11,7 +11,7 @@ import pytest
 from gpt_dist.data.released_bpe import BytePairTokenizer, read_gpt2, read_openai_gpt
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_files
 from gpt_dist.errors import DataError
-from tests.models import sample_texts
+from tests.models import count_refused, sample_texts
 
 transformers = pytest.importorskip("transformers")
 
@@ -136,12 +136,37 @@ def test_merges_beyond_the_vocabulary_are_refused(tmp_path):
         {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]},
         {"type": "BPE", "vocab": {"a": 0, "b": 4_000_000_000}, "merges": []},
         {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []},
+        {
+            "type": "BPE",
+            "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": [["a", "b"]],
+            "continuing_subword_prefix": "#####",
+        },
     ],
 )
 def test_an_unsuitable_tokenizer_json_is_refused(tmp_path, model):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
     with pytest.raises(DataError, match="copy the tokenizer again"):
         open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ["tokenizer.json", "vocab.json", "merges.txt"])
+def test_a_damaged_file_is_refused_or_opens(tmp_path, damaged):
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(sample_texts(), 400)
+    if damaged == "tokenizer.json":
+        trained.save(str(tmp_path / damaged))
+    else:
+        trained.save_model(str(tmp_path))
+
+    def use_all() -> None:
+        tokenizer = open_tokenizer(tmp_path)
+        tokenizer.decode(tokenizer.encode("the cat sat."))
+        tokenizer_files(tmp_path)
+
+    assert 200 < count_refused(tmp_path / damaged, use_all, DataError, 400) < 400
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):

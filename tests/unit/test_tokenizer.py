@@ -6,6 +6,9 @@ import pytest
 import sentencepiece
 
 from gpt_dist.data.tokenizer import SentencePieceTokenizer
+from gpt_dist.data.tokenizer_files import tokenizer_files
+from gpt_dist.errors import DataError
+from tests.models import count_refused, sample_tokenizer
 
 LONG = "the miner said nothing and looked at the fire " * 60
 
@@ -29,3 +32,14 @@ def test_ids_are_sentencepieces_own(token_folder, text):
     whole = sentencepiece.SentencePieceProcessor(model_file=str(model))
     expected = whole.encode(text.replace("\n", "\n "))
     assert SentencePieceTokenizer(model).encode(text).tolist() == expected
+
+
+def test_a_damaged_model_is_refused_or_opens_whole(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(sample_tokenizer())
+
+    def use_all() -> None:
+        tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model")
+        tokenizer.decode(range(tokenizer.vocab_size))
+        tokenizer_files(tmp_path)
+
+    assert 300 < count_refused(tmp_path / "tokenizer.model", use_all, DataError, 600) < 600
