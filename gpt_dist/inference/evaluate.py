@@ -22,7 +22,7 @@ class Texts:
     """Text files as token streams, each after the token that ends a text, as in training."""
 
     def __init__(self, files: Sequence[Path], opened: OpenedModel) -> None:
-        """Read and encode; DataError where a file cannot be read or is empty."""
+        """Read and encode; DataError where a file cannot be read or has no token to predict."""
         tokenizer = opened.tokenizer
         texts = [_read_text(file) for file in files]
         # The released GPT-1 knows no such token: there, the first token is context only.
@@ -33,6 +33,9 @@ class Texts:
             np.concatenate([np.array(before, dtype=np.int32), tokenizer.encode(text)])
             for text in texts
         ]
+        for file, ids in zip(files, self.streams, strict=True):
+            if len(ids) < 2:
+                raise DataError(f"{file}: has no token that can be predicted; leave it out")
         self.bytes = sum(len(text.encode()) for text in texts)
         self.words = sum(len(text.split()) for text in texts)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpt_dist.data.released_bpe import read_openai_gpt
 from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.inference.evaluate import (
@@ -154,6 +155,24 @@ def test_the_command_under_a_launcher(process_group, model_folders, texts):
     )
     assert shared.returncode == 0, shared.stderr
     assert json.loads(shared.stdout) == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_text_without_a_token_to_predict_is_refused(tmp_path):
+    """Of a model without a token between texts, as the released GPT-1: the first has no context."""
+    (tmp_path / "vocab.json").write_text('{"a</w>": 0, "<unk>": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = read_openai_gpt(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    config = small_config("post").model_copy(update={"vocab_size": tokenizer.vocab_size})
+    read = random_weights(config).__getitem__
+    write_model_folder(tmp_path / "model", config, read, tokenizer.files())
+    opened = open_model(tmp_path / "model")
+    file = tmp_path / "text.txt"
+    for text in ("a", "\u200b"):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=f"{file}: has no token that can be predicted"):
+            Texts([file], opened)
+    file.write_text("a a")
+    assert [ids.tolist() for ids in Texts([file], opened).streams] == [[0, 0]]
 
 
 def test_mistakes_are_refused(model_folders, token_folder, tmp_path):
