@@ -12,6 +12,7 @@ from gpt_dist.inference.arguments import (
     model_parser,
     positive,
     probability,
+    seed,
     temperature,
 )
 from gpt_dist.inference.model import assemble, open_model
@@ -46,7 +47,7 @@ def parse() -> Namespace:
         help="draw from the likeliest tokens that together reach probability P only",
     )
     parser.add_argument(
-        "--seed", type=int, default=Sampling.seed, metavar="S", help="of the draws (default 42)"
+        "--seed", type=seed, default=Sampling.seed, metavar="S", help="of the draws (default 42)"
     )
     add_tensor_parallel_size(parser)
     return parser.parse_args()

@@ -47,6 +47,14 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """A whole number in the range of the configuration's run.seed."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
+    return value
+
+
 def temperature(text: str) -> float:
     """A finite number of 0 or more."""
     value = float(text)

@@ -16,13 +16,15 @@ _INCOMPLETE = "\ufffd"
 def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int]]:
     """The tokens of each prompt; an empty one is the beginning of a text.
 
-    Raises ConfigError where one fills the model's context, or is empty for a model that knows no
-    token between texts.
+    Raises ConfigError where one is no text, or fills the model's context, or is empty for a model
+    that knows no token between texts.
     """
     tokenizer, longest = opened.tokenizer, opened.config.sequence_length
     assert opened.config.vocab_size is not None
     encoded = []
     for prompt in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ConfigError(f"--prompt: {prompt[:40]!r} is not UTF-8 text; convert it")
         ids = tokenizer.encode(prompt).tolist()
         if not ids and tokenizer.end_of_text < opened.config.vocab_size:
             ids = [tokenizer.end_of_text]

@@ -75,7 +75,9 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, best, 1.0)
-    probabilities = (logits / sampling.temperature).softmax(-1)
+    # Only quotients of 0 and below, which cannot overflow, and which any temperature divides.
+    below_best = (logits - logits.amax(-1, keepdim=True)).double()
+    probabilities = (below_best / sampling.temperature).softmax(-1).float()
     ranked, order = probabilities.sort(stable=True, descending=True)
     if sampling.top_k is not None:
         ranked[..., sampling.top_k :] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from gpt_dist.errors import ConfigError
+from gpt_dist.inference.arguments import seed
 from gpt_dist.inference.model import open_model
 from gpt_dist.inference.write import continue_texts, encode_prompts
 from gpt_dist.model import Sampling, generate, load_model
@@ -159,6 +161,13 @@ def test_filters_are_those_of_transformers(sampling):
     assert torch.allclose(found, scores.softmax(-1), atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-40, 5e-324])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_the_lowest_temperatures_take_the_likeliest(temperature, limits):
+    found = filtered_probabilities(100 * LOGITS, Sampling(temperature, **limits))
+    assert torch.equal(found, filtered_probabilities(LOGITS, GREEDY))
+
+
 def first_tokens(
     launch: Launch, device: torch.device, folder: Path, sampling: Sampling, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,3 +230,12 @@ def test_unsuitable_prompts_are_refused(model_folders):
     assert encode_prompts([""], opened) == [[opened.tokenizer.end_of_text]]
     with pytest.raises(ConfigError, match="--prompt: 'word word"):
         encode_prompts(["word " * 100], opened)
+    with pytest.raises(ConfigError, match=r"--prompt: 'caf\\udce9' is not UTF-8 text; convert it"):
+        encode_prompts(["caf\udce9"], opened)
+
+
+@pytest.mark.parametrize("text", ["18446744073709551616", "-1", "4294967296"])
+def test_a_seed_out_of_range_is_refused(text):
+    assert seed("4294967295") == 2**32 - 1
+    with pytest.raises(ArgumentTypeError, match=f"{text} is not a whole number from 0 to 42949672"):
+        seed(text)
