@@ -17,9 +17,15 @@ def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[P
     """A hidden folder beside `output`, renamed to it at the end, or removed if anything fails.
 
     Whatever was written into it is safe on the disk before it gets its name. Raises `error` where
-    `output` exists and is not an empty folder, where the disk is full (`room` says how much a new
-    try needs), or where something cannot be read or written.
+    `output` exists and is not an empty folder, or is one that cannot be replaced, where the disk is
+    full (`room` says how much a new try needs), or where something cannot be read or written.
     """
+    output = output.absolute()  # "." has no name
+    if output == Path.cwd() or output.is_mount():
+        raise error(
+            f"{output}: the current directory or a mount point, which a new folder cannot replace; "
+            "give a new folder in it as --output"
+        )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise error(f"{output}: exists already; remove it, or give another --output")
     partial = output.parent / f".{output.name}.partial-{os.getpid()}"

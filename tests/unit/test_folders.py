@@ -53,6 +53,20 @@ def test_what_exists_is_kept_and_an_empty_folder_is_filled(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_a_folder_that_cannot_be_replaced_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == mounted)
+    with pytest.raises(DataError, match=f"^{mounted}: .* a mount point.*give a new folder in it"):
+        write_and_fail(Path("mounted"), AssertionError("never entered"))
+    with pytest.raises(DataError, match=f"^{tmp_path}: the current directory.* new folder in it"):
+        write_and_fail(Path(), AssertionError("never entered"))
+    assert list(tmp_path.rglob("*")) == [mounted]
+
+
 def test_all_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
