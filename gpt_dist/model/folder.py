@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -32,6 +33,15 @@ _CONFIG_BYTES = 2**20
 _ARCHITECTURES = {"post": "OpenAIGPTLMHeadModel", "pre": "GPT2LMHeadModel"}
 _MODEL_TYPES = {"post": "openai-gpt", "pre": "gpt2"}
 _DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+_KEYS = {
+    "num_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_heads": "n_head",
+    "sequence_length": "n_positions",
+    "vocab_size": "vocab_size",
+    "dropout": _DROPOUTS[0],
+}
+"""What config.json calls the fields of ModelConfig."""
 # Tensors that old exports hold beside the parameters: causal masks, positions.
 _BUFFERS = ("attn.bias", "attn.masked_bias", "position_ids")
 _HEAD = "lm_head.weight"
@@ -202,15 +212,23 @@ def read_model_config(path: Path) -> ModelConfig:
         "dropout": _read_dropout(path, values),
         "norm_position": position,
     }
+    return _validate(path, found)
+
+
+def _validate(path: Path, found: Mapping[str, Any]) -> ModelConfig:
     try:
         config = ModelConfig.model_validate(found, strict=True)
-        if config.vocab_size is None:
-            raise ValueError("vocab_size is null")
-        if config.hidden_size % config.num_heads:
-            raise ValueError(f"n_head {config.num_heads} does not divide {config.hidden_size}")
-    except ValueError as error:  # pydantic's is one too
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: sizes that no model has ({reason}); copy it again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, value = _KEYS[str(first["loc"][0])], repr(first["input"])[:40]
+        raise ModelError(f"{path}: {key} is {value}: {first['msg']}; copy it again") from None
+    if config.vocab_size is None:
+        raise ModelError(f"{path}: vocab_size is null; copy it again")
+    if config.hidden_size % config.num_heads:
+        raise ModelError(
+            f"{path}: n_head {config.num_heads} does not divide n_embd {config.hidden_size}; copy "
+            "it again"
+        )
     return config
 
 

@@ -136,8 +136,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         weight_map = read_json(index, INDEX_BYTES).get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        # A name that leads out of the folder is no name of a shard.
-        if names and all(isinstance(name, str) and name == Path(name).name for name in names):
+        if names and all(map(_is_file_name, names)):
             return [folder / name for name in sorted(set(names))]
         raise ModelError(f"{index}: not an index of weight files; {_REMEDY}")
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")])
@@ -147,6 +146,11 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{WEIGHTS_NAME}, as `save_pretrained` of transformers writes it"
         )
     raise ModelError(f"{folder}: has no {WEIGHTS_NAME} and no {INDEX_NAME}; {_REMEDY}")
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it can be a shard's: it leads out of no folder, and every system can store it."""
+    return isinstance(name, str) and name == Path(name).name and name.isprintable()
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:

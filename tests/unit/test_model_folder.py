@@ -189,8 +189,16 @@ def edit_config(**values: Any) -> Callable[[Path], None]:
 
 def escape_folder(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
-    index = {"weight_map": {"transformer.wte.weight": "../elsewhere.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_index("../elsewhere.safetensors")(folder)
+
+
+def write_index(shard: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        index = {"weight_map": {"transformer.wte.weight": shard}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return spoil
 
 
 BIAS = "transformer.h.0.attn.c_attn.bias"
@@ -210,6 +218,8 @@ HOSTILE = {
         lambda state: state.update({"lm_head.weight": torch.zeros(500, 48)})
     ),
     "shard outside": escape_folder,
+    "shard with a surrogate": write_index("\ud800.safetensors"),
+    "shard with a zero byte": write_index("a\0b.safetensors"),
     "no configuration": lambda folder: (folder / "config.json").unlink(),
     "configuration no object": lambda folder: (folder / "config.json").write_text("[" * 10_000),
     "other model": edit_config(model_type="llama"),
@@ -240,6 +250,27 @@ def test_a_hostile_folder_is_refused(model_folders, tmp_path, name):
     HOSTILE[name](folder)
     with pytest.raises(ModelError, match=str(folder)):
         read_all(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_embd": "48"}, "n_embd is '48': Input should be a valid integer; copy it again"),
+        ({"n_layer": -1}, "n_layer is -1: Input should be greater than .* 1; copy it again"),
+        (
+            dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 3),
+            "attn_pdrop is 3: Input should be less than 1; copy it again",
+        ),
+        ({"vocab_size": None}, "vocab_size is null; copy it again"),
+        ({"n_head": 5}, "n_head 5 does not divide n_embd 48; copy it again"),
+    ],
+)
+def test_a_bad_size_is_named_as_in_the_file(model_folders, tmp_path, values, message):
+    folder = tmp_path / "model"
+    copy_without_checksums(model_folders["post"], folder)
+    edit_config(**values)(folder)
+    with pytest.raises(ModelError, match=f"^{folder / 'config.json'}: {message}$"):
+        open_model(folder)
 
 
 def read_all(folder: Path) -> None:
