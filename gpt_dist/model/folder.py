@@ -45,6 +45,8 @@ _KEYS = {
 # Tensors that old exports hold beside the parameters: causal masks, positions.
 _BUFFERS = ("attn.bias", "attn.masked_bias", "position_ids")
 _HEAD = "lm_head.weight"
+# What transformers' classes for other work than language modelling put beside it.
+_OTHER_HEADS = ("multiple_choice_head.", "score.", "classifier.", "qa_outputs.")
 
 
 class ModelFolder(Mapping[str, Tensor]):
@@ -73,7 +75,10 @@ class ModelFolder(Mapping[str, Tensor]):
         return len(self._names)
 
     def _find_names(self) -> dict[str, str]:
-        """The stored name of each parameter: with or without the prefix `transformer.`."""
+        """The stored name of each parameter: with or without the prefix `transformer.`.
+
+        The embedding may be stored as the head alone, which is tied to it.
+        """
         stored = self._files.names
         if self.config.num_layers > len(stored):
             raise ModelError(
@@ -85,18 +90,21 @@ class ModelFolder(Mapping[str, Tensor]):
             ours: prefix + theirs.removeprefix("transformer.")
             for ours, theirs in hugging_face_names(self.config).items()
         }
+        if _HEAD in stored and names["token_embedding.weight"] not in stored:
+            names["token_embedding.weight"] = _HEAD
         if missing := sorted(set(names.values()) - stored):
             raise ModelError(
                 f"{self.path}: {len(missing)} weights are missing, such as {missing[0]}; weights "
                 f"and {CONFIG_NAME} must be of one model"
             )
         unknown = stored - set(names.values()) - {_HEAD}
-        if unknown := {name for name in unknown if not name.endswith(_BUFFERS)}:
+        unknown -= {x for x in unknown if x.endswith(_BUFFERS) or x.startswith(_OTHER_HEADS)}
+        if unknown:
             raise ModelError(
                 f"{self._files.path(min(unknown))}: {min(unknown)} is no weight of the model that "
                 f"{CONFIG_NAME} describes; weights and {CONFIG_NAME} must be of one model"
             )
-        if _HEAD in stored:
+        if _HEAD in stored - set(names.values()):
             self._check_tied(names["token_embedding.weight"])
         return names
 

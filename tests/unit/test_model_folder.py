@@ -105,6 +105,24 @@ def test_folders_of_transformers_open(process_group, model_folders, tmp_path, no
     assert (found - their_logits(model_folders[norm_position])).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "OpenAIGPTDoubleHeadsModel",
+        "OpenAIGPTForSequenceClassification",
+        "GPT2DoubleHeadsModel",
+        "GPT2ForSequenceClassification",
+        "GPT2ForTokenClassification",
+        "GPT2ForQuestionAnswering",
+    ],
+)
+def test_folders_of_transformers_other_classes_open(process_group, model_folders, tmp_path, kind):
+    source = model_folders["post" if kind.startswith("OpenAI") else "pre"]
+    getattr(transformers, kind).from_pretrained(source).save_pretrained(tmp_path)
+    (found,) = process_group(1).run(own_logits, tmp_path)
+    assert (found - their_logits(source)).abs().max() < TOLERANCE
+
+
 def test_half_precision_is_read_exactly(model_folders, tmp_path):
     for dtype in (torch.bfloat16, torch.float16):
         model = transformers.AutoModelForCausalLM.from_pretrained(
