@@ -29,6 +29,8 @@ from gpt_dist.model.weights import (
 
 CONFIG_NAME = "config.json"
 _CONFIG_BYTES = 2**20
+# What was given may have been meant as any of them.
+_GIVE = "give a model folder, a whole checkpoint, or the directory of a run that has one"
 
 _ARCHITECTURES = {"post": "OpenAIGPTLMHeadModel", "pre": "GPT2LMHeadModel"}
 _MODEL_TYPES = {"post": "openai-gpt", "pre": "gpt2"}
@@ -56,9 +58,11 @@ class ModelFolder(Mapping[str, Tensor]):
         """Check hashes, configuration, names and shapes; ModelError where any is not right."""
         self.path = path
         if not path.is_dir():
-            raise ModelError(f"{path}: no such folder; give a model folder")
+            raise ModelError(f"{path}: no such folder; {_GIVE}")
         self.probe_loss = check_files(path)
         """What the weights gave on fixed tokens when they were written; None if made elsewhere."""
+        if not (path / CONFIG_NAME).is_file():
+            raise ModelError(f"{path}: no model: it has no {CONFIG_NAME}; {_GIVE}")
         self.config = read_model_config(path / CONFIG_NAME)
         self._files = WeightFiles(path)
         self._names = self._find_names()

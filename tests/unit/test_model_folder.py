@@ -291,6 +291,16 @@ def test_a_bad_size_is_named_as_in_the_file(model_folders, tmp_path, values, mes
         open_model(folder)
 
 
+def test_what_is_no_model_is_refused_with_what_to_give(tmp_path):
+    run, step, empty = (tmp_path / name for name in ("run", "step-00000010", "empty"))
+    for folder in (run / "checkpoints", step, empty):
+        folder.mkdir(parents=True)
+    (step / "rank-00000.safetensors").write_bytes(b"without a manifest")
+    for path in (run, run / "checkpoints", step, empty, tmp_path / "absent"):
+        with pytest.raises(ModelError, match=rf"^{path}: no .*; give a model folder, a whole chec"):
+            open_model(path)
+
+
 def read_all(folder: Path) -> None:
     for tensor in ModelFolder(folder).values():
         assert tensor.isfinite().all()
