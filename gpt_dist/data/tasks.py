@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ TRAIN = "train"
 DEV = "dev"
 """The dev split; where a task has several, all of them together."""
 
-_TEXTS = {
+TEXT_ROLES = {
     "classification": ("text",),
     "entailment": ("premise", "hypothesis"),
     "similarity": ("a", "b"),
@@ -28,8 +27,6 @@ _TEXTS = {
 _LARGEST = 3e38
 """Scores are kept in fp32."""
 
-_OPTIONAL = ("question", "label", "id")
-_SPLIT_NAME = re.compile(r"train|(dev|test)(_[\w.-]+)?")
 
 Columns = dict[str, list[Column]]
 
@@ -67,7 +64,7 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
     input.
     """
     carved = task.dev_fraction > 0 and name in ("train", "dev")
-    split = _split(task, "train" if carved else name)
+    split = split_of(task, "train" if carved else name)
     path = folder / split.path
     examples = list(_examples(path, task, split))
     if carved:
@@ -94,29 +91,9 @@ def present_splits(folder: Path, task: TaskConfig) -> list[str]:
     named = [
         name
         for name in task.splits
-        if not name.startswith("test") or (folder / _split(task, name).path).exists()
+        if not name.startswith("test") or (folder / split_of(task, name).path).exists()
     ]
     return list(dict.fromkeys([*named, *dev_splits(task)]))
-
-
-def check_task(folder: Path, task: TaskConfig) -> None:
-    """Refuse, without reading the data, a task that contradicts itself or whose files are missing.
-
-    Raises ConfigError naming the key, or DataError naming the file; `test` files may be missing.
-    """
-    _check_splits(task)
-    _check_submissions(task)
-    _check_labels(task)
-    for name in task.splits:
-        _check_columns(task, name)
-    for name in task.splits:
-        path = folder / _split(task, name).path
-        found = path.is_dir() if task.format == "race" else path.is_file()
-        if not found and not name.startswith("test"):
-            what = "folder" if task.format == "race" else "file"
-            raise DataError(
-                f"{path}: no such {what} (task.splits.{name}); put it there, or correct data.path"
-            )
 
 
 def read_unlabelled(path: Path, task: TaskConfig) -> list[Example]:
@@ -125,9 +102,9 @@ def read_unlabelled(path: Path, task: TaskConfig) -> list[Example]:
     That is `text`; `premise`, `hypothesis`; `a`, `b`; or `context`, `choices`, and `question` where
     the task has one. Raises DataError naming file and line for bad input.
     """
-    known = _columns(task, _split(task, TRAIN))
+    known = columns_of(task, split_of(task, TRAIN))
     columns: dict[str, Column | list[Column]] = {
-        role: role for role in _TEXTS[task.form] if role in known
+        role: role for role in TEXT_ROLES[task.form] if role in known
     }
     split = SplitConfig(path=path.name, columns=columns)
     unlabelled = task.model_copy(
@@ -149,7 +126,7 @@ def write_submission(
     or choice, written as task.labels names it, or a score. Raises DataError where the file cannot
     be written.
     """
-    path = folder / _submission(task, split)
+    path = folder / submission_name(task, split)
     lines = ["index\tprediction"]
     for example, prediction in zip(examples, predictions, strict=True):
         lines.append(f"{example.id}\t{_named(task, prediction)}")
@@ -163,8 +140,9 @@ def write_submission(
     return path
 
 
-def _submission(task: TaskConfig, split: str) -> str:
-    return _split(task, split).submission or f"{split}.tsv"
+def submission_name(task: TaskConfig, split: str) -> str:
+    """The prediction file of a split."""
+    return split_of(task, split).submission or f"{split}.tsv"
 
 
 def _named(task: TaskConfig, prediction: int | float) -> str:
@@ -174,7 +152,7 @@ def _named(task: TaskConfig, prediction: int | float) -> str:
 
 
 def _examples(path: Path, task: TaskConfig, split: SplitConfig) -> Iterator[Example]:
-    columns = _columns(task, split)
+    columns = columns_of(task, split)
     header = task.header if split.header is None else split.header
     needed = [column for named in columns.values() for column in named]
     malformed = 0
@@ -200,7 +178,7 @@ def _example(row: Row, number: int, task: TaskConfig, columns: Columns) -> Examp
     named = _string(row, columns["label"][0]).strip() if "label" in columns else None
     if named in task.ignored_labels:
         return None
-    roles = [role for role in _TEXTS[task.form] if role in columns and role != "choices"]
+    roles = [role for role in TEXT_ROLES[task.form] if role in columns and role != "choices"]
     texts = tuple(_text([_string(row, name) for name in columns[role]]) for role in roles)
     choices = _choices(row, columns["choices"], task.labels) if "choices" in columns else ()
     for role, text in zip([*roles, *["choice"] * len(choices)], texts + choices, strict=True):
@@ -292,86 +270,17 @@ def _is_held_out(example: Example, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _split(task: TaskConfig, name: str) -> SplitConfig:
+def split_of(task: TaskConfig, name: str) -> SplitConfig:
+    """A split as the task describes it; ConfigError where it has none of that name."""
     if name not in task.splits:
         raise ConfigError(f"task.splits: no {name!r}; it has {', '.join(task.splits)}")
     split = task.splits[name]
     return SplitConfig(path=split) if isinstance(split, str) else split
 
 
-def _columns(task: TaskConfig, split: SplitConfig) -> Columns:
+def columns_of(task: TaskConfig, split: SplitConfig) -> Columns:
+    """The columns of a split's file by role."""
     columns = task.columns if split.columns is None else split.columns
     if task.format == "race":
         columns = RACE_COLUMNS
     return {role: named if isinstance(named, list) else [named] for role, named in columns.items()}
-
-
-def _check_splits(task: TaskConfig) -> None:
-    for name in task.splits:
-        if not _SPLIT_NAME.fullmatch(name):
-            raise ConfigError(
-                f"task.splits.{name}: not train, dev, dev_…, test or test_…, with letters, digits, "
-                "_, - and . behind; rename it"
-            )
-    if "train" not in task.splits:
-        raise ConfigError(f"task.splits: no train; it has {', '.join(task.splits) or 'nothing'}")
-    named = [name for name in task.splits if name.startswith("dev")]
-    if named and task.dev_fraction:
-        raise ConfigError(f"task.dev_fraction: task.splits names {named[0]} too; leave out one")
-    if not named and not task.dev_fraction:
-        raise ConfigError("task.splits: no dev or dev_…; name one, or set task.dev_fraction")
-
-
-def _check_submissions(task: TaskConfig) -> None:
-    owners: dict[str, str] = {}
-    for name in task.splits:
-        key, file = f"task.splits.{name}.submission", _submission(task, name)
-        if Path(file).name != file or not file.endswith(".tsv") or not file.isprintable():
-            raise ConfigError(
-                f"{key}: {file!r} is not a plain file name that ends in .tsv; give one such "
-                f"as {name}.tsv"
-            )
-        if file in owners:
-            raise ConfigError(f"{key}: {file!r} is {owners[file]}'s too; give each its own")
-        owners[file] = name
-
-
-def _check_columns(task: TaskConfig, name: str) -> None:
-    split = _split(task, name)
-    key = "task.columns" if split.columns is None else f"task.splits.{name}.columns"
-    if task.format == "race" and (task.columns or split.columns or task.form != "multiple_choice"):
-        raise ConfigError("task.format: race is multiple_choice, and has its own columns")
-    columns = _columns(task, split)
-    roles = (*_TEXTS[task.form], "label", "id")
-    for role in columns:
-        if role not in roles:
-            raise ConfigError(f"{key}.{role}: {task.form} has {', '.join(roles)}")
-    for role in roles:
-        labelled = role == "label" and not name.startswith("test")
-        if role not in columns and (labelled or role not in _OPTIONAL):
-            raise ConfigError(f"{key}: no {role}, which {task.form} needs in {name}")
-    for role, named in columns.items():
-        if not named or (len(named) > 1 and role in ("label", "id")):
-            raise ConfigError(f"{key}.{role}: {named!r} is not one column")
-        if task.format == "jsonl" and not all(isinstance(column, str) for column in named):
-            raise ConfigError(f"{key}.{role}: {named!r}, but a line of JSON has names only")
-
-
-def _check_labels(task: TaskConfig) -> None:
-    labels = task.labels
-    if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
-        raise ConfigError(f"task.labels: {labels!r} are not two different labels or more")
-    if both := set(labels or ()) & set(task.ignored_labels):
-        raise ConfigError(f"task.ignored_labels: {', '.join(both)} is one of task.labels too")
-    is_score = labels is None and task.form != "multiple_choice"
-    if is_score != (task.metric in ("pearson", "spearman")):
-        kind = "scores, as task.labels is left out" if is_score else "classes or choices"
-        raise ConfigError(f"task.metric: {task.metric} does not judge {kind}")
-    if task.metric == "f1" and len(labels or ()) != 2:
-        raise ConfigError("task.metric: f1 needs two task.labels, of which the second is positive")
-    if task.metric in ("f1", "matthews") and task.form == "multiple_choice":
-        raise ConfigError(f"task.metric: {task.metric} does not judge multiple_choice")
-    if task.score_range is not None and (
-        not is_score or task.score_range[0] >= task.score_range[1]
-    ):
-        raise ConfigError(f"task.score_range: {task.score_range} is no range of scores; correct it")

@@ -17,12 +17,8 @@ from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import newest_path
 from gpt_dist.config import NO_SOURCE, Config, OptimizerConfig, TaskConfig
 from gpt_dist.config_resolution import adopt_source, check_layout, resolve
-from gpt_dist.data.tasks import (
-    DEV,
-    TRAIN,
-    check_task,
-    write_submission,
-)
+from gpt_dist.data.task_checks import check_task
+from gpt_dist.data.tasks import DEV, TRAIN, write_submission
 from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
 from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
 from gpt_dist.inference.model import model_path
