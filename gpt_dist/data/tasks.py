@@ -24,9 +24,10 @@ TEXT_ROLES = {
     "similarity": ("a", "b"),
     "multiple_choice": ("context", "question", "choices"),
 }
+"""What the texts of each form are called."""
+
 _LARGEST = 3e38
 """Scores are kept in fp32."""
-
 
 Columns = dict[str, list[Column]]
 
