@@ -1,5 +1,7 @@
 """The errors that a user can cause: each message names the culprit and says the remedy."""
 
+from pydantic import ValidationError
+
 
 class GptDistError(Exception):
     """Base of all errors that are the input's fault, not the program's."""
@@ -31,3 +33,10 @@ class CheckpointError(GptDistError):
 
 class ModelError(GptDistError):
     """A model folder or released weights are damaged, missing or of an unsuitable kind."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """What a record that does not validate has wrong first: `key: why`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return f"{where}: {first['msg']}"

@@ -29,7 +29,7 @@ from pydantic import (
 from torch import Tensor
 
 from gpt_dist.data.tokens import FileEntry, TokenizerName, file_sha256
-from gpt_dist.errors import CheckpointError
+from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.tensor_file import TensorFile
 
 MANIFEST_NAME = "manifest.json"
@@ -120,10 +120,8 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{file}: {error.strerror}; not a checkpoint") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
             raise CheckpointError(
-                f"{file}: not a manifest of {FORMAT} version {VERSION}: {where}: {first['msg']}"
+                f"{file}: not a manifest of {FORMAT} version {VERSION}: {first_problem(error)}"
             ) from None
         if manifest.sealed() != manifest:
             raise CheckpointError(f"{file}: damaged, its digest is another")

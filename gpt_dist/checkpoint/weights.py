@@ -12,7 +12,7 @@ from torch import Tensor
 from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ModelConfig
-from gpt_dist.errors import CheckpointError
+from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.model import full_shapes
 
 _PREFIX = "model."
@@ -77,9 +77,7 @@ def _model_config(checkpoint: Checkpoint) -> ModelConfig:
     try:
         config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("model", *first["loc"])))
-        raise CheckpointError(f"{path}: config.{where}: {first['msg']}") from None
+        raise CheckpointError(f"{path}: config.model: {first_problem(error)}") from None
     if config.vocab_size is None or config.hidden_size % config.num_heads:
         raise CheckpointError(f"{path}: config.model: sizes that no model has")
     return config

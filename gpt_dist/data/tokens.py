@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from gpt_dist.data.shards import Ids, bin_path, idx_path, read_index_header
-from gpt_dist.errors import DataError
+from gpt_dist.errors import DataError, first_problem
 
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation")
@@ -240,11 +240,8 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}){_REMEDY}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(
-            f"{file}: not a manifest of {FORMAT} version {VERSION}: "
-            f"{where}: {first['msg']}{_REMEDY}"
+            f"{file}: not a manifest of {FORMAT} version {VERSION}: {first_problem(error)}{_REMEDY}"
         ) from error
     missing = set(SPLITS) - set(manifest.splits)
     if missing:

@@ -22,7 +22,7 @@ from gpt_dist.data.examples import EncodedSplit, encode_split
 from gpt_dist.data.tasks import Example, dev_splits, read_split
 from gpt_dist.data.tokenizer_files import tokenizer_files
 from gpt_dist.data.transforms import Transformation
-from gpt_dist.errors import ConfigError, ModelError
+from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
 from gpt_dist.inference.model import TASK_NAME, OpenedModel, assemble, model_path, open_model
 from gpt_dist.inference.predict import Evaluate, judge, metrics_of
 from gpt_dist.model import TaskHead, head_shape, task_scores, write_model_folder
@@ -67,10 +67,14 @@ def save_task_checkpoint(path: Path, output: Path) -> bool:
     if not is_checkpoint(path):
         return False
     checkpoint = Checkpoint.open(path)
-    task = checkpoint.manifest.config.get("task")
-    if task is None:
+    described = checkpoint.manifest.config.get("task")
+    if described is None:
         return False
-    save_task_model(checkpoint, TaskConfig.model_validate(task), output)
+    try:
+        task = TaskConfig.model_validate(described)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: config.task: {first_problem(error)}") from None
+    save_task_model(checkpoint, task, output)
     return True
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from gpt_dist.data.tasks import DEV
-from gpt_dist.errors import DataError
+from gpt_dist.errors import DataError, first_problem
 from gpt_dist.folders import sync, write_synced
 
 RESULTS_NAME = "results.json"
@@ -103,10 +103,8 @@ class Results(RunFacts):
                 "end of a run"
             ) from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
             raise DataError(
-                f"{path}: not results of {FORMAT} version {VERSION}: {where}: {first['msg']}; copy "
+                f"{path}: not results of {FORMAT} version {VERSION}: {first_problem(error)}; copy "
                 "it again, or run launch/finetune.py again"
             ) from None
 

@@ -15,8 +15,12 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from gpt_dist.checkpoint.folder import step_path
 from gpt_dist.config import TaskConfig
+from gpt_dist.errors import CheckpointError
+from gpt_dist.inference.task_model import save_task_checkpoint
 from gpt_dist.rendezvous import Launch
+from tests.distributed.test_checkpoint import forge
 from tests.models import write_model_folders
 from tests.rows import assert_same, read_rows
 
@@ -190,6 +194,14 @@ def test_several_seeds_have_folders_of_their_own_and_a_median(
     assert results["spread"]["dev"]["accuracy"] == pytest.approx(accuracies[2] - accuracies[0])
     assert (tmp_path / "seed-4" / "metrics.jsonl").is_file()
     assert (tmp_path / "model" / "task.json").is_file()
+
+
+def test_a_checkpoint_whose_task_is_not_understood_is_refused(reference, tmp_path):
+    path = step_path(reference("classification") / "checkpoints", 6)
+    checkpoint = shutil.copytree(path, tmp_path / path.name)
+    forge(checkpoint, ["config", "task", "form"], "riddle")
+    with pytest.raises(CheckpointError, match=r"config\.task: form: "):
+        save_task_checkpoint(checkpoint, tmp_path / "model")
 
 
 def test_what_a_run_leaves(reference):
