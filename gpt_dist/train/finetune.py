@@ -98,7 +98,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     """
     directory = Path(inputs.config.run.directory)
     made: list[tuple[SeedResult, Checkpoint]] = []
-    interruption = Interruption()
+    interruption = Interruption(topology.launch)
     runs = _each_seed(inputs.config)
 
     def begin() -> None:

@@ -80,7 +80,7 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
         data=data_source(folder),
         source=inputs.source,
     )
-    interruption = Interruption()
+    interruption = Interruption(topology.launch)
     run(config, plan, topology, interruption)
     interruption.close()
 

@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,30 @@ def test_a_run_saves_and_ends_when_its_launcher_ends(launcher, number, token_fol
     (line,) = re.findall(r"interrupted and saved at step (\d+)", console)
     assert (tmp_path / f"checkpoints/step-{int(line):08d}/manifest.json").exists()
     assert not psutil.wait_procs(started, timeout=10)[1]
+
+
+def test_a_run_outlives_the_shell_that_started_it(token_folder, tmp_path):
+    arguments = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
+    arguments += ["validation.max_samples=1", "training.max_steps=100000"]
+    command = ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments]
+    script = '"$@" > /dev/null 2>&1 & echo $!; read -r _'
+    with subprocess.Popen(
+        ["sh", "-c", script, "sh", sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as shell:
+        assert shell.stdout is not None
+        run = psutil.Process(int(shell.stdout.readline()))
+        wait_for_step(tmp_path, 5)
+        assert run.ppid() == shell.pid
+        shell.communicate()
+    left = read_rows(tmp_path)[-1]["step"]
+    assert run.ppid() != shell.pid
+    wait_for_step(tmp_path, left + 5)
+    run.terminate()
+    psutil.wait_procs([run], timeout=60)
+    assert any((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_directory_that_cannot_be_locked_is_refused(token_folder, tmp_path):
