@@ -8,6 +8,7 @@ from gpt_dist.errors import ConfigError
 from gpt_dist.inference.model import model_path, open_model, save_model
 from gpt_dist.inference.task_model import save_task_checkpoint
 from gpt_dist.model import num_parameters
+from gpt_dist.progress import show_progress
 
 EXAMPLE = "python launch/consolidate.py runs/first/checkpoints/step-00000500 --output model"
 
@@ -26,8 +27,9 @@ def main() -> None:
             f"folder {best} already; for others give one of its checkpoints"
         )
     opened = open_model(arguments.checkpoint)
-    if not save_task_checkpoint(opened.tokenizer_folder, arguments.output):
-        save_model(opened, arguments.output)
+    with show_progress() as report:
+        if not save_task_checkpoint(opened.tokenizer_folder, arguments.output, report):
+            save_model(opened, arguments.output, report)
     parameters = num_parameters(opened.config)
     print(f"{arguments.output}: {parameters:,} parameters of {opened.tokenizer_folder}")
 

@@ -8,12 +8,7 @@ of JSON for each split.
 import json
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import Progress
 
 from gpt_dist import command
 from gpt_dist.config_file import load_config
@@ -28,7 +23,8 @@ from gpt_dist.inference.evaluate import (
 )
 from gpt_dist.inference.model import assemble, open_model
 from gpt_dist.inference.task_model import evaluate_task
-from gpt_dist.inference.zero_shot import Report, ZeroShotTask
+from gpt_dist.inference.zero_shot import ZeroShotTask
+from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import Launch, discover_launch
 from gpt_dist.topology import disconnect
 
@@ -104,20 +100,22 @@ def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
     if arguments.tokens:
         stream = open_validation_split(arguments.tokens, opened)
         model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
-        scores = score_tokens(model, stream, stride, size, topology)
+        with show_progress(topology.is_main) as report:
+            scores = score_tokens(model, stream, stride, size, topology, report)
     else:
         texts = Texts(arguments.text, opened)
         model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
-        scores = score_texts(model, texts, stride, size, topology)
+        with show_progress(topology.is_main) as report:
+            scores = score_texts(model, texts, stride, size, topology, report)
     if topology.is_main:
         print(json.dumps(scores, indent=2), flush=True)
 
 
 def judge_task(arguments: Namespace, launch: Launch) -> None:
     size = arguments.tensor_parallel_size
-    rows, topology = evaluate_task(
-        arguments.model, arguments.task, arguments.split, launch, size, arguments.batch_size
-    )
+    what = arguments.model, arguments.task, arguments.split
+    with show_progress(launch.rank == 0) as report:
+        rows, topology = evaluate_task(*what, launch, size, arguments.batch_size, report)
     if topology.is_main:
         for row in rows:
             print(json.dumps(row), flush=True)
@@ -140,20 +138,6 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
     if topology.is_main:
         for row in rows:
             print(json.dumps({**step, **row}), flush=True)
-
-
-@contextmanager
-def show_progress(is_main: bool) -> Iterator[Report]:
-    """Bars on standard error; where that is no terminal, the finished ones."""
-    with Progress(console=Console(stderr=True), disable=not is_main) as bars:
-        tasks = {}
-
-        def report(name: str, done: int, tokens: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name)
-            bars.update(tasks[name], completed=done, total=tokens)
-
-        yield report
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from pathlib import Path
 from gpt_dist import command
 from gpt_dist.inference.arguments import model_parser
 from gpt_dist.inference.model import open_model, save_model
+from gpt_dist.model import num_parameters
+from gpt_dist.progress import show_progress
 
 EXAMPLE = "python launch/import_model.py downloads/openai-gpt --output gpt1"
 
@@ -13,7 +15,10 @@ def main() -> None:
     parser = model_parser(__doc__ or "", EXAMPLE)
     parser.add_argument("--output", type=Path, required=True, help="the new folder")
     arguments = parser.parse_args()
-    save_model(open_model(arguments.model), arguments.output)
+    opened = open_model(arguments.model)
+    with show_progress() as report:
+        save_model(opened, arguments.output, report)
+    print(f"{arguments.output}: {num_parameters(opened.config):,} parameters of {arguments.model}")
 
 
 if __name__ == "__main__":

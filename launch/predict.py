@@ -11,6 +11,7 @@ from gpt_dist.errors import ConfigError
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.inference.predict import describe, score_examples
 from gpt_dist.inference.task_model import encode, load_task_model, open_task_model
+from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import discover_launch
 from gpt_dist.topology import disconnect
 
@@ -42,7 +43,9 @@ def main() -> None:
     opened = open_task_model(arguments.model)
     split = encode(opened, read_unlabelled(arguments.input, opened.task))
     evaluate, topology = load_task_model(opened, launch, arguments.tensor_parallel_size)
-    scores = score_examples(evaluate, split, arguments.batch_size, topology.data_parallel_group)
+    with show_progress(topology.is_main) as report:
+        group = topology.data_parallel_group
+        scores = score_examples(evaluate, split, arguments.batch_size, group, report)
     if topology.is_main:
         for prediction in describe(opened.task, scores):
             print(json.dumps(prediction))

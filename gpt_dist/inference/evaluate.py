@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from gpt_dist.data.tokens import TokenFolder, TokenStream, file_sha256
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.inference.model import OpenedModel
 from gpt_dist.model import GPT, SlidingWindows, total_loss
+from gpt_dist.progress import Report, silent
 from gpt_dist.topology import Topology
 
 Scores = dict[str, float]
@@ -69,21 +71,31 @@ def choose_stride(opened: OpenedModel, stride: int | None) -> int:
 
 
 def score_tokens(
-    model: GPT, stream: TokenStream, stride: int, batch_size: int, topology: Topology
+    model: GPT,
+    stream: TokenStream,
+    stride: int,
+    batch_size: int,
+    topology: Topology,
+    report: Report = silent,
 ) -> Scores:
     """Mean loss and perplexity of a split."""
     windows = SlidingWindows(stream.num_tokens, model.config.sequence_length, stride)
     group = topology.data_parallel_group
-    total = total_loss(model, windows, stream.read, batch_size, group)
+    total = total_loss(model, windows, stream.read, batch_size, group, partial(report, "scoring"))
     return _per_token(total, stream.num_tokens - 1)
 
 
 def score_texts(
-    model: GPT, texts: Texts, stride: int, batch_size: int, topology: Topology
+    model: GPT,
+    texts: Texts,
+    stride: int,
+    batch_size: int,
+    topology: Topology,
+    report: Report = silent,
 ) -> Scores:
     """Mean loss and perplexity of texts, also by units that do not depend on a tokenizer."""
     total, tokens = 0.0, 0
-    for ids in texts.streams:
+    for number, ids in enumerate(texts.streams, 1):
         windows = SlidingWindows(len(ids), model.config.sequence_length, stride)
         total += total_loss(
             model,
@@ -91,6 +103,7 @@ def score_texts(
             lambda start, stop, ids=ids: ids[start:stop],  # type: ignore[misc]
             batch_size,
             topology.data_parallel_group,
+            partial(report, "scoring" if len(texts.streams) == 1 else f"text {number}"),
         )
         tokens += len(ids) - 1
     return {

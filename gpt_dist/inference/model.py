@@ -17,6 +17,7 @@ from gpt_dist.data.tokenizer_files import FolderTokenizer, open_tokenizer, token
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.model import GPT, ModelFolder, ReleasedWeights, load_model, write_model_folder
 from gpt_dist.model.released import SHAPES_NAME
+from gpt_dist.progress import Report, silent
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, connect, form_groups
 
@@ -95,12 +96,12 @@ def _of_saved(saved: SavedWeights) -> OpenedModel:
     )
 
 
-def save_model(opened: OpenedModel, output: Path) -> None:
+def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> None:
     """Write a model and its tokenizer as a model folder; ModelError where that fails."""
     assert opened.tokenizer, "opening it checks it"
     files = tokenizer_files(opened.tokenizer_folder)
     read = opened.tensors.__getitem__
-    write_model_folder(output, opened.config, read, files, opened.probe_loss)
+    write_model_folder(output, opened.config, read, files, opened.probe_loss, report=report)
 
 
 def check_same(opened: OpenedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.errors import TrainingError
 from gpt_dist.inference.scores import score_splits
 from gpt_dist.model import head_shape
+from gpt_dist.progress import Report, silent
 
 Scores = list[NDArray[np.float32]]
 """For each example: a score a class or choice, or one score."""
@@ -40,13 +42,18 @@ class Judged:
 
 
 def judge(
-    evaluate: Evaluate, split: EncodedSplit, task: TaskConfig, batch_size: int, group: ProcessGroup
+    evaluate: Evaluate,
+    split: EncodedSplit,
+    task: TaskConfig,
+    batch_size: int,
+    group: ProcessGroup,
+    report: Report = silent,
 ) -> Judged:
     """Predict a split; the processes of `group`, the data-parallel one, share it and get all.
 
     Raises TrainingError where a score is not finite.
     """
-    scores = score_examples(evaluate, split, batch_size, group)
+    scores = score_examples(evaluate, split, batch_size, group, report)
     if not all(np.isfinite(row).all() for row in scores):
         raise TrainingError(
             f"{task.name}: a score is not a finite number; lower optimizer.learning_rate, or use "
@@ -70,7 +77,11 @@ def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict
 
 
 def score_examples(
-    evaluate: Evaluate, split: EncodedSplit, batch_size: int, group: ProcessGroup
+    evaluate: Evaluate,
+    split: EncodedSplit,
+    batch_size: int,
+    group: ProcessGroup,
+    report: Report = silent,
 ) -> Scores:
     """What a model and head give for the examples of a split, in its order, on every process.
 
@@ -85,6 +96,7 @@ def score_examples(
         for numbers, arrays in batches:
             scores = evaluate(*arrays).float().cpu().numpy()
             own.update(zip(numbers.tolist(), scores, strict=True))
+            report("scoring", len(own), math.ceil(len(order) / group.size()))
     gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
     dist.all_gather_object(gathered, own, group=group)
     found = {number: score for part in gathered for number, score in part.items()}

@@ -26,6 +26,7 @@ from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_prob
 from gpt_dist.inference.model import TASK_NAME, OpenedModel, assemble, model_path, open_model
 from gpt_dist.inference.predict import Evaluate, judge, metrics_of
 from gpt_dist.model import TaskHead, head_shape, task_scores, write_model_folder
+from gpt_dist.progress import Report, silent
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology
 
@@ -48,7 +49,9 @@ class TaskModel:
     """In evaluation: without dropout."""
 
 
-def save_task_model(checkpoint: Checkpoint, task: TaskConfig, output: Path) -> None:
+def save_task_model(
+    checkpoint: Checkpoint, task: TaskConfig, output: Path, report: Report = silent
+) -> None:
     """Write the model folder of a fine-tuning checkpoint; ModelError where that fails."""
     weights = SavedWeights(checkpoint)
     head = {name: checkpoint.read("weight", _HEAD + name) for name in ("weight", "bias")}
@@ -59,10 +62,11 @@ def save_task_model(checkpoint: Checkpoint, task: TaskConfig, output: Path) -> N
         HEAD_NAME: save(head),
     }
     loss = checkpoint.manifest.probe_loss
-    write_model_folder(output, weights.config, weights.__getitem__, files, loss)
+    read = weights.__getitem__
+    write_model_folder(output, weights.config, read, files, loss, report=report)
 
 
-def save_task_checkpoint(path: Path, output: Path) -> bool:
+def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> bool:
     """Write the model folder of a checkpoint if it is one of fine-tuning; whether it was."""
     if not is_checkpoint(path):
         return False
@@ -74,7 +78,7 @@ def save_task_checkpoint(path: Path, output: Path) -> bool:
         task = TaskConfig.model_validate(described)
     except ValidationError as error:
         raise CheckpointError(f"{path}: config.task: {first_problem(error)}") from None
-    save_task_model(checkpoint, task, output)
+    save_task_model(checkpoint, task, output, report)
     return True
 
 
@@ -134,6 +138,7 @@ def evaluate_task(
     launch: Launch,
     tensor_parallel_size: int,
     batch_size: int,
+    report: Report,
 ) -> tuple[list[dict[str, Any]], Topology]:
     """Metrics of a fine-tuned model: a row for a split, or for each named dev or dev_….
 
@@ -147,7 +152,9 @@ def evaluate_task(
         raise ConfigError(f"--split: {names[0]} of {task.name} has no labels; give another")
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
     group = topology.data_parallel_group
-    judged = {name: judge(evaluate, one, task, batch_size, group) for name, one in encoded.items()}
+    judged = {
+        name: judge(evaluate, one, task, batch_size, group, report) for name, one in encoded.items()
+    }
     counts = {name: len(one) for name, one in encoded.items()}
     rows = [
         {"task": task.name, "split": name, "examples": counts.get(name, sum(counts.values()))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,11 @@ from gpt_dist.data.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.inference.scores import score
 from gpt_dist.model import GPT, IGNORED_LABEL
+from gpt_dist.progress import Report
 
 _PERCENTILES = range(1, 100)
 
 Row = dict[str, str | int | float]
-
-Report = Callable[[str, int, int], None]
-"""Is told what is being scored, how many of this process's tokens are done, and how many it has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +79,7 @@ class ZeroShotTask:
         holds as many tokens as batch_size windows of the model's whole context.
         """
         found = {
-            name: log_probabilities(
-                model, questions, batch_size, group, lambda *done, name=name: report(name, *done)
-            )
+            name: log_probabilities(model, questions, batch_size, group, partial(report, name))
             for name, (questions, _) in self._splits.items()
         }
         threshold = None

@@ -26,6 +26,7 @@ from gpt_dist.model.weights import (
     tensor_from_hugging_face,
     tensor_to_hugging_face,
 )
+from gpt_dist.progress import Report, silent
 
 CONFIG_NAME = "config.json"
 _CONFIG_BYTES = 2**20
@@ -146,6 +147,7 @@ def write_model_folder(
     files: Mapping[str, bytes],
     stated_loss: float | None = None,
     shard_bytes: int = SHARD_BYTES,
+    report: Report = silent,
 ) -> None:
     """Write a folder that `transformers` opens, holding one tensor in memory at a time.
 
@@ -159,8 +161,10 @@ def write_model_folder(
     theirs = hugging_face_names(config)
     ours = {name: own for own, name in theirs.items()}
     shapes = {theirs[name]: shape for name, shape in hugging_face_shapes(config).items()}
+    numbers = {name: number for number, name in enumerate(shapes, 1)}
 
     def read_theirs(name: str) -> Tensor:
+        report("writing", numbers[name], len(numbers))
         return tensor_to_hugging_face(ours[name], read(ours[name]), config)
 
     with new_folder(path, ModelError, "4 bytes a parameter") as partial:

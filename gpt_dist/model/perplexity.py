@@ -49,12 +49,17 @@ class SlidingWindows:
 
 
 def total_loss(
-    model: GPT, windows: SlidingWindows, read: Read, batch_size: int, group: ProcessGroup
+    model: GPT,
+    windows: SlidingWindows,
+    read: Read,
+    batch_size: int,
+    group: ProcessGroup,
+    report: Callable[[int, int], None],
 ) -> float:
     """The sum of the losses, in nats, of all tokens that the windows predict.
 
     The windows are shared out over the processes of `group`, the data-parallel one, which all call
-    this and get the same sum.
+    this and get the same sum; `report` is told how many a process has done, and of how many.
     """
     device = next(model.parameters()).device
     numbers = range(group.rank(), len(windows), group.size())
@@ -67,5 +72,6 @@ def total_loss(
         with torch.no_grad():
             losses = model.token_losses(model(inputs), labels)  # [B, T]
         total += (losses.double() * (labels != IGNORED_LABEL)).sum()
+        report(first + len(batch), len(numbers))
     dist.all_reduce(total, group=group)
     return float(total)
