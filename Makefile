@@ -27,11 +27,12 @@ demo: install
 	@echo "Layers shared by two processes, interrupted after the checkpoint of step 200:"
 	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
 		run.directory=$(DEMO)/run checkpoint.interval=100 parallel.tensor_parallel_size=2 \
-		& launcher=$$!; \
-	while [ ! -d $(DEMO)/run/checkpoints/step-00000200 ]; do \
-		kill -0 $$launcher && sleep 0.1 || exit 1; \
+		& launcher=$$!; trap "kill $$launcher" INT TERM; \
+	until [ -d $(DEMO)/run/checkpoints/step-00000200 ]; do \
+		kill -0 $$launcher 2> /dev/null || { echo "the run ended early"; exit 1; }; sleep 0.1; \
 	done; \
 	kill -TERM $$launcher; flock $(DEMO)/run/.lock true # which the run holds to its end
+	test ! -d $(DEMO)/run/checkpoints/step-00000400
 	@echo "Resumed with data parallel 2 and ZeRO 2:"
 	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
 		run.directory=$(DEMO)/run checkpoint.interval=100 parallel.zero_stage=2

@@ -20,8 +20,8 @@ def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[P
     `output` exists and is not an empty folder, or is one that cannot be replaced, where the disk is
     full (`room` says how much a new try needs), or where something cannot be read or written.
     """
-    output = output.absolute()  # "." has no name
-    if output == Path.cwd() or output.is_mount():
+    output = Path(os.path.abspath(output))  # "." has no name
+    if output.exists() and (output.samefile(".") or output.is_mount()):
         raise error(
             f"{output}: the current directory or a mount point, which a new folder cannot replace; "
             "give a new folder in it as --output"

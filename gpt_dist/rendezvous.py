@@ -6,8 +6,9 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
@@ -27,6 +28,8 @@ class Launch:
     world_size: int
     local_rank: int
     local_world_size: int
+    launched_by: tuple[int, ...] = field(default=(), compare=False)
+    """The launcher's processes whose end is to end this one: the parent, and what started that."""
 
 
 _LAUNCHERS = {
@@ -49,12 +52,14 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
     """
     if "RANK" in environment:
         world_size = _integer(environment, "WORLD_SIZE")
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
         return Launch(
-            "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed",
+            launcher,
             _integer(environment, "RANK"),
             world_size,
             _integer(environment, "LOCAL_RANK"),
             int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world_size),
+            _launched_by(launcher),
         )
     for launcher, (rank, world_size_name, local_rank, local_size) in _LAUNCHERS.items():
         if rank in environment and world_size_name in environment:
@@ -66,6 +71,47 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
                 _integer(environment, local_size),
             )
     return Launch("python", rank=0, world_size=1, local_rank=0, local_world_size=1)
+
+
+def _launched_by(launcher: str) -> tuple[int, ...]:
+    """As Launch has it. A shell is no launcher: a run may outlive it.
+
+    srun's and MPI's daemons end what they started themselves.
+    """
+    parent = os.getppid()
+    if launcher == "torchrun":
+        return (parent,)
+    if b"deepspeed.launcher.launch" not in _command_line(parent):
+        return ()
+    starter = _parent_of(parent)
+    return (parent, starter) if starter and b"deepspeed" in _command_line(starter) else (parent,)
+
+
+def launcher_ended(launch: Launch) -> bool:
+    """Whether the launcher has ended since `discover_launch`."""
+    if not launch.launched_by:
+        return False
+    parent, *starter = launch.launched_by
+    if os.getppid() != parent:
+        return True
+    return bool(starter) and _parent_of(parent) not in (*starter, None)
+
+
+def _command_line(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _parent_of(process: int) -> int | None:
+    """None where that cannot be told."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    # The name, in parentheses, may hold spaces; the parent is the second field behind it.
+    return int(status.rpartition(")")[2].split()[1])
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:

@@ -60,7 +60,7 @@ def first_valid(
             say(f"WARNING: {error}{back}")
     if candidates:
         raise CheckpointError(
-            f"{candidates[0].parent}: none of {len(candidates)} checkpoints is whole"
+            f"{candidates[0].parent}: none of {len(candidates)} checkpoints is whole; take a backup"
         )
     return None
 
@@ -82,6 +82,7 @@ def prune(folder: Path, config: CheckpointConfig, keep: Collection[int] = ()) ->
 def remove(path: Path) -> None:
     """Remove a checkpoint; under its own name it is whole until it is gone."""
     removed = path.with_name(f".{path.name}.removed.partial")
+    shutil.rmtree(removed, ignore_errors=True)
     with suppress(OSError):
         path.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)

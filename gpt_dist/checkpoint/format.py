@@ -205,7 +205,9 @@ class Checkpoint:
 
     def _entry(self, name: str) -> ParameterEntry:
         if name not in self.manifest.parameters:
-            raise CheckpointError(f"{self.path / MANIFEST_NAME}: has no {name}")
+            raise CheckpointError(
+                f"{self.path / MANIFEST_NAME}: has no {name}; take another checkpoint"
+            )
         return self.manifest.parameters[name]
 
     def _read_shard(self, kind: str, name: str, rank: int, shape: Sequence[int]) -> Tensor:
@@ -245,7 +247,7 @@ class Checkpoint:
                     f"{self.path}: its run has removed it meanwhile; take a newer one, or raise "
                     "checkpoint.keep"
                 ) from None
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = (isinstance(error, OSError) and error.strerror) or error
             raise CheckpointError(f"{self.path / name}: cannot be read ({reason})") from None
 
 
@@ -255,7 +257,10 @@ def _check_coverage(file: Path, name: str, entry: ParameterEntry, manifest: Mani
     if dimension is None:
         size = 1
     elif dimension >= len(entry.shape) or entry.shape[dimension] % size:
-        raise CheckpointError(f"{file}: {name} cannot be split {size} times on {dimension}")
+        raise CheckpointError(
+            f"{file}: {name} of shape {entry.shape} cannot be split {size} times on dimension "
+            f"{dimension}; take another checkpoint"
+        )
     bounds = {file: entry.bytes // _ELEMENT_BYTES for file, entry in manifest.files.items()}
     for rank in range(size):
         position = 0

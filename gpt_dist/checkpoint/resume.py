@@ -114,7 +114,9 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) ->
     changes = [
         f"{name}: {before!r} there, {now!r} here"
         for name, before, now in _differences("", saved, own)
-        if any(name == one or name.startswith(f"{one}.") for one in fixed) and name not in free
+        if any(name == one or name.startswith(f"{one}.") for one in fixed)
+        and name not in free
+        and (name, config.schedule.shape) != ("schedule.decay_steps", "constant")
     ]
     if checkpoint.manifest.data_digest != data_digest:
         changes.append(f"data.path: other tokens or another tokenizer in {config.data.path}")
@@ -126,8 +128,14 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) ->
     if changes:
         raise CheckpointError(
             f"{checkpoint.path}: of another run: {'; '.join(changes)}; give another "
-            "run.directory, or take back the change"
+            f"run.directory, or take back the change{_hint(changes)}"
         )
+
+
+def _hint(changes: list[str]) -> str:
+    """Where a change may follow from that of another key."""
+    follows = any(change.startswith("schedule.decay_steps") for change in changes)
+    return " of it or of training.max_steps, which it follows" if follows else ""
 
 
 def _differences(prefix: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:

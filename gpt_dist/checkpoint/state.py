@@ -174,6 +174,11 @@ def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
     if cpu is None or (cuda is None) == torch.cuda.is_available():
         torch.manual_seed(torch.initial_seed() + (manifest.step << 20))
         return
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state(cuda)
+    try:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: a random state that is none ({error}); take another checkpoint"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,6 +15,8 @@ from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.model import full_shapes
+
+_REMEDY = "take another checkpoint, or a backup"
 
 _PREFIX = "model."
 """An objective holds the model under this name."""
@@ -38,16 +41,18 @@ class SavedWeights(Mapping[str, Tensor]):
         if (path / MANIFEST_NAME).is_file():
             return cls(open_whole(path))
         folder = _folder(path)
-        listed: list[Path] = []
-        while listed != paths(folder):
-            listed = paths(folder)
-            try:
-                newest = first_valid(listed, _warn, open_whole)
-            except CheckpointError:
-                continue  # a run that goes on may have removed them, and written others
-            if newest:
-                return cls(newest)
-        raise CheckpointError(f"{folder}: none of {len(listed)} checkpoints is whole")
+        while True:
+            listed, whole = paths(folder), None
+            with suppress(CheckpointError):
+                whole = first_valid(listed, _warn, open_whole)
+            if whole and whole.path == listed[0]:
+                return cls(whole)
+            # A run that goes on may have removed the newest by now, and written a newer one.
+            if listed == paths(folder):
+                break
+        if whole is None:
+            raise CheckpointError(f"{folder}: no checkpoint in it is whole; {_REMEDY}")
+        return cls(whole)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._checkpoint.read("weight", _PREFIX + name)
@@ -77,9 +82,9 @@ def _model_config(checkpoint: Checkpoint) -> ModelConfig:
     try:
         config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))
     except ValidationError as error:
-        raise CheckpointError(f"{path}: config.model: {first_problem(error)}") from None
+        raise CheckpointError(f"{path}: config.model: {first_problem(error)}; {_REMEDY}") from None
     if config.vocab_size is None or config.hidden_size % config.num_heads:
-        raise CheckpointError(f"{path}: config.model: sizes that no model has")
+        raise CheckpointError(f"{path}: config.model: sizes that no model has; {_REMEDY}")
     return config
 
 
@@ -90,7 +95,7 @@ def _check_shapes(checkpoint: Checkpoint, config: ModelConfig) -> None:
         if found.get(name) != expected.get(name):
             raise CheckpointError(
                 f"{checkpoint.path / MANIFEST_NAME}: {name} has shape {found.get(name)}, its "
-                f"configuration asks for {expected.get(name)}"
+                f"configuration asks for {expected.get(name)}; {_REMEDY}"
             )
 
 

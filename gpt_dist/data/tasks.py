@@ -135,8 +135,8 @@ def write_submission(
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror}); make room or correct its permissions, "
-            "and start the run again, which goes on from its last checkpoint"
+            f"{path}: cannot be written ({error.strerror or error}); make room or correct its "
+            "permissions, and start the run again, which goes on from its last checkpoint"
         ) from None
     return path
 

@@ -44,8 +44,8 @@ class Windows:
 
 
 def split_labels(windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Inputs and labels, each [B, T], of windows [B, T + 1]."""
-    return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+    """Inputs and labels, each [B, T] and its own memory, of windows [B, T + 1]."""
+    return windows[:, :-1].copy(), windows[:, 1:].copy()
 
 
 class ShuffledWindows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ FORMAT = "gpt_dist.model"
 VERSION = 1
 
 _LIMIT_BYTES = 2**22
-_READ_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".npy", ".bpe")
-"""Of files that a model or its tokenizer is read from, here or by transformers."""
+_READ = re.compile(
+    r".*\.(safetensors|model|npy|bpe|index\.json)|(.*config|tokenizer|special_tokens_map|added_tokens"
+    r"|vocab|encoder_bpe_40000|params_shapes|task)\.json|(merges|vocab)\.txt"
+)
+"""Files that a model or its tokenizer is read from, here or by transformers."""
 _REMEDY = f"or remove {CHECKSUMS_NAME} if you changed the folder on purpose"
 
 
@@ -54,13 +58,9 @@ def check_files(folder: Path) -> float | None:
                 f"again, {_REMEDY}"
             )
     for file in sorted(folder.iterdir()):
-        if file.name not in {CHECKSUMS_NAME, *files} and _is_read(file):
+        if file.name not in files and _READ.fullmatch(file.name):
             raise ModelError(f"{file}: not listed in {CHECKSUMS_NAME}; remove it, {_REMEDY}")
     return loss
-
-
-def _is_read(file: Path) -> bool:
-    return file.suffix in _READ_SUFFIXES and not file.name.startswith(".")
 
 
 def _digest(content: dict[str, Any]) -> str:

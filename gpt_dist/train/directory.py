@@ -51,7 +51,7 @@ def _lock(directory: Path) -> TextIO:
     except OSError as error:
         raise ConfigError(
             f"run.directory: {directory / '.lock'} cannot be locked against other runs "
-            f"({error.strerror}); choose another, on a file system that has locks"
+            f"({error.strerror or error}); choose another, on a file system that has locks"
         ) from None
     return file
 

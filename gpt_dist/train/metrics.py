@@ -149,7 +149,7 @@ class Reporter:
 
     def _remember(self, row: Row) -> None:
         value = row.get(self._headline.key)
-        if value is not None and math.isfinite(value):
+        if isinstance(value, int | float) and math.isfinite(value):
             self._points.append(Point(int(row["step"]), value))
 
     def _take_over_rows(self, step: int) -> None:
@@ -172,6 +172,6 @@ def _parse_row(line: str) -> Row | None:
     """A row; None for what a crash can leave in its place."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

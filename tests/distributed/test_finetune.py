@@ -325,18 +325,20 @@ def test_where_the_best_weights_are_damaged_the_next_best_are_taken(
 ):
     path = task_folder / "similarity.yaml"
     settings = {"model.source": source, "run.directory": tmp_path, "validation.interval": 1}
-    settings |= {"checkpoint.keep": 6, "optimizer.learning_rate": 3e-2}
-    process_group(2).run(finetune, path, settings)
-    scores = {
-        row["step"]: row["dev_pearson"] for row in read_rows(tmp_path) if "dev_pearson" in row
-    }
-    best, following = sorted(range(1, 7), key=lambda step: -scores[step])[:2]
-    assert best != 6, "a newest one that is damaged is trained again"
-    (tmp_path / f"checkpoints/step-{best:08d}/rank-00000.safetensors").write_bytes(b"")
+    process_group(2).run(finetune, path, settings | {"checkpoint.keep": 6})
+    rows = read_rows(tmp_path)
+    scores = {row["step"]: row["dev_pearson"] for row in rows if "dev_pearson" in row}
+    stated = {2: 0.98, 3: 0.99}  # as though those two had done best
+    for row in rows:
+        if "dev_pearson" in row:
+            row["dev_pearson"] = stated.get(row["step"], row["dev_pearson"])
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    (tmp_path / "checkpoints/step-00000003/rank-00000.safetensors").write_bytes(b"")
     process_group(2).run(finetune, path, settings)
     (seed,) = json.loads((tmp_path / "results.json").read_text())["seeds"]
-    assert seed["best_step"] == following
-    assert seed["scores"]["dev"]["pearson"] == pytest.approx(scores[following], abs=1e-6)
+    assert seed["best_step"] == 2
+    assert seed["scores"]["dev"]["pearson"] == pytest.approx(scores[2], abs=1e-6)
 
 
 def test_seeds_that_start_anew_set_the_results_of_the_old_aside(

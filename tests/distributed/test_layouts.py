@@ -99,6 +99,12 @@ def test_pre_layer_norm(run, zero_stage):
     assert_same(found, expected, TOLERANCE["fp32"])
 
 
+def test_a_process_whose_every_validation_window_is_void(run):
+    single = {"training__micro_batch_size": 1, "validation__max_samples": 1}
+    single |= {"training__max_steps": 1}
+    assert_same(run(2, **single), run(**single), TOLERANCE["fp32"])
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 8])
 def test_accumulation_changes_nothing(run, micro_batch_size):
     found = run(training__micro_batch_size=micro_batch_size)

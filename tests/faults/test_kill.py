@@ -21,7 +21,7 @@ KILLS = 40
 SAVE_SECONDS = 0.06
 """A little more than a save takes, from its first file on."""
 
-PARTIAL = ".step-*.partial"
+PARTIAL = ".step-????????.partial"  # while it is written, not while it is removed
 SETTINGS = [
     f"training.max_steps={STEPS}",
     "training.global_batch_size=4",

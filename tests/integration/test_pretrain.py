@@ -121,7 +121,7 @@ def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
 )
 def test_a_run_saves_and_ends_when_its_launcher_ends(launcher, number, token_folder, tmp_path):
     settings = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
-    process = start(launcher, *settings, "validation.max_samples=1", "training.max_steps=100000")
+    process = start(launcher, *settings, "validation.max_samples=1", "training.max_steps=3000")
     wait_for_step(tmp_path, 5)
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
@@ -133,7 +133,7 @@ def test_a_run_saves_and_ends_when_its_launcher_ends(launcher, number, token_fol
 
 def test_a_run_outlives_the_shell_that_started_it(token_folder, tmp_path):
     arguments = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
-    arguments += ["validation.max_samples=1", "training.max_steps=100000"]
+    arguments += ["validation.max_samples=1", "training.max_steps=3000"]
     command = ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *arguments]
     script = '"$@" > /dev/null 2>&1 & echo $!; read -r _'
     with subprocess.Popen(
@@ -151,7 +151,7 @@ def test_a_run_outlives_the_shell_that_started_it(token_folder, tmp_path):
     assert run.ppid() != shell.pid
     wait_for_step(tmp_path, left + 5)
     run.terminate()
-    psutil.wait_procs([run], timeout=60)
+    assert not psutil.wait_procs([run], timeout=60)[1]
     assert any((tmp_path / "checkpoints").iterdir())
 
 
