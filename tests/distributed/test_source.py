@@ -62,7 +62,7 @@ def test_sources_that_do_not_fit_are_refused(process_group, token_folder, finish
     for source, change, expected in (
         (finished, {"model.num_layers": 3}, "model.num_layers: 3 is not the 2 of model.source"),
         (tmp_path / "absent", {}, "absent: no such folder"),
-        (damaged, {}, "none of 1 checkpoints is whole"),
+        (damaged, {}, "no checkpoint in it is whole"),
         (other, {"model.hidden_size": 48}, "are of another tokenizer than"),
     ):
         overrides = settings | {"model.source": source} | change
