@@ -20,7 +20,7 @@ from gpt_dist.config import TaskConfig
 from gpt_dist.errors import CheckpointError
 from gpt_dist.inference.task_model import save_task_checkpoint
 from gpt_dist.rendezvous import Launch
-from tests.distributed.test_checkpoint import forge
+from tests.checkpoints import forge
 from tests.models import write_model_folders
 from tests.rows import assert_same, read_rows
 

@@ -19,7 +19,7 @@ import torch
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.errors import CheckpointError, DataError, GptDistError, ModelError
 from gpt_dist.inference.model import open_model, save_model
-from tests.distributed.test_checkpoint import RUN, Bomb
+from tests.checkpoints import RUN, Bomb
 from tests.rows import Rows, assert_same, read_rows
 from tests.runs import train
 

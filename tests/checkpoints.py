@@ -1,0 +1,104 @@
+"""Small runs that leave checkpoints, and what tests do to these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt_dist.checkpoint.format import Checkpoint, Manifest
+from gpt_dist.data.tokens import FileEntry
+from gpt_dist.errors import CheckpointError, GptDistError
+from gpt_dist.inference.model import open_model
+from gpt_dist.rendezvous import Launch
+from tests.distributed.test_layouts import SMALL
+from tests.runs import train
+
+STEPS = 8
+RUN = SMALL | {
+    "training.max_steps": STEPS,
+    "schedule.decay_steps": STEPS,
+    "validation.interval": STEPS // 2,
+    "checkpoint.interval": STEPS // 2,
+}
+SHORT = RUN | {"training.max_steps": 4, "training.micro_batch_size": 4}
+
+FILES = ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors", "tokenizer.model"]
+
+
+def layout(zero_stage: int, tensor_parallel_size: int) -> dict[str, Any]:
+    return {
+        "parallel.zero_stage": zero_stage,
+        "parallel.tensor_parallel_size": tensor_parallel_size,
+    }
+
+
+def saved_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint that training depends on, whole."""
+    checkpoint = Checkpoint.open(path)
+    checkpoint.verify()
+    return {
+        f"{kind}/{name}": checkpoint.read(kind, name)
+        for name in checkpoint.manifest.parameters
+        for kind in ("weight", "exp_avg", "exp_avg_sq")
+    }
+
+
+def refusal(
+    launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
+) -> str:
+    try:
+        train(launch, device, overrides, directory)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.trace,))
+
+
+def vouch_for(checkpoint: Path, name: str) -> None:
+    """Have the manifest state a file as it is now, as whoever planted it would."""
+    manifest = Manifest.model_validate_json((checkpoint / "manifest.json").read_bytes())
+    content = (checkpoint / name).read_bytes()
+    entry = FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    manifest = manifest.model_copy(update={"files": {**manifest.files, name: entry}})
+    (checkpoint / "manifest.json").write_text(manifest.sealed().model_dump_json())
+
+
+def forge(checkpoint: Path, keys: list[Any], value: Any) -> None:
+    """Change one value in the manifest, and its digest with it."""
+    file = checkpoint / "manifest.json"
+    content = json.loads(file.read_bytes())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    if value is None:
+        del place[keys[-1]]
+    else:
+        place[keys[-1]] = value
+    content.pop("digest", None)
+    canonical = json.dumps(content, sort_keys=True).encode()
+    content["digest"] = hashlib.sha256(canonical).hexdigest()
+    file.write_text(json.dumps(content))
+
+
+def read_all(directory: Path) -> str:
+    """Open the model of a run, its tensors and its tokenizer; the refusal, if it is refused."""
+    try:
+        opened = open_model(directory)
+        assert all(tensor.isfinite().all() for tensor in opened.tensors.values())
+        assert opened.tokenizer.vocab_size == 500
+    except GptDistError as error:
+        return str(error)
+    return ""
