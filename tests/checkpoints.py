@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 
 from gpt_dist.checkpoint.format import Checkpoint, Manifest
 from gpt_dist.data.tokens import FileEntry
-from gpt_dist.errors import CheckpointError, GptDistError
+from gpt_dist.errors import GptDistError
 from gpt_dist.inference.model import open_model
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
@@ -50,9 +53,10 @@ def saved_tensors(path: Path) -> dict[str, torch.Tensor]:
 def refusal(
     launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
 ) -> str:
+    """What a run is refused with; nothing if it is not."""
     try:
         train(launch, device, overrides, directory)
-    except CheckpointError as error:
+    except GptDistError as error:
         return str(error)
     return ""
 
@@ -102,3 +106,29 @@ def read_all(directory: Path) -> str:
     except GptDistError as error:
         return str(error)
     return ""
+
+
+def damages(folder: Path, rng: random.Random, count: int) -> Iterator[tuple[Path, bytes]]:
+    """Files of a folder with a bit flipped or their end cut off, and what they held before.
+
+    Each damage is undone before the next.
+    """
+    files = sorted(folder.iterdir())
+    for _ in range(count):
+        file = rng.choice(files)
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        if rng.random() < 0.5:
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(damaged)) :]
+        file.write_bytes(damaged)
+        yield file, content
+        file.write_bytes(content)
+
+
+def means_the_same(file: Path, content: bytes) -> bool:
+    """JSON has bits that carry no meaning: white space, and the case of an escape."""
+    with suppress(ValueError):
+        return file.suffix == ".json" and json.loads(file.read_bytes()) == json.loads(content)
+    return False

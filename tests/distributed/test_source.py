@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from gpt_dist.config import ModelConfig
-from gpt_dist.errors import GptDistError
 from gpt_dist.inference.model import open_model, save_model
 from gpt_dist.model import GrownVocabulary
-from gpt_dist.rendezvous import Launch
+from tests.checkpoints import refusal
 from tests.distributed.test_layouts import SMALL
 from tests.models import random_weights, small_config, write_model_folders
 from tests.rows import read_rows
@@ -42,16 +40,6 @@ def test_a_run_begins_where_its_source_ended(process_group, token_folder, finish
     process_group(2).run(train, settings | {"model.source": source}, tmp_path / "run")
     first, last = read_rows(tmp_path / "run")[0], read_rows(finished)[-1]
     assert first["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-6)
-
-
-def refusal(
-    launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
-) -> str:
-    try:
-        train(launch, device, overrides, directory)
-    except GptDistError as error:
-        return str(error)
-    return ""
 
 
 def test_sources_that_do_not_fit_are_refused(process_group, token_folder, finished, tmp_path):

@@ -1,15 +1,10 @@
-"""Hundreds of flipped bits and cut files: nothing damaged is used, and each refusal is a clear one.
-
-Each damage is undone before the next.
-"""
+"""Hundreds of flipped bits and cut files: nothing damaged is used, and each refusal is clear."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import random
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +14,7 @@ import torch
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.errors import CheckpointError, DataError, GptDistError, ModelError
 from gpt_dist.inference.model import open_model, save_model
-from tests.checkpoints import RUN, Bomb
+from tests.checkpoints import RUN, Bomb, damages, means_the_same
 from tests.rows import Rows, assert_same, read_rows
 from tests.runs import train
 
@@ -77,36 +72,13 @@ def same(found: Content, expected: Content) -> bool:
     )
 
 
-def damages(folder: Path, rng: random.Random) -> Iterator[tuple[Path, bytes]]:
-    """Files of a folder with a bit flipped or their end cut off, and what they held before."""
-    files = sorted(folder.iterdir())
-    for _ in range(DAMAGES):
-        file = rng.choice(files)
-        content = file.read_bytes()
-        damaged = bytearray(content)
-        if rng.random() < 0.5:
-            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-        else:
-            del damaged[rng.randrange(len(damaged)) :]
-        file.write_bytes(damaged)
-        yield file, content
-        file.write_bytes(content)
-
-
-def means_the_same(file: Path, content: bytes) -> bool:
-    """JSON has bits that carry no meaning: white space, and the case of an escape."""
-    with suppress(ValueError):
-        return file.suffix == ".json" and json.loads(file.read_bytes()) == json.loads(content)
-    return False
-
-
 def test_no_damaged_checkpoint_is_used(process_group, settings, run, undisturbed, tmp_path):
     newest = run / f"checkpoints/step-{NEWER:08d}"
     newer = read_model(newest)
     older = read_model(run / f"checkpoints/step-{OLDER:08d}")
     assert not same(newer, older)
     refused = 0
-    for number, (file, content) in enumerate(damages(newest, random.Random(1))):
+    for number, (file, content) in enumerate(damages(newest, random.Random(1), DAMAGES)):
         if means_the_same(file, content):
             assert same(read_model(run), newer)
             continue
@@ -129,7 +101,7 @@ def test_no_damaged_model_folder_is_used(run, tmp_path):
     save_model(open_model(run), folder)
     expected = read_model(folder)
     refused = 0
-    for file, content in damages(folder, random.Random(2)):
+    for file, content in damages(folder, random.Random(2), DAMAGES):
         if means_the_same(file, content):
             assert same(read_model(folder), expected)
             continue

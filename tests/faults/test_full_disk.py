@@ -8,15 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from gpt_dist.checkpoint.folder import open_whole, paths, steps
 from gpt_dist.command import USER_ERROR
-from gpt_dist.errors import CheckpointError
-from gpt_dist.rendezvous import Launch
+from tests.checkpoints import refusal
 from tests.distributed.test_layouts import SMALL
 from tests.faults.ranks import Fault, Ranks, run_to_its_end
 from tests.rows import assert_same, read_rows
@@ -39,14 +36,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount)], check=True)
 
 
-def failure(launch: Launch, device: torch.device, overrides: dict[str, Any], folder: Path) -> str:
-    try:
-        train(launch, device, overrides, folder)
-    except CheckpointError as error:
-        return str(error)
-    return ""
-
-
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 def test_a_full_disk(process_group, token_folder, small_disk, asynchronous):
     settings = SMALL | {
@@ -55,7 +44,7 @@ def test_a_full_disk(process_group, token_folder, small_disk, asynchronous):
         "checkpoint.interval": 2,
         "checkpoint.asynchronous": asynchronous,
     }
-    for rank, message in enumerate(process_group(2).run(failure, settings, small_disk)):
+    for rank, message in enumerate(process_group(2).run(refusal, settings, small_disk)):
         assert "not written" in message, f"rank {rank}"
         assert "No space left" in message, f"rank {rank}"
     folder = small_disk / "checkpoints"
