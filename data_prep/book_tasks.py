@@ -26,7 +26,7 @@ from data_prep.documents import SourceReader
 from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
 from gpt_dist.errors import DataError
-from gpt_dist.folders import new_folder
+from gpt_dist.files.folders import new_folder
 
 SPLITS = ("train", "dev")
 DEV_PART = 5

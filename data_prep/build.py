@@ -11,11 +11,10 @@ from data_prep.jobs import CleanDocument, EncodeJob, encode_part
 from data_prep.pool import Pool
 from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
-from gpt_dist.data import tokens
-from gpt_dist.data.shards import token_dtype
-from gpt_dist.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_sentencepiece
-from gpt_dist.data.tokenizer_files import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
-from gpt_dist.data.tokens import (
+from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
+from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, train_sentencepiece
+from gpt_dist.data.tokens import folder as tokens
+from gpt_dist.data.tokens.folder import (
     BuildOptions,
     FileEntry,
     Manifest,
@@ -24,8 +23,9 @@ from gpt_dist.data.tokens import (
     TokenizerEntry,
     TokenizerName,
 )
+from gpt_dist.data.tokens.shards import token_dtype
 from gpt_dist.errors import DataError
-from gpt_dist.folders import new_folder
+from gpt_dist.files.folders import new_folder
 
 # A split is encoded in about this many parts, one shard each, within these bounds of clean bytes.
 _PARTS = 64

@@ -16,8 +16,8 @@ from data_prep.book_tasks import DEV_PART, BookTasks, make_tasks
 from data_prep.build import build
 from data_prep.pool import open_pool
 from data_prep.report import Progress, print_summary
-from gpt_dist.data.tokenizer_files import open_tokenizer
-from gpt_dist.data.tokens import BuildOptions, TokenFolder, files_of, find_damage
+from gpt_dist.data.tokenizers.folder import open_tokenizer
+from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder, files_of, find_damage
 from gpt_dist.errors import ConfigError, DataError, GptDistError
 
 _TRAINING = {"vocab_size": 40_000, "tokenizer_sample_mb": 20, "seed": 0}

@@ -12,7 +12,7 @@ from data_prep.jobs import CleanDocument, CleanJob, clean_batch
 from data_prep.pool import Pool
 from data_prep.report import Progress
 from data_prep.sources import Source
-from gpt_dist.data.tokens import BuildOptions, DropEntry
+from gpt_dist.data.tokens.folder import BuildOptions, DropEntry
 from gpt_dist.errors import DataError
 
 _BATCH_BYTES = 2 << 20

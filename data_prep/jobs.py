@@ -10,8 +10,8 @@ import numpy as np
 from data_prep.clean import clean
 from data_prep.documents import Document, read_text
 from data_prep.sources import Source
-from gpt_dist.data.shards import ShardInfo, ShardWriter, token_dtype
-from gpt_dist.data.tokenizer_files import open_tokenizer
+from gpt_dist.data.tokenizers.folder import open_tokenizer
+from gpt_dist.data.tokens.shards import ShardInfo, ShardWriter, token_dtype
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from gpt_dist.data.tokens import Manifest
+from gpt_dist.data.tokens.folder import Manifest
 
 Advance = Callable[[int], None]
 

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from gpt_dist import command
+from gpt_dist.checkpoint.opened import model_path, open_model, save_model
 from gpt_dist.errors import ConfigError
-from gpt_dist.inference.model import model_path, open_model, save_model
-from gpt_dist.inference.task_model import save_task_checkpoint
+from gpt_dist.finetune.task_model import save_task_checkpoint
 from gpt_dist.model import num_parameters
 from gpt_dist.progress import show_progress
 

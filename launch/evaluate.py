@@ -11,9 +11,13 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.config_file import load_config
+from gpt_dist.checkpoint.opened import open_model
+from gpt_dist.config.file import load_config
 from gpt_dist.errors import ConfigError
+from gpt_dist.finetune.task_model import evaluate_task
+from gpt_dist.finetune.zero_shot import ZeroShotTask
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
+from gpt_dist.inference.assemble import assemble
 from gpt_dist.inference.evaluate import (
     Texts,
     choose_stride,
@@ -21,9 +25,6 @@ from gpt_dist.inference.evaluate import (
     score_texts,
     score_tokens,
 )
-from gpt_dist.inference.model import assemble, open_model
-from gpt_dist.inference.task_model import evaluate_task
-from gpt_dist.inference.zero_shot import ZeroShotTask
 from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import Launch, discover_launch
 from gpt_dist.topology import disconnect

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.config_file import load_config
+from gpt_dist.config.file import load_config
+from gpt_dist.finetune.run import check, finetune
 from gpt_dist.rendezvous import discover_launch
 from gpt_dist.topology import connect, disconnect, form_groups
 from gpt_dist.train.directory import check_writable, locked
-from gpt_dist.train.finetune import check, finetune
 
 EXAMPLE = (
     "deepspeed --num_gpus 2 launch/finetune.py configs/finetune/sst2.yaml "

@@ -7,6 +7,7 @@ import os
 from argparse import Namespace
 
 from gpt_dist import command
+from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.inference.arguments import (
     add_tensor_parallel_size,
     model_parser,
@@ -15,9 +16,9 @@ from gpt_dist.inference.arguments import (
     seed,
     temperature,
 )
-from gpt_dist.inference.model import assemble, open_model
+from gpt_dist.inference.assemble import assemble
+from gpt_dist.inference.generate import Sampling
 from gpt_dist.inference.write import continue_texts, encode_prompts
-from gpt_dist.model import Sampling
 from gpt_dist.rendezvous import discover_launch
 from gpt_dist.topology import disconnect
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from gpt_dist import command
+from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.inference.arguments import model_parser
-from gpt_dist.inference.model import open_model, save_model
 from gpt_dist.model import num_parameters
 from gpt_dist.progress import show_progress
 

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.data.tasks import read_unlabelled
+from gpt_dist.data.tasks.reading import read_unlabelled
 from gpt_dist.errors import ConfigError
+from gpt_dist.finetune.predict import describe, score_examples
+from gpt_dist.finetune.task_model import encode, load_task_model, open_task_model
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
-from gpt_dist.inference.predict import describe, score_examples
-from gpt_dist.inference.task_model import encode, load_task_model, open_task_model
 from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import discover_launch
 from gpt_dist.topology import disconnect

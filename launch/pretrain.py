@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.config_file import load_config
+from gpt_dist.config.file import load_config
 from gpt_dist.rendezvous import discover_launch
 from gpt_dist.topology import connect, disconnect, form_groups
 from gpt_dist.train.directory import locked

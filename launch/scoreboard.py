@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gpt_dist import command
-from gpt_dist.train.scoreboard import ablation_tables, find_results, score_table
+from gpt_dist.finetune.scoreboard import ablation_tables, find_results, score_table
 
 EXAMPLE = "python launch/scoreboard.py runs/* --markdown"
 PIPE_WIDTH = 200

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from gpt_dist.checkpoint.format import Checkpoint, Manifest
-from gpt_dist.data.tokens import FileEntry
+from gpt_dist.checkpoint.opened import open_model
+from gpt_dist.data.tokens.folder import FileEntry
 from gpt_dist.errors import GptDistError
-from gpt_dist.inference.model import open_model
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
 from tests.runs import train

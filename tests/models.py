@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gpt_dist.config import ModelConfig
-from gpt_dist.data.tokenizer import train_sentencepiece
-from gpt_dist.data.tokenizer_files import SENTENCEPIECE_NAME, tokenizer_files
+from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, tokenizer_files
+from gpt_dist.data.tokenizers.tokenizer import train_sentencepiece
 from gpt_dist.errors import GptDistError
 from gpt_dist.model import from_hugging_face, write_model_folder
 from gpt_dist.model.weights import hugging_face_names, hugging_face_shapes

@@ -21,7 +21,7 @@ def prepare(
     launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
 ) -> tuple[Inputs, Topology]:
     """Inputs of tiny.yaml with other values, checked, and the groups of their layout."""
-    from gpt_dist.config_file import load_config
+    from gpt_dist.config.file import load_config
     from gpt_dist.train.pretrain import check
 
     values = [f"{key}={value}" for key, value in overrides.items()]

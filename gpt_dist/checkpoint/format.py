@@ -28,9 +28,9 @@ from pydantic import (
 )
 from torch import Tensor
 
-from gpt_dist.data.tokens import FileEntry, TokenizerName, file_sha256
+from gpt_dist.data.tokens.folder import FileEntry, TokenizerName, file_sha256
 from gpt_dist.errors import CheckpointError, first_problem
-from gpt_dist.tensor_file import TensorFile
+from gpt_dist.files.tensor_file import TensorFile
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.checkpoint"

@@ -28,11 +28,11 @@ from gpt_dist.checkpoint.format import (
 from gpt_dist.checkpoint.state import TrainingState, snapshot
 from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.config import Config
-from gpt_dist.data.tokens import FileEntry
+from gpt_dist.data.tokens.folder import FileEntry
 from gpt_dist.errors import CheckpointError
-from gpt_dist.folders import sync, write_synced
+from gpt_dist.files.folders import sync, write_synced
+from gpt_dist.files.tensor_file import write_tensor_file
 from gpt_dist.model import agrees, probe_loss
-from gpt_dist.tensor_file import write_tensor_file
 from gpt_dist.topology import Topology
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from gpt_dist.data.tokenizer import Tokenizer
+from gpt_dist.checkpoint.opened import OpenedModel
+from gpt_dist.data.tokenizers.tokenizer import Tokenizer
 from gpt_dist.errors import ConfigError
-from gpt_dist.inference.model import OpenedModel
-from gpt_dist.model import GPT, Sampling, generate
+from gpt_dist.inference.generate import Sampling, generate
+from gpt_dist.model import GPT
 
 _INCOMPLETE = "\ufffd"
 """What the bytes of half a character are decoded to."""

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import ModelError
-from gpt_dist.folders import new_folder
+from gpt_dist.files.folders import new_folder
 from gpt_dist.model.checksums import check_files, write_checksums
 from gpt_dist.model.probe import agrees, probe_loss
 from gpt_dist.model.tensor_files import SHARD_BYTES, WeightFiles, read_json, write_weights

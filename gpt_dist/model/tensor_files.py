@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_dist.errors import ModelError
-from gpt_dist.tensor_file import Shape, write_tensor_file
+from gpt_dist.files.tensor_file import Shape, write_tensor_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config
-from gpt_dist.config_resolution import adopt_source, check_layout, resolve
-from gpt_dist.data.tokenizer_files import tokenizer_files
-from gpt_dist.data.tokens import TokenFolder, files_of, find_damage
-from gpt_dist.data.windows import ShuffledWindows, Windows
+from gpt_dist.config.resolution import adopt_source, check_layout, resolve
+from gpt_dist.data.tokenizers.folder import tokenizer_files
+from gpt_dist.data.tokens.folder import TokenFolder, files_of, find_damage
+from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
-from gpt_dist.inference.model import OpenedModel
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.opened import OpenedModel, describe_checkpoint, open_model
 from gpt_dist.checkpoint.resume import find_begun
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError, DataError, ModelError
-from gpt_dist.inference.model import OpenedModel, describe_checkpoint, open_model
 from gpt_dist.train.start import Source
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.opened import OpenedModel, check_same
 from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError, ModelError
-from gpt_dist.inference.model import OpenedModel, check_same
 from gpt_dist.model import GPT, GrownVocabulary, agrees, load_full_tensors, probe_loss
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpt_dist.config import Config
 from gpt_dist.data.loader import BatchPlan, prefetch
-from gpt_dist.data.windows import Windows, split_labels
+from gpt_dist.data.tokens.windows import Windows, split_labels
 from gpt_dist.model import IGNORED_LABEL
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gpt_dist.data.tokenizer import SentencePieceTokenizer
+from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
 from tests.runs import start, train
@@ -59,7 +59,7 @@ def test_transformers_gives_the_live_model_s_logits(
         "parallel.tensor_parallel_size": tensor_parallel_size,
     }
     live = process_group(2).run(train_and_save, overrides, tmp_path / "run")[0]
-    from gpt_dist.inference.model import open_model, save_model
+    from gpt_dist.checkpoint.opened import open_model, save_model
 
     save_model(open_model(tmp_path / "run"), tmp_path / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
@@ -90,7 +90,7 @@ def test_the_command_needs_no_launcher(process_group, token_folder, tmp_path):
 CONSOLIDATE = """
 import re, runpy, sys, threading, time
 from pathlib import Path
-import gpt_dist.inference.task_model
+import gpt_dist.finetune.task_model
 
 def used():
     status = Path("/proc/self/status").read_text()

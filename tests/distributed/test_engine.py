@@ -33,8 +33,8 @@ def train_with_a_poisoned_step(
     """Three steps, the second poisoned: whether each was applied, and whether weights changed."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from gpt_dist.config_file import load_config
-    from gpt_dist.config_resolution import resolve
+    from gpt_dist.config.file import load_config
+    from gpt_dist.config.resolution import resolve
     from gpt_dist.model import GPT
     from gpt_dist.train.engine import Engine
     from gpt_dist.train.objective import LanguageModelObjective

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_dist.data.released_bpe import read_openai_gpt
-from gpt_dist.data.tokenizer_files import tokenizer_files
+from gpt_dist.checkpoint.opened import open_model
+from gpt_dist.data.tokenizers.byte_pair import read_openai_gpt
+from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.inference.evaluate import (
     Texts,
@@ -23,8 +24,8 @@ from gpt_dist.inference.evaluate import (
     score_texts,
     score_tokens,
 )
-from gpt_dist.inference.model import open_model
-from gpt_dist.model import SlidingWindows, load_model, write_model_folder
+from gpt_dist.inference.perplexity import SlidingWindows
+from gpt_dist.model import load_model, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.models import random_weights, sample_texts, small_config, write_model_folders

@@ -18,7 +18,7 @@ import yaml
 from gpt_dist.checkpoint.folder import step_path
 from gpt_dist.config import TaskConfig
 from gpt_dist.errors import CheckpointError
-from gpt_dist.inference.task_model import save_task_checkpoint
+from gpt_dist.finetune.task_model import save_task_checkpoint
 from gpt_dist.rendezvous import Launch
 from tests.checkpoints import forge
 from tests.models import write_model_folders
@@ -111,10 +111,10 @@ def source(tmp_path_factory) -> Path:
 
 def finetune(launch: Launch, device: torch.device, path: Path, overrides: dict[str, Any]) -> None:
     """A whole run through the functions that launch/finetune.py calls."""
-    from gpt_dist.config_file import load_config
+    from gpt_dist.config.file import load_config
+    from gpt_dist.finetune.run import check
+    from gpt_dist.finetune.run import finetune as run
     from gpt_dist.topology import form_groups
-    from gpt_dist.train.finetune import check
-    from gpt_dist.train.finetune import finetune as run
 
     inputs = check(load_config(path, [f"{k}={v}" for k, v in overrides.items()]), launch)
     run(inputs, form_groups(launch, device, inputs.config.parallel.tensor_parallel_size))
@@ -229,9 +229,9 @@ def refusal(launch: Launch, device: torch.device, path: Path, overrides: dict[st
 
 
 def judge_nothing(_launch: Launch, _device: torch.device) -> str:
-    from gpt_dist.data.examples import EncodedSplit
+    from gpt_dist.data.tasks.examples import EncodedSplit
     from gpt_dist.errors import TrainingError
-    from gpt_dist.inference.predict import judge
+    from gpt_dist.finetune.predict import judge
 
     place = np.arange(2)
     split = EncodedSplit(np.zeros(1, np.int32), place, place, np.zeros(1, np.int64), ("0",))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt_dist.data.examples import EncodedSplit
-from gpt_dist.inference.predict import as_arrays
+from gpt_dist.data.tasks.examples import EncodedSplit
+from gpt_dist.finetune.predict import as_arrays
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.distributed.test_model import TOLERANCE, model_config
@@ -45,8 +45,9 @@ def batch(lengths: list[list[int]]) -> dict[str, Tensor]:
 
 def objective(theirs: Any, launch: Launch, device: torch.device, tensor: int, **head: Any) -> Any:
     """Our objective with the weights of their transformer, and a head of random ones."""
-    from gpt_dist.model import GPT, TaskHead, from_hugging_face, load_full_tensors
-    from gpt_dist.train.objective import TaskObjective
+    from gpt_dist.finetune.head import TaskHead
+    from gpt_dist.finetune.objective import TaskObjective
+    from gpt_dist.model import GPT, from_hugging_face, load_full_tensors
 
     topology = form_groups(launch, device, tensor)
     config = model_config("post")
@@ -208,7 +209,7 @@ def test_neighbours_padding_and_order_change_nothing(process_group, tensor_paral
 
 
 def test_the_choices_of_an_example_share_a_dropout_mask():
-    from gpt_dist.model import TaskHead
+    from gpt_dist.finetune.head import TaskHead
 
     torch.manual_seed(0)
     head = TaskHead(64, "choices", 1, dropout=0.5)

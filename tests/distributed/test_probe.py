@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt_dist.checkpoint.folder import open_whole
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
-from gpt_dist.data.tokens import FileEntry, file_sha256
+from gpt_dist.data.tokens.folder import FileEntry, file_sha256
 from gpt_dist.errors import CheckpointError
 from gpt_dist.model import probe_loss, probe_tokens, to_hugging_face
 from gpt_dist.rendezvous import Launch

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.config import ModelConfig
-from gpt_dist.inference.model import open_model, save_model
 from gpt_dist.model import GrownVocabulary
 from tests.checkpoints import refusal
 from tests.distributed.test_layouts import SMALL

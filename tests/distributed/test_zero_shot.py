@@ -15,14 +15,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.config import ModelConfig, TaskConfig
-from gpt_dist.config_file import load_config
-from gpt_dist.data.released_bpe import BytePairTokenizer
-from gpt_dist.data.tasks import Example
-from gpt_dist.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from gpt_dist.config.file import load_config
+from gpt_dist.data.tasks.reading import Example
+from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer
+from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from gpt_dist.errors import ConfigError, ModelError
-from gpt_dist.inference.model import open_model
-from gpt_dist.inference.zero_shot import (
+from gpt_dist.finetune.zero_shot import (
     Row,
     ZeroShotTask,
     check_zero_shot,

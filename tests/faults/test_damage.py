@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.errors import CheckpointError, DataError, GptDistError, ModelError
-from gpt_dist.inference.model import open_model, save_model
 from tests.checkpoints import RUN, Bomb, damages, means_the_same
 from tests.rows import Rows, assert_same, read_rows
 from tests.runs import train

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from data_prep.clean import clean
-from gpt_dist.data.tokenizer import SentencePieceTokenizer
-from gpt_dist.data.tokenizer_files import open_tokenizer
-from gpt_dist.data.tokens import TokenFolder
+from gpt_dist.data.tokenizers.folder import open_tokenizer
+from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
+from gpt_dist.data.tokens.folder import TokenFolder
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "data_prep/sample_books").glob("*.txt"))

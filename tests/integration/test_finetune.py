@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt_dist.config_file import load_config
+from gpt_dist.config.file import load_config
 from gpt_dist.errors import GptDistError
+from gpt_dist.finetune.run import check
 from gpt_dist.rendezvous import Launch
-from gpt_dist.train.finetune import check
 from tests.launching import launch
 from tests.models import write_model_folders
 from tests.rows import assert_same, read_rows

@@ -19,9 +19,9 @@ import numpy as np
 import psutil
 import pytest
 
-from gpt_dist.config_file import load_config
-from gpt_dist.data.tokens import TokenFolder
-from gpt_dist.data.windows import ShuffledWindows, Windows
+from gpt_dist.config.file import load_config
+from gpt_dist.data.tokens.folder import TokenFolder
+from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.rendezvous import Launch
 from gpt_dist.train.pretrain import check

@@ -15,9 +15,9 @@ import pytest
 from data_prep.clean import clean
 from data_prep.cli import main
 from gpt_dist.config import TaskConfig
-from gpt_dist.config_file import load_config
-from gpt_dist.data.task_checks import check_task
-from gpt_dist.data.tasks import Example, read_split
+from gpt_dist.config.file import load_config
+from gpt_dist.data.tasks.checks import check_task
+from gpt_dist.data.tasks.reading import Example, read_split
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_prep/sample_books"

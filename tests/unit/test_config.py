@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpt_dist.config import Config
-from gpt_dist.config_file import load_config
-from gpt_dist.config_resolution import check_layout, resolve
+from gpt_dist.config.file import load_config
+from gpt_dist.config.resolution import check_layout, resolve
 from gpt_dist.errors import ConfigError
 
 SHIPPED = sorted(Path("configs/pretrain").glob("*.yaml"))

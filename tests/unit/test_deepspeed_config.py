@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_dist.config_file import load_config
-from gpt_dist.config_resolution import resolve
+from gpt_dist.config.file import load_config
+from gpt_dist.config.resolution import resolve
 from gpt_dist.train.deepspeed_config import deepspeed_config
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}

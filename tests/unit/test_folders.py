@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt_dist.errors import DataError
-from gpt_dist.folders import new_folder
+from gpt_dist.files.folders import new_folder
 
 
 def write_and_fail(output: Path, error: Exception) -> None:

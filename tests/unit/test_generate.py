@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.errors import ConfigError
 from gpt_dist.inference.arguments import seed
-from gpt_dist.inference.model import open_model
+from gpt_dist.inference.generate import Sampling, filtered_probabilities, generate
 from gpt_dist.inference.write import continue_texts, encode_prompts
-from gpt_dist.model import Sampling, generate, load_model
+from gpt_dist.model import load_model
 from gpt_dist.model.cache import LayerCache
-from gpt_dist.model.generate import filtered_probabilities
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.models import write_model_folders

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt_dist.data.tokenizer_files import open_tokenizer
+from gpt_dist.checkpoint.opened import open_model, save_model
+from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.errors import GptDistError, ModelError
-from gpt_dist.inference.model import open_model, save_model
 from gpt_dist.model import GPT, ModelFolder, load_model, to_hugging_face, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups

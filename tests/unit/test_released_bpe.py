@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_dist.data.released_bpe import BytePairTokenizer, read_gpt2, read_openai_gpt
-from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_files
+from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer, read_gpt2, read_openai_gpt
+from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_files
 from gpt_dist.errors import DataError
 from tests.models import count_refused, sample_texts
 

@@ -7,7 +7,7 @@ import pytest
 
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.data.permutation import permute
-from gpt_dist.data.windows import ShuffledWindows, Windows
+from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 from gpt_dist.errors import DataError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gpt_dist.errors import DataError
-from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
-from gpt_dist.train.scoreboard import ablation_tables, find_results, score_table
+from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.finetune.scoreboard import ablation_tables, find_results, score_table
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "runs/first/checkpoints/step-00000500"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.inference.predict import describe
-from gpt_dist.inference.scores import score
+from gpt_dist.finetune.predict import describe
+from gpt_dist.finetune.scores import score
 
 
 def task(metric: str, **keys: Any) -> TaskConfig:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_dist.data.shards import ShardInfo, ShardWriter, bin_path, idx_path, token_dtype
-from gpt_dist.data.tokens import TokenFolder, find_damage
+from gpt_dist.data.tokens.folder import TokenFolder, find_damage
+from gpt_dist.data.tokens.shards import ShardInfo, ShardWriter, bin_path, idx_path, token_dtype
 from gpt_dist.errors import DataError
 
 SHA = "0" * 64

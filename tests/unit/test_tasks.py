@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from gpt_dist.config import SplitConfig, TaskConfig
-from gpt_dist.data.task_checks import check_task
-from gpt_dist.data.tasks import Example, read_split, write_submission
+from gpt_dist.data.tasks.checks import check_task
+from gpt_dist.data.tasks.reading import Example, read_split, write_submission
 from gpt_dist.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).parents[2] / "configs/finetune"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import sentencepiece
 
-from gpt_dist.data.tokenizer import SentencePieceTokenizer
-from gpt_dist.data.tokenizer_files import tokenizer_files
+from gpt_dist.data.tokenizers.folder import tokenizer_files
+from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
 from gpt_dist.errors import DataError
 from tests.models import count_refused, sample_tokenizer
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.data.examples import BucketedOrder, EncodedSplit, collate, encode_split
-from gpt_dist.data.tasks import Example, read_split
-from gpt_dist.data.tokenizer_files import open_tokenizer
-from gpt_dist.data.transforms import Form, Transformation
+from gpt_dist.data.tasks.examples import BucketedOrder, EncodedSplit, collate, encode_split
+from gpt_dist.data.tasks.reading import Example, read_split
+from gpt_dist.data.tasks.transforms import Form, Transformation
+from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.errors import ConfigError, DataError
 
 DATA = Path(__file__).parents[3] / "shared/data"

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from gpt_dist.data.shards import Ids
-from gpt_dist.data.tokenizer import SPECIAL_TOKENS
+from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS
+from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
 
 _END_OF_WORD = "</w>"

@@ -19,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from gpt_dist.data.tasks import DEV
+from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import DataError, first_problem
-from gpt_dist.folders import sync, write_synced
+from gpt_dist.files.folders import sync, write_synced
 
 RESULTS_NAME = "results.json"
 FORMAT: Final = "gpt_dist.results"

@@ -13,30 +13,31 @@ import torch.distributed as dist
 
 from gpt_dist.checkpoint.folder import first_valid, open_whole, step_of, step_path
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.opened import model_path
 from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import newest_path
 from gpt_dist.config import NO_SOURCE, Config, OptimizerConfig, TaskConfig
-from gpt_dist.config_resolution import adopt_source, check_layout, resolve
-from gpt_dist.data.task_checks import check_task
-from gpt_dist.data.tasks import DEV, TRAIN, write_submission
-from gpt_dist.data.tokenizer_files import open_tokenizer, tokenizer_file
+from gpt_dist.config.resolution import adopt_source, check_layout, resolve
+from gpt_dist.data.tasks.checks import check_task
+from gpt_dist.data.tasks.reading import DEV, TRAIN, write_submission
+from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_file
 from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
-from gpt_dist.inference.model import model_path
-from gpt_dist.inference.predict import Judged, metrics_of
-from gpt_dist.inference.task_model import save_task_model
-from gpt_dist.model import GPT, TaskHead, head_shape, num_parameters
+from gpt_dist.finetune.data import Splits, TaskSamples, digest_of, read_splits
+from gpt_dist.finetune.head import TaskHead, head_shape
+from gpt_dist.finetune.objective import TaskObjective
+from gpt_dist.finetune.predict import Judged, metrics_of
+from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.finetune.task_model import save_task_model
+from gpt_dist.finetune.validation import TaskValidator
+from gpt_dist.model import GPT, num_parameters
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Headline
-from gpt_dist.train.objective import TaskObjective
-from gpt_dist.train.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.train.run import Outcome, Plan, run, warner
 from gpt_dist.train.source import OpenedSource, open_source
 from gpt_dist.train.start import Source
-from gpt_dist.train.task_data import Splits, TaskSamples, digest_of, read_splits
-from gpt_dist.train.task_validation import TaskValidator
 
 _HYPERPARAMETERS = (
     *(f"optimizer.{key}" for key in OptimizerConfig.model_fields),

@@ -16,16 +16,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.opened import TASK_NAME, OpenedModel, model_path, open_model
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import TaskConfig
-from gpt_dist.data.examples import EncodedSplit, encode_split
-from gpt_dist.data.tasks import Example, dev_splits, read_split
-from gpt_dist.data.tokenizer_files import tokenizer_files
-from gpt_dist.data.transforms import Transformation
+from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
+from gpt_dist.data.tasks.reading import Example, dev_splits, read_split
+from gpt_dist.data.tasks.transforms import Transformation
+from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
-from gpt_dist.inference.model import TASK_NAME, OpenedModel, assemble, model_path, open_model
-from gpt_dist.inference.predict import Evaluate, judge, metrics_of
-from gpt_dist.model import TaskHead, head_shape, task_scores, write_model_folder
+from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
+from gpt_dist.finetune.predict import Evaluate, judge, metrics_of
+from gpt_dist.inference.assemble import assemble
+from gpt_dist.model import write_model_folder
 from gpt_dist.progress import Report, silent
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from gpt_dist.config import FINE_TUNING_DEFAULTS, Config, Section, SplitConfig
-from gpt_dist.config_resolution import check_combinations
+from gpt_dist.config.resolution import check_combinations
 from gpt_dist.errors import ConfigError
 
 

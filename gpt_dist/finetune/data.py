@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.config import Config, TaskConfig
-from gpt_dist.data.examples import BucketedOrder, EncodedSplit, encode_split
-from gpt_dist.data.tasks import DEV, Example, present_splits, read_split
-from gpt_dist.data.tokenizer import Tokenizer
-from gpt_dist.data.transforms import Transformation
-from gpt_dist.inference.predict import as_arrays
+from gpt_dist.data.tasks.examples import BucketedOrder, EncodedSplit, encode_split
+from gpt_dist.data.tasks.reading import DEV, Example, present_splits, read_split
+from gpt_dist.data.tasks.transforms import Transformation
+from gpt_dist.data.tokenizers.tokenizer import Tokenizer
+from gpt_dist.finetune.predict import as_arrays
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from gpt_dist.data.shards import Ids, bin_path, idx_path, read_index_header
+from gpt_dist.data.tokens.shards import Ids, bin_path, idx_path, read_index_header
 from gpt_dist.errors import DataError, first_problem
 
 MANIFEST_NAME = "manifest.json"

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.data.permutation import permutation_key, permute
-from gpt_dist.data.tasks import Example
-from gpt_dist.data.transforms import Transformation
+from gpt_dist.data.tasks.reading import Example
+from gpt_dist.data.tasks.transforms import Transformation
 
 _CHUNK_BATCHES = 50
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from gpt_dist.config import Config, TaskConfig
-from gpt_dist.data.examples import EncodedSplit
-from gpt_dist.inference.predict import Judged, judge, metrics_of
-from gpt_dist.model import head_shape, task_losses
+from gpt_dist.data.tasks.examples import EncodedSplit
+from gpt_dist.finetune.head import head_shape, task_losses
+from gpt_dist.finetune.predict import Judged, judge, metrics_of
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.metrics import Row

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.data.examples import EncodedSplit, collate
 from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.errors import TrainingError
-from gpt_dist.inference.scores import score_splits
-from gpt_dist.model import head_shape
+from gpt_dist.finetune.head import head_shape
+from gpt_dist.finetune.scores import score_splits
 from gpt_dist.progress import Report, silent
 
 Scores = list[NDArray[np.float32]]

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ModelConfig, TaskConfig
-from gpt_dist.data.shards import Ids
-from gpt_dist.data.tasks import DEV, TRAIN, Example, dev_splits, read_split
-from gpt_dist.data.tokenizer import Tokenizer, encode_as_trained
+from gpt_dist.data.tasks.reading import DEV, TRAIN, Example, dev_splits, read_split
+from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
+from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, ModelError
-from gpt_dist.inference.scores import score
+from gpt_dist.finetune.scores import score
 from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.progress import Report
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_dist.config import Column, SplitConfig, TaskConfig
-from gpt_dist.data.task_files import RACE_COLUMNS, Row, read_rows
+from gpt_dist.data.tasks.files import RACE_COLUMNS, Row, read_rows
 from gpt_dist.errors import ConfigError, DataError
 
 TRAIN = "train"

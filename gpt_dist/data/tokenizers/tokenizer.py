@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 
-from gpt_dist.data.shards import Ids
+from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>")

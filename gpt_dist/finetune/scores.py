@@ -11,7 +11,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.data.tasks import DEV
+from gpt_dist.data.tasks.reading import DEV
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 """What should be predicted, and what is."""

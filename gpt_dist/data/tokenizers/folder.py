@@ -10,15 +10,15 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from gpt_dist.data.released_bpe import (
+from gpt_dist.data.tokenizers.byte_pair import (
     BytePairTokenizer,
     read_gpt2,
     read_openai_gpt,
     read_tokenizer_json,
     tokenizer_settings,
 )
-from gpt_dist.data.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer
-from gpt_dist.data.tokens import TokenizerName
+from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer
+from gpt_dist.data.tokens.folder import TokenizerName
 from gpt_dist.errors import DataError
 
 SENTENCEPIECE_NAME: Final = "tokenizer.model"

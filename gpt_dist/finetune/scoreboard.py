@@ -11,9 +11,9 @@ from statistics import mean
 from rich.table import Table as RichTable
 
 from gpt_dist.config import NO_SOURCE
-from gpt_dist.data.tasks import DEV
+from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import DataError
-from gpt_dist.train.results import RESULTS_NAME, Results
+from gpt_dist.finetune.results import RESULTS_NAME, Results
 
 _TEXT_COLUMNS = ("run", "task", "metric", "source", "variant", "tasks")
 _WHOLE_COLUMNS = ("task", "metric", "difference")

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_dist.data.tasks import Example
-from gpt_dist.data.tokenizer import Tokenizer, encode_as_trained
+from gpt_dist.data.tasks.reading import Example
+from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.errors import ConfigError, DataError
 
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]

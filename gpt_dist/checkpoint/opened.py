@@ -13,13 +13,11 @@ from torch import Tensor
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import ModelConfig
-from gpt_dist.data.tokenizer_files import FolderTokenizer, open_tokenizer, tokenizer_files
-from gpt_dist.errors import ConfigError, ModelError
-from gpt_dist.model import GPT, ModelFolder, ReleasedWeights, load_model, write_model_folder
+from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_files
+from gpt_dist.errors import ModelError
+from gpt_dist.model import ModelFolder, ReleasedWeights, write_model_folder
 from gpt_dist.model.released import SHAPES_NAME
 from gpt_dist.progress import Report, silent
-from gpt_dist.rendezvous import Launch
-from gpt_dist.topology import Topology, connect, form_groups
 
 TASK_NAME = "task.json"
 """The file that makes a model folder that of a fine-tuned model."""
@@ -116,28 +114,3 @@ def check_same(opened: OpenedModel) -> None:
             f"{opened.tokenizer_folder}: not the same for every process; give the path of one "
             "checkpoint, whose run keeps it, and storage that all hosts share"
         )
-
-
-def assemble(
-    opened: OpenedModel, launch: Launch, tensor_parallel_size: int
-) -> tuple[GPT, Topology]:
-    """Connect the processes and load the model for inference, each holding its slice.
-
-    Raises ConfigError where the model cannot be divided so, ModelError where the processes opened
-    different ones.
-    """
-    config = opened.config
-    for number, what in (
-        (launch.world_size, "processes launched"),
-        (config.num_heads, "attention heads"),
-        (config.padded_vocab_size, "rows of the padded vocabulary"),
-    ):
-        if number % tensor_parallel_size:
-            raise ConfigError(
-                f"--tensor-parallel-size: {tensor_parallel_size} does not divide the {number} "
-                f"{what}; choose a divisor"
-            )
-    topology = form_groups(launch, connect(launch), tensor_parallel_size)
-    check_same(opened)
-    model = load_model(opened.tensors, config, topology.tensor_parallel_group)
-    return model.to(topology.device).eval(), topology

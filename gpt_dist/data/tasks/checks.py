@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.data.tasks import TEXT_ROLES, columns_of, split_of, submission_name
+from gpt_dist.data.tasks.reading import TEXT_ROLES, columns_of, split_of, submission_name
 from gpt_dist.errors import ConfigError, DataError
 
 _OPTIONAL = ("question", "label", "id")

@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: files, examples, input transformations, batches."""

@@ -1,0 +1,1 @@
+"""Tokenizers: sentencepiece, byte-pair encodings, and the tokenizer of a folder."""

@@ -1,0 +1,1 @@
+"""Token folders: shards, their manifest, and training windows in shuffled order."""

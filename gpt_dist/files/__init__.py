@@ -1,0 +1,1 @@
+"""Files and folders: written safely, read in place."""

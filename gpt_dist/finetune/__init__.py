@@ -1,0 +1,1 @@
+"""Fine-tuning: a task's head, objective, data, validation, results and predictions."""

@@ -1,0 +1,34 @@
+"""Spread an opened model over the launched processes."""
+
+from __future__ import annotations
+
+from gpt_dist.checkpoint.opened import OpenedModel, check_same
+from gpt_dist.errors import ConfigError
+from gpt_dist.model import GPT, load_model
+from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology, connect, form_groups
+
+
+def assemble(
+    opened: OpenedModel, launch: Launch, tensor_parallel_size: int
+) -> tuple[GPT, Topology]:
+    """Connect the processes and load the model for inference, each holding its slice.
+
+    Raises ConfigError where the model cannot be divided so, ModelError where the processes opened
+    different ones.
+    """
+    config = opened.config
+    for number, what in (
+        (launch.world_size, "processes launched"),
+        (config.num_heads, "attention heads"),
+        (config.padded_vocab_size, "rows of the padded vocabulary"),
+    ):
+        if number % tensor_parallel_size:
+            raise ConfigError(
+                f"--tensor-parallel-size: {tensor_parallel_size} does not divide the {number} "
+                f"{what}; choose a divisor"
+            )
+    topology = form_groups(launch, connect(launch), tensor_parallel_size)
+    check_same(opened)
+    model = load_model(opened.tensors, config, topology.tensor_parallel_group)
+    return model.to(topology.device).eval(), topology
