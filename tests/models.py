@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_dist.config import ModelConfig
-from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, tokenizer_files
+from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.data.tokenizers.folder import (
+    SENTENCEPIECE_NAME,
+    open_tokenizer,
+    tokenizer_files,
+)
 from gpt_dist.data.tokenizers.tokenizer import train_sentencepiece
 from gpt_dist.errors import GptDistError
-from gpt_dist.model import from_hugging_face, write_model_folder
-from gpt_dist.model.weights import hugging_face_names, hugging_face_shapes
+from gpt_dist.model import from_hugging_face, parameter_table, write_model_folder
 
 SAMPLE_BOOKS = Path(__file__).parents[1] / "data_prep/sample_books"
 VOCAB_SIZE = 500  # no multiple of 128
@@ -28,25 +31,30 @@ def sample_texts() -> Iterator[str]:
         yield "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def small_config(norm_position: str) -> ModelConfig:
-    return ModelConfig(
+FAMILIES = ["openai_gpt", "gpt2", "llama"]
+GROUPED_HEADS = {"llama": {"num_key_value_heads": 2, "feed_forward_size": 80}}
+
+
+def small_config(family: str) -> ResolvedModelConfig:
+    return ResolvedModelConfig(
         num_layers=2,
         hidden_size=48,
         num_heads=4,
         sequence_length=32,
         vocab_size=VOCAB_SIZE,
-        norm_position="pre" if norm_position == "pre" else "post",
+        family=family,
+        **GROUPED_HEADS.get(family, {}),
     )
 
 
-def random_weights(config: ModelConfig) -> dict[str, Tensor]:
+def random_weights(config: ResolvedModelConfig) -> dict[str, Tensor]:
     """Full tensors, every one random, biases and gains too."""
     draws = torch.Generator().manual_seed(0)
-    names = hugging_face_names(config)
     state = {}
-    for ours, shape in hugging_face_shapes(config).items():
-        mean = 0.1 if len(shape) == 1 else 0.0
-        state[names[ours]] = mean + 0.2 * torch.randn(shape, generator=draws)
+    for spec in parameter_table(config).values():
+        for name, shape in zip(spec.stored.names, spec.stored_shapes, strict=True):
+            mean = 0.1 if len(shape) == 1 else 0.0
+            state[name] = mean + 0.2 * torch.randn(shape, generator=draws)
     return from_hugging_face(state, config)
 
 
@@ -81,14 +89,17 @@ def count_refused(
 
 
 def write_model_folders(parent: Path) -> dict[str, Path]:
-    """A model folder for each position of LayerNorm, with random weights."""
+    """A model folder of each family, with random weights."""
     source = parent / "tokenizer"
     source.mkdir()
     (source / SENTENCEPIECE_NAME).write_bytes(sample_tokenizer())
     folders = {}
-    for norm_position in ("post", "pre"):
-        config = small_config(norm_position)
-        folders[norm_position] = parent / norm_position
+    for family in FAMILIES:
+        config = small_config(family)
+        folders[family] = parent / family
         read = random_weights(config).__getitem__
-        write_model_folder(folders[norm_position], config, read, tokenizer_files(source))
+        end_of_text = open_tokenizer(source).end_of_text
+        write_model_folder(
+            folders[family], config, read, tokenizer_files(source), end_of_text=end_of_text
+        )
     return folders

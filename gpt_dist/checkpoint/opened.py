@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
-from gpt_dist.config import ModelConfig
+from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_files
 from gpt_dist.errors import ModelError
 from gpt_dist.model import ModelFolder, ReleasedWeights, write_model_folder
@@ -27,7 +27,7 @@ TASK_NAME = "task.json"
 class OpenedModel:
     """A model on the disk: checked, its weights not read yet."""
 
-    config: ModelConfig
+    config: ResolvedModelConfig
     tensors: Mapping[str, Tensor]
     """Full tensors by parameter name, each read when asked for."""
     tokenizer_folder: Path
@@ -39,11 +39,16 @@ class OpenedModel:
     fine_tuned: bool = False
     """Whether a task has trained it, and so its start, delimiter and extract tokens."""
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that ends a text, and begins one; None where the model does not know it."""
+        token = self.tokenizer.end_of_text
+        return token if token < self.config.vocab_size else None
+
     @cached_property
     def tokenizer(self) -> FolderTokenizer:
         """DataError where there is none; ModelError where the model has fewer tokens."""
         tokenizer = open_tokenizer(self.tokenizer_folder)
-        assert self.config.vocab_size is not None
         if tokenizer.vocab_size > self.config.vocab_size:
             raise ModelError(
                 f"{self.tokenizer_folder}: the tokenizer has {tokenizer.vocab_size} tokens, the "
@@ -96,10 +101,15 @@ def _of_saved(saved: SavedWeights) -> OpenedModel:
 
 def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> None:
     """Write a model and its tokenizer as a model folder; ModelError where that fails."""
-    assert opened.tokenizer, "opening it checks it"
-    files = tokenizer_files(opened.tokenizer_folder)
-    read = opened.tensors.__getitem__
-    write_model_folder(output, opened.config, read, files, opened.probe_loss, report=report)
+    write_model_folder(
+        output,
+        opened.config,
+        opened.tensors.__getitem__,
+        tokenizer_files(opened.tokenizer_folder),
+        end_of_text=opened.end_of_text,
+        stated_loss=opened.probe_loss,
+        report=report,
+    )
 
 
 def check_same(opened: OpenedModel) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
-from gpt_dist.config import ModelConfig
+from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import CheckpointError, first_problem
-from gpt_dist.model import full_shapes
+from gpt_dist.model import parameter_table
 
 _REMEDY = "take another checkpoint, or a backup"
 
@@ -77,10 +77,10 @@ def newest_path(path: Path) -> Path | None:
     return next(iter(paths(_folder(path))), None)
 
 
-def _model_config(checkpoint: Checkpoint) -> ModelConfig:
+def _model_config(checkpoint: Checkpoint) -> ResolvedModelConfig:
     path = checkpoint.path / MANIFEST_NAME
     try:
-        config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))
+        config = ResolvedModelConfig.model_validate(checkpoint.manifest.config.get("model"))
     except ValidationError as error:
         raise CheckpointError(f"{path}: config.model: {first_problem(error)}; {_REMEDY}") from None
     if config.vocab_size is None or config.hidden_size % config.num_heads:
@@ -88,9 +88,9 @@ def _model_config(checkpoint: Checkpoint) -> ModelConfig:
     return config
 
 
-def _check_shapes(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def _check_shapes(checkpoint: Checkpoint, config: ResolvedModelConfig) -> None:
     found = {name: entry.shape for name, entry in checkpoint.manifest.parameters.items()}
-    expected = {_PREFIX + name: shape for name, shape in full_shapes(config).items()}
+    expected = {_PREFIX + name: spec.shape for name, spec in parameter_table(config).items()}
     for name in sorted(expected.keys() | {name for name in found if name.startswith(_PREFIX)}):
         if found.get(name) != expected.get(name):
             raise CheckpointError(

@@ -56,7 +56,7 @@ def adopt_source(config: Config, source: ModelConfig) -> Config:
     Raises ConfigError where the configuration gives another.
     """
     given = config.model.model_fields_set
-    for key in ("num_layers", "hidden_size", "num_heads", "sequence_length", "norm_position"):
+    for key in ("num_layers", "hidden_size", "num_heads", "sequence_length", "family"):
         own, theirs = getattr(config.model, key), getattr(source, key)
         if key in given and own != theirs:
             raise ConfigError(

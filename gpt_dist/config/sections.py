@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to this multiple in every layout, so that shapes do not depend on it."""
@@ -51,18 +51,22 @@ class RunConfig(Section):
 class ModelConfig(Section):
     num_layers: int = Field(default=12, ge=1)
     """Transformer blocks."""
-    hidden_size: int = Field(default=768, ge=1)
+    hidden_size: int = Field(default=768, ge=1, le=2**20)
     """Width of the residual stream; the feed-forward layer is four times as wide."""
     num_heads: int = Field(default=12, ge=1)
     """Attention heads; must divide hidden_size."""
-    sequence_length: int = Field(default=512, ge=1)
+    sequence_length: int = Field(default=512, ge=1, le=2**31)
     """Tokens of context, and the length of a training window."""
-    vocab_size: int | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=1, le=2**31)
     """Tokens of the vocabulary; left out, it is the token folder's."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """On embeddings, attention weights and residual branches."""
-    norm_position: Literal["post", "pre"] = "post"
-    """LayerNorm after each residual sum (GPT-1), or before each branch and at the end (GPT-2)."""
+    family: str = "openai_gpt"
+    """Architecture."""
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    feed_forward_size: int | None = Field(default=None, ge=1, le=2**24)
+    rotary_base: float | None = Field(default=None, gt=0)
+    norm_epsilon: float | None = Field(default=None, gt=0)
     source: str | None = None
     """Weights to start from: a model folder, a sharded checkpoint, a Hugging Face GPT-1 or GPT-2
     folder, or the released GPT-1 files; sizes left out are then its own. `none`: from scratch."""
@@ -79,11 +83,24 @@ class ModelConfig(Section):
     def head_size(self) -> int:
         return self.hidden_size // self.num_heads
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_norm_position(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "norm_position" in values:
+            values = dict(values)
+            position = values.pop("norm_position")
+            values["family"] = {"post": "openai_gpt", "pre": "gpt2"}[position]
+        return values
+
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding: vocab_size rounded up to VOCABULARY_MULTIPLE."""
         assert self.vocab_size is not None, "the configuration is not resolved yet"
         return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+class ResolvedModelConfig(ModelConfig):
+    vocab_size: int = Field(ge=1, le=2**31)
 
 
 class DataConfig(Section):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.model.transformer import GPT, INIT_STD
+from gpt_dist.model import GPT
+from gpt_dist.model.layers import INIT_STD
 
 HeadKind = Literal["classes", "score", "choices"]
 

@@ -16,7 +16,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import TASK_NAME, OpenedModel, model_path, open_model
+from gpt_dist.checkpoint.opened import (
+    TASK_NAME,
+    OpenedModel,
+    describe_checkpoint,
+    model_path,
+    open_model,
+)
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
@@ -63,9 +69,15 @@ def save_task_model(
         TASK_NAME: (json.dumps(content, indent=2) + "\n").encode(),
         HEAD_NAME: save(head),
     }
-    loss = checkpoint.manifest.probe_loss
-    read = weights.__getitem__
-    write_model_folder(output, weights.config, read, files, loss, report=report)
+    write_model_folder(
+        output,
+        weights.config,
+        weights.__getitem__,
+        files,
+        end_of_text=describe_checkpoint(checkpoint).end_of_text,
+        stated_loss=checkpoint.manifest.probe_loss,
+        report=report,
+    )
 
 
 def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> bool:

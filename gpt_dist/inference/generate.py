@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gpt_dist.model import GPT
 from gpt_dist.model.cache import LayerCache
-from gpt_dist.model.transformer import GPT
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.distributed import ProcessGroup
 
-from gpt_dist.model.transformer import GPT, IGNORED_LABEL
+from gpt_dist.model import GPT, IGNORED_LABEL
 
 Read = Callable[[int, int], NDArray[Any]]
 """Tokens [start, stop) of a stream."""

@@ -21,14 +21,13 @@ def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int
     that knows no token between texts.
     """
     tokenizer, longest = opened.tokenizer, opened.config.sequence_length
-    assert opened.config.vocab_size is not None
     encoded = []
     for prompt in prompts:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise ConfigError(f"--prompt: {prompt[:40]!r} is not UTF-8 text; convert it")
         ids = tokenizer.encode(prompt).tolist()
-        if not ids and tokenizer.end_of_text < opened.config.vocab_size:
-            ids = [tokenizer.end_of_text]
+        if not ids and opened.end_of_text is not None:
+            ids = [opened.end_of_text]
         if not 0 < len(ids) < longest:
             raise ConfigError(
                 f"--prompt: {prompt[:40]!r} has {len(ids)} tokens; the model needs at least one "

@@ -1,10 +1,13 @@
-"""How much arithmetic a model needs, and how much a device can do: the two sides of MFU."""
+"""Arithmetic of a model and peak rate of a device: the two sides of MFU."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from gpt_dist.config import ModelConfig
+from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.model.parameters import parameter_table
 
 PEAK_BF16_FLOPS = {
     "A100": 312e12,
@@ -20,20 +23,24 @@ PEAK_BF16_FLOPS = {
 """Dense bf16 (V100: fp16) matrix rates of data sheets, by a word of the device's name."""
 
 
-def flops_per_token(config: ModelConfig) -> float:
-    """Floating-point operations of forward and backward for one token of a full window.
+def flops_per_token(config: ResolvedModelConfig) -> float:
+    """Return the operations of forward and backward for one token of a full window.
 
     Six per weight of a matrix product, padded vocabulary included, and causal attention at half of
     the full square (Narayanan et al. 2021, appendix, without recomputation).
     """
-    products = 12 * config.num_layers * config.hidden_size**2
-    products += config.padded_vocab_size * config.hidden_size
+    blocks = sum(
+        math.prod(spec.shape)
+        for name, spec in parameter_table(config).items()
+        if name.startswith("blocks.") and len(spec.shape) > 1
+    )
+    head = config.padded_vocab_size * config.hidden_size
     attention = config.num_layers * config.hidden_size * config.sequence_length
-    return 6.0 * (products + attention)
+    return 6.0 * (blocks + head + attention)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's peak, or None where it is not known (every CPU)."""
+    """Return the peak rate of a device, or None where it is not known, as for every CPU."""
     if device.type != "cuda":
         return None
     words = torch.cuda.get_device_name(device).replace("-", " ").split()

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.distributed import ProcessGroup
+
+from gpt_dist.model.group import Group
 
 
 @contextmanager
 def fork_rng_for_tensor_parallel(
-    group: ProcessGroup, device: torch.device, enabled: bool
+    group: Group, device: torch.device, enabled: bool
 ) -> Iterator[None]:
-    """Inside, draw from a generator of this peer's own; outside, all peers draw the same.
+    """Draw from a generator of this peer's own inside the context.
 
     Each process holds other heads, so their attention masks must be independent, while replicated
     activations need equal masks. The inner seed is drawn from the shared default generator: there

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt_dist.config import ModelConfig
+from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
-from gpt_dist.model.weights import hugging_face_shapes, released_order, tensor_from_hugging_face
+from gpt_dist.model.parameters import Shape, parameter_table
 
 SHAPES_NAME = "params_shapes.json"
 HEAD_SIZE = 64
@@ -33,10 +33,9 @@ class ReleasedWeights(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         """Check shapes and sizes; ModelError where the files are damaged or hold pickles."""
         self.config = _read_config(path / SHAPES_NAME)
-        self._names = released_order(self.config)
-        shapes = hugging_face_shapes(self.config)
-        self._shapes = [shapes[name] for name in self._names]
-        self._starts = [0, *accumulate(map(math.prod, self._shapes))]
+        self._shapes = released_shapes(self.config)
+        self._names = list(self._shapes)
+        self._starts = [0, *accumulate(map(math.prod, self._shapes.values()))]
         self._pieces = _open_pieces(path)
         self._path = path
         found = sum(len(piece) for piece in self._pieces)
@@ -51,8 +50,8 @@ class ReleasedWeights(Mapping[str, Tensor]):
         values = self._read(self._starts[number], self._starts[number + 1])
         if not np.isfinite(values).all():
             raise ModelError(f"{self._path}: {name} holds values that are not finite; {_REMEDY}")
-        tensor = torch.from_numpy(values).reshape(self._shapes[number])
-        return tensor_from_hugging_face(name, tensor, self.config)
+        tensor = torch.from_numpy(values).reshape(self._shapes[name])
+        return parameter_table(self.config)[name].stored.join([tensor])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -68,14 +67,14 @@ class ReleasedWeights(Mapping[str, Tensor]):
         return np.concatenate(parts).astype(np.float32)
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_config(path: Path) -> ResolvedModelConfig:
     """The model of a list of shapes; ModelError where it is not a GPT-1's."""
     try:
         if path.stat().st_size > _SHAPES_BYTES:
             raise ValueError(f"larger than {_SHAPES_BYTES} bytes")
         shapes = json.loads(path.read_bytes())
         (positions, width), (vocabulary, _) = shapes[:2]
-        config = ModelConfig(
+        config = ResolvedModelConfig(
             num_layers=len(shapes[2:]) // _TENSORS_PER_LAYER,
             hidden_size=width,
             num_heads=width // HEAD_SIZE,
@@ -85,7 +84,7 @@ def _read_config(path: Path) -> ModelConfig:
         # Matrices are stored as convolutions of width 1.
         expected = [
             [1, *shape] if name.startswith("blocks") and len(shape) == 2 else list(shape)
-            for name, shape in _ordered_shapes(config)
+            for name, shape in released_shapes(config).items()
         ]
         if width % HEAD_SIZE or shapes != expected:
             raise ValueError("not the shapes of a GPT-1")
@@ -95,9 +94,10 @@ def _read_config(path: Path) -> ModelConfig:
     return config
 
 
-def _ordered_shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
-    shapes = hugging_face_shapes(config)
-    return [(name, shapes[name]) for name in released_order(config)]
+def released_shapes(config: ResolvedModelConfig) -> dict[str, Shape]:
+    """Return the stored shape of each parameter in the order of the files: positions first."""
+    tokens, positions, *rest = parameter_table(config).items()
+    return {name: spec.stored_shapes[0] for name, spec in (positions, tokens, *rest)}
 
 
 def _open_pieces(folder: Path) -> list[NDArray[Any]]:

@@ -13,7 +13,14 @@ from gpt_dist.checkpoint.opened import OpenedModel, check_same
 from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError, ModelError
-from gpt_dist.model import GPT, GrownVocabulary, agrees, load_full_tensors, probe_loss
+from gpt_dist.model import (
+    GPT,
+    GrownVocabulary,
+    agrees,
+    build_model,
+    load_full_tensors,
+    probe_loss,
+)
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 
@@ -46,7 +53,7 @@ def start_engine(
         )
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)
-    model = GPT(
+    model = build_model(
         config.model, topology.tensor_parallel_group, config.training.activation_checkpointing
     )
     source = None if checkpoint else source

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
+from tests.models import FAMILIES
 from tests.runs import start, train
 
 transformers = pytest.importorskip("transformers")
@@ -47,14 +48,14 @@ def train_and_save(
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_gives_the_live_model_s_logits(
-    process_group, token_folder, tmp_path, norm_position, zero_stage, tensor_parallel_size
+    process_group, token_folder, tmp_path, family, zero_stage, tensor_parallel_size
 ):
     overrides = SMALL | {
         "data.path": token_folder,
         "training.micro_batch_size": 1,
-        "model.norm_position": norm_position,
+        "model.family": family,
         "parallel.zero_stage": zero_stage,
         "parallel.tensor_parallel_size": tensor_parallel_size,
     }

@@ -35,7 +35,7 @@ def train_with_a_poisoned_step(
 
     from gpt_dist.config.file import load_config
     from gpt_dist.config.resolution import resolve
-    from gpt_dist.model import GPT
+    from gpt_dist.model import build_model
     from gpt_dist.train.engine import Engine
     from gpt_dist.train.objective import LanguageModelObjective
 
@@ -47,7 +47,7 @@ def train_with_a_poisoned_step(
     config = resolve(config, launch.world_size, vocab_size=200, samples=100)
     topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
     torch.manual_seed(0)
-    objective = LanguageModelObjective(GPT(config.model, topology.tensor_parallel_group))
+    objective = LanguageModelObjective(build_model(config.model, topology.tensor_parallel_group))
     accumulation = 4 // topology.data_parallel_size
     calls = {accumulation + 1} if launch.rank == poisoned_rank else set()
     engine = Engine(Poisoned(objective, calls), config, topology)

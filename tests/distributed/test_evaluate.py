@@ -28,7 +28,7 @@ from gpt_dist.inference.perplexity import SlidingWindows
 from gpt_dist.model import load_model, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import random_weights, sample_texts, small_config, write_model_folders
+from tests.models import FAMILIES, random_weights, sample_texts, small_config, write_model_folders
 
 transformers = pytest.importorskip("transformers")
 
@@ -84,10 +84,10 @@ def reference_loss(folder: Path, ids: list[int], stride: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stride", [None, 10])
-def test_loss_is_transformers(process_group, model_folders, texts, norm_position, stride):
-    folder = model_folders[norm_position]
+def test_loss_is_transformers(process_group, model_folders, texts, family, stride):
+    folder = model_folders[family]
     (found,) = process_group(1).run(evaluate, folder, texts, stride)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     contents = [file.read_text(encoding="utf-8") for file in texts]
@@ -105,7 +105,7 @@ def test_loss_is_transformers(process_group, model_folders, texts, norm_position
 
 @pytest.mark.parametrize("stride", [None, 7])
 def test_any_number_of_processes_gives_the_same(process_group, model_folders, texts, stride):
-    folder = model_folders["post"]
+    folder = model_folders["openai_gpt"]
     (alone,) = process_group(1).run(evaluate, folder, texts, stride)
     for batch_size, tensor_parallel_size in ((4, 1), (1, 1), (4, 2)):
         shared = process_group(2).run(
@@ -132,9 +132,9 @@ def test_every_token_is_predicted_once(num_tokens, stride):
 
 def test_a_token_folder_and_its_text_agree(process_group, token_folder, tmp_path):
     folder = tmp_path / "model"
-    config = small_config("pre")
+    config = small_config("gpt2")
     read = random_weights(config).__getitem__
-    write_model_folder(folder, config, read, tokenizer_files(token_folder))
+    write_model_folder(folder, config, read, tokenizer_files(token_folder), end_of_text=0)
     found = process_group(2).run(evaluate, folder, token_folder, None, 64)
     stream = open_validation_split(token_folder, open_model(folder))
     ids = stream.read(0, stream.num_tokens).tolist()
@@ -144,8 +144,8 @@ def test_a_token_folder_and_its_text_agree(process_group, token_folder, tmp_path
 
 
 def test_the_command_under_a_launcher(process_group, model_folders, texts):
-    command = ("launch/evaluate.py", str(model_folders["post"]), "--text", *map(str, texts))
-    (alone,) = process_group(1).run(evaluate, model_folders["post"], texts)
+    command = ("launch/evaluate.py", str(model_folders["openai_gpt"]), "--text", *map(str, texts))
+    (alone,) = process_group(1).run(evaluate, model_folders["openai_gpt"], texts)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     shared = subprocess.run(
         [*torchrun, *command],
@@ -163,9 +163,9 @@ def test_a_text_without_a_token_to_predict_is_refused(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a</w>": 0, "<unk>": 1}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = read_openai_gpt(tmp_path / "vocab.json", tmp_path / "merges.txt")
-    config = small_config("post").model_copy(update={"vocab_size": tokenizer.vocab_size})
+    config = small_config("openai_gpt").model_copy(update={"vocab_size": tokenizer.vocab_size})
     read = random_weights(config).__getitem__
-    write_model_folder(tmp_path / "model", config, read, tokenizer.files())
+    write_model_folder(tmp_path / "model", config, read, tokenizer.files(), end_of_text=None)
     opened = open_model(tmp_path / "model")
     file = tmp_path / "text.txt"
     for text in ("a", "\u200b"):
@@ -178,7 +178,7 @@ def test_a_text_without_a_token_to_predict_is_refused(tmp_path):
 
 def test_mistakes_are_refused(model_folders, token_folder, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
-    opened = open_model(model_folders["post"])
+    opened = open_model(model_folders["openai_gpt"])
     with pytest.raises(DataError, match="another tokenizer"):
         open_validation_split(token_folder, opened)
     with pytest.raises(DataError, match="holds no text"):

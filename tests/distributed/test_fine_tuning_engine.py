@@ -69,7 +69,7 @@ def step_beside_theirs(
     size, rank = topology.data_parallel_size, topology.data_parallel_rank
     config = Config.model_validate(
         {
-            "model": model_config("post"),
+            "model": model_config("openai_gpt"),
             "parallel": {"zero_stage": stage, "tensor_parallel_size": tensor},
             "training": {"global_batch_size": 2, "micro_batch_size": 2 // size},
             "optimizer": {"clip_norm": 0},

@@ -106,7 +106,7 @@ def task_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return write_model_folders(tmp_path_factory.mktemp("models"))["post"]
+    return write_model_folders(tmp_path_factory.mktemp("models"))["openai_gpt"]
 
 
 def finetune(launch: Launch, device: torch.device, path: Path, overrides: dict[str, Any]) -> None:

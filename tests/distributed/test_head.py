@@ -47,11 +47,11 @@ def objective(theirs: Any, launch: Launch, device: torch.device, tensor: int, **
     """Our objective with the weights of their transformer, and a head of random ones."""
     from gpt_dist.finetune.head import TaskHead
     from gpt_dist.finetune.objective import TaskObjective
-    from gpt_dist.model import GPT, from_hugging_face, load_full_tensors
+    from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
 
     topology = form_groups(launch, device, tensor)
-    config = model_config("post")
-    model = GPT(config, topology.tensor_parallel_group)
+    config = model_config("openai_gpt")
+    model = build_model(config, topology.tensor_parallel_group)
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     made = TaskHead(48, dropout=0.0, **head)
     torch.manual_seed(2)
@@ -94,7 +94,7 @@ def compare_choices(
     (result.mc_loss + 0.5 * result.loss).backward()
     found = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
     grads = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    load_full_tensors(ours.model, from_hugging_face(grads, model_config("post")))
+    load_full_tensors(ours.model, from_hugging_face(grads, model_config("openai_gpt")))
     for name, expected in ours.model.named_parameters():
         differences[f"gradient of {name}"] = float((found[name] - expected).abs().max())
     weight = ours.head.linear.weight.grad - summary.weight.grad
@@ -142,7 +142,7 @@ def compare_pooled(
     expected.backward()
     found = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
     grads = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    load_full_tensors(ours.model, from_hugging_face(grads, model_config("post")))
+    load_full_tensors(ours.model, from_hugging_face(grads, model_config("openai_gpt")))
     differences = {
         "loss": float((loss - expected).abs()),
         "scores": float((ours_scores.view(2, -1) - scores).abs().max()),

@@ -94,8 +94,8 @@ def test_layers_too_large_to_sum_carelessly(run, zero_stage, tensor_parallel_siz
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_pre_layer_norm(run, zero_stage):
-    expected = run(model__norm_position="pre")
-    found = run(2, 2, model__norm_position="pre", parallel__zero_stage=zero_stage)
+    expected = run(model__family="gpt2")
+    found = run(2, 2, model__family="gpt2", parallel__zero_stage=zero_stage)
     assert_same(found, expected, TOLERANCE["fp32"])
 
 

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt_dist.config import ModelConfig
+from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, form_groups
+from tests.models import FAMILIES, GROUPED_HEADS
 
 transformers = pytest.importorskip("transformers")
 
@@ -20,26 +21,40 @@ VOCAB_SIZE = 300  # padded to 384, so that the padding lies on the last of two p
 TOLERANCE = 1e-5
 
 
-def model_config(norm_position: str, dropout: float = 0.0) -> ModelConfig:
-    return ModelConfig(
+def model_config(family: str, dropout: float = 0.0) -> ResolvedModelConfig:
+    return ResolvedModelConfig(
         num_layers=3,
         hidden_size=48,
         num_heads=4,
         sequence_length=24,
         vocab_size=VOCAB_SIZE,
         dropout=dropout,
-        norm_position=norm_position,
+        family=family,
+        **GROUPED_HEADS.get(family, {}),
     )
 
 
-def reference(norm_position: str) -> Any:
+def reference(family: str) -> Any:
     """A transformers model with every weight random, biases and gains too."""
     sizes = {"vocab_size": VOCAB_SIZE, "n_positions": 24, "n_embd": 48, "n_layer": 3, "n_head": 4}
     torch.manual_seed(0)
-    if norm_position == "post":
+    if family == "openai_gpt":
         model = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes))
-    else:
+    elif family == "gpt2":
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    else:
+        model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=VOCAB_SIZE,
+                max_position_embeddings=24,
+                hidden_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                intermediate_size=80,
+                rms_norm_eps=1e-5,
+            )
+        )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=0.1 if parameter.dim() == 1 else 0.0, std=0.2)
     return model.eval()
@@ -52,15 +67,15 @@ def gather_logits(logits: Tensor, topology: Topology) -> Tensor:
 
 
 def compare_with_reference(
-    launch: Launch, device: torch.device, norm_position: str, tensor_parallel_size: int
+    launch: Launch, device: torch.device, family: str, tensor_parallel_size: int
 ) -> tuple[float, float, float]:
     """Largest differences of logits and loss, and the largest probability of a padding entry."""
-    from gpt_dist.model import GPT, from_hugging_face, load_full_tensors
+    from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
     from gpt_dist.train.objective import LanguageModelObjective
 
     topology = form_groups(launch, device, tensor_parallel_size)
-    config, theirs = model_config(norm_position), reference(norm_position)
-    model = GPT(config, topology.tensor_parallel_group).eval()
+    config, theirs = model_config(family), reference(family)
+    model = build_model(config, topology.tensor_parallel_group).eval()
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -73,10 +88,10 @@ def compare_with_reference(
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_logits_and_loss_are_transformers(process_group, norm_position, tensor_parallel_size):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_loss_are_transformers(process_group, family, tensor_parallel_size):
     group = process_group(tensor_parallel_size)
-    results = group.run(compare_with_reference, norm_position, tensor_parallel_size)
+    results = group.run(compare_with_reference, family, tensor_parallel_size)
     for rank, (logits, loss, padding) in enumerate(results):
         assert logits < TOLERANCE, f"rank {rank}"
         assert loss < TOLERANCE, f"rank {rank}"
@@ -84,15 +99,15 @@ def test_logits_and_loss_are_transformers(process_group, norm_position, tensor_p
 
 
 def gradients(
-    launch: Launch, device: torch.device, norm_position: str, tensor_parallel_size: int
+    launch: Launch, device: torch.device, family: str, tensor_parallel_size: int
 ) -> dict[str, float]:
     """The largest difference of each parameter's gradient from transformers'."""
-    from gpt_dist.model import GPT, from_hugging_face, load_full_tensors
+    from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
     from gpt_dist.train.objective import LanguageModelObjective
 
     topology = form_groups(launch, device, tensor_parallel_size)
-    config, theirs = model_config(norm_position), reference(norm_position)
-    model = GPT(config, topology.tensor_parallel_group).eval()
+    config, theirs = model_config(family), reference(family)
+    model = build_model(config, topology.tensor_parallel_group).eval()
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
     LanguageModelObjective(model)(tokens[:, :-1], tokens[:, 1:]).backward()
@@ -105,23 +120,23 @@ def gradients(
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_gradients_are_transformers(process_group, norm_position, tensor_parallel_size):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_transformers(process_group, family, tensor_parallel_size):
     for differences in process_group(tensor_parallel_size).run(
-        gradients, norm_position, tensor_parallel_size
+        gradients, family, tensor_parallel_size
     ):
-        assert len(differences) == 2 + 3 * 12 + (2 if norm_position == "pre" else 0)
+        assert len(differences) == {"openai_gpt": 38, "gpt2": 40, "llama": 3 + 3 * 7}[family]
         assert max(differences.values()) < TOLERANCE, differences
 
 
 def logits_before_and_after_a_change(
     launch: Launch, device: torch.device, tensor_parallel_size: int
 ) -> tuple[Tensor, Tensor]:
-    from gpt_dist.model import GPT
+    from gpt_dist.model import build_model
 
     topology = form_groups(launch, device, tensor_parallel_size)
     torch.manual_seed(3)
-    model = GPT(model_config("post"), topology.tensor_parallel_group).eval()
+    model = build_model(model_config("openai_gpt"), topology.tensor_parallel_group).eval()
     tokens = torch.arange(24)[None]
     changed = tokens.clone()
     changed[0, 12:] = 200
@@ -142,11 +157,11 @@ def initial_weights(
     launch: Launch, device: torch.device, tensor_parallel_size: int
 ) -> dict[str, Tensor]:
     """All weights of a new model, its shards put together."""
-    from gpt_dist.model import GPT
+    from gpt_dist.model import build_model
 
     topology = form_groups(launch, device, tensor_parallel_size)
     torch.manual_seed(5)
-    model = GPT(model_config("pre"), topology.tensor_parallel_group)
+    model = build_model(model_config("gpt2"), topology.tensor_parallel_group)
     weights = {}
     for name, parameter in model.named_parameters():
         if getattr(parameter, "tensor_model_parallel", False):
@@ -172,11 +187,11 @@ def test_initial_weights_do_not_depend_on_the_layout(process_group):
 
 def draw_masks(launch: Launch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """A residual mask, attention masks, and the hidden states of one training pass."""
-    from gpt_dist.model import GPT
+    from gpt_dist.model import build_model
 
     topology = form_groups(launch, device, 2)
     torch.manual_seed(7)
-    model = GPT(model_config("post", dropout=0.5), topology.tensor_parallel_group)
+    model = build_model(model_config("openai_gpt", dropout=0.5), topology.tensor_parallel_group)
     residual = model.dropout(torch.ones(100)) != 0
     # Zero queries and keys attend evenly; identity values lay the mask open.
     zeros = torch.zeros(1, 2, 24, 24)

@@ -14,24 +14,22 @@ from gpt_dist.checkpoint.folder import open_whole
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.data.tokens.folder import FileEntry, file_sha256
 from gpt_dist.errors import CheckpointError
-from gpt_dist.model import probe_loss, probe_tokens, to_hugging_face
+from gpt_dist.model import family_of, probe_loss, probe_tokens, to_hugging_face
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
-from tests.models import random_weights, small_config
+from tests.models import FAMILIES, random_weights, small_config
 from tests.runs import start, train
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_the_loss_is_transformers(norm_position):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_transformers(family):
     transformers = pytest.importorskip("transformers")
-    config = small_config(norm_position)
+    config = small_config(family)
     tensors = random_weights(config)
-    kind = {
-        "post": (transformers.OpenAIGPTConfig, transformers.OpenAIGPTLMHeadModel),
-        "pre": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
-    }[norm_position]
-    sizes = {"n_layer": 2, "n_embd": 48, "n_head": 4, "n_positions": 32, "vocab_size": 500}
-    reference = kind[1](kind[0](**sizes)).eval()
+    description = family_of(config).hugging_face.describe(config, end_of_text=None)
+    reference = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**description)
+    ).eval()
     reference.load_state_dict(to_hugging_face(tensors, config), strict=False)
     inputs, labels = probe_tokens(config)
     with torch.no_grad():

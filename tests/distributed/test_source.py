@@ -44,7 +44,7 @@ def test_a_run_begins_where_its_source_ended(process_group, token_folder, finish
 
 def test_sources_that_do_not_fit_are_refused(process_group, token_folder, finished, tmp_path):
     settings = SMALL | {"training.max_steps": 1, "data.path": token_folder}
-    other = write_model_folders(tmp_path)["post"]
+    other = write_model_folders(tmp_path)["openai_gpt"]
     damaged = shutil.copytree(finished, tmp_path / "damaged")
     next(damaged.glob("checkpoints/*/rank-00000.safetensors")).write_bytes(b"")
     for source, change, expected in (
@@ -59,7 +59,7 @@ def test_sources_that_do_not_fit_are_refused(process_group, token_folder, finish
 
 
 def test_new_tokens_are_drawn_and_the_others_kept():
-    before = small_config("post")
+    before = small_config("openai_gpt")
     after = ModelConfig.model_validate({**before.model_dump(), "vocab_size": 520})
     tensors = random_weights(before)
     grown = GrownVocabulary(tensors, before, after, unused=[7], seed=1)["token_embedding.weight"]

@@ -33,7 +33,7 @@ from gpt_dist.finetune.zero_shot import (
 from gpt_dist.model import load_model
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import sample_texts, write_model_folders
+from tests.models import FAMILIES, sample_texts, write_model_folders
 from tests.runs import train
 
 transformers = pytest.importorskip("transformers")
@@ -134,9 +134,9 @@ def reference(folder: Path, task: TaskConfig, examples: list[Example]) -> list[l
 
 
 @TASKS
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_log_probabilities_are_transformers(process_group, model_folders, task, norm_position):
-    folder = model_folders[norm_position]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_are_transformers(process_group, model_folders, task, family):
+    folder = model_folders[family]
     tokens = reference(folder, task, make_examples(task))
     for size in (1, 2):
         for found, lengths, _ in process_group(size).run(solve, folder, task, 8, size):
@@ -147,10 +147,10 @@ def test_log_probabilities_are_transformers(process_group, model_folders, task, 
 
 @TASKS
 def test_batches_and_processes_change_nothing(process_group, model_folders, task):
-    (alone,) = process_group(1).run(solve, model_folders["post"], task)
+    (alone,) = process_group(1).run(solve, model_folders["openai_gpt"], task)
     for batch_size, tensor_parallel_size in ((1, 1), (3, 1), (100, 1), (3, 2)):
         for found, lengths, predictions in process_group(2).run(
-            solve, model_folders["post"], task, batch_size, tensor_parallel_size
+            solve, model_folders["openai_gpt"], task, batch_size, tensor_parallel_size
         ):
             assert found == pytest.approx(alone[0], rel=1e-5)
             assert (lengths, predictions) == alone[1:]
@@ -158,15 +158,15 @@ def test_batches_and_processes_change_nothing(process_group, model_folders, task
 
 def test_other_examples_change_nothing(process_group, model_folders):
     examples = make_examples(CHOICES)
-    (together,) = process_group(1).run(solve, model_folders["pre"], CHOICES)
-    (alone,) = process_group(1).run(solve, model_folders["pre"], CHOICES, 8, 1, examples[1:2])
+    (together,) = process_group(1).run(solve, model_folders["gpt2"], CHOICES)
+    (alone,) = process_group(1).run(solve, model_folders["gpt2"], CHOICES, 8, 1, examples[1:2])
     first = len(examples[0].choices)
     assert alone[0] == pytest.approx(together[0][first:][: len(alone[0])], rel=1e-5)
 
 
 def test_what_is_compared(process_group, model_folders):
     """Words by their whole log-probability, choices by the average, texts with the threshold."""
-    folder = model_folders["post"]
+    folder = model_folders["openai_gpt"]
     for task in (BY_WORDS, CHOICES):
         examples = make_examples(task)
         tokens = iter(reference(folder, task, examples))
@@ -185,7 +185,7 @@ def test_what_is_compared(process_group, model_folders):
 
 
 def test_long_contexts_keep_their_end(model_folders):
-    opened = open_model(model_folders["post"])
+    opened = open_model(model_folders["openai_gpt"])
     ends = [" ".join(SENTENCES[:8]), " ".join(SENTENCES[4:8])]
     examples = [Example((text,), ("yes", "not at all"), 0, "") for text in ends]
     questions = encode_questions(examples, CHOICES, opened.tokenizer, opened.config)
@@ -258,7 +258,7 @@ def evaluate(
 
 
 def test_the_threshold_is_the_best_of_train_alone(process_group, model_folders, tmp_path):
-    folder = model_folders["post"]
+    folder = model_folders["openai_gpt"]
     examples = [Example((text,), (), 0, "") for text in SENTENCES]
     averages = np.array([np.mean(each) for each in reference(folder, BY_THRESHOLD, examples)])
     cut = np.percentile(averages, 71.5)
@@ -356,7 +356,7 @@ def test_tasks_without_a_heuristic_are_refused(form, keys, problem):
 
 def test_a_split_without_labels_is_refused(model_folders, tmp_path):
     (tmp_path / "test.jsonl").write_text('{"text": "so", "choices": ["a", "b"]}\n')
-    opened = open_model(model_folders["post"])
+    opened = open_model(model_folders["openai_gpt"])
     columns = {"context": "text", "choices": "choices"}
     splits = {"test": {"path": "test.jsonl", "columns": columns}}
     task = make_task("multiple_choice", splits=splits)
@@ -378,7 +378,7 @@ def diverge(launch: Launch, device: torch.device, folder: Path) -> str:
 
 
 def test_a_diverged_model_is_refused(process_group, model_folders):
-    for message in process_group(2).run(diverge, model_folders["post"]):
+    for message in process_group(2).run(diverge, model_folders["openai_gpt"]):
         assert message == "the model's probabilities are not finite: its training diverged"
 
 

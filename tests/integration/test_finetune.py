@@ -52,7 +52,7 @@ def task(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return write_model_folders(tmp_path_factory.mktemp("models"))["pre"]
+    return write_model_folders(tmp_path_factory.mktemp("models"))["gpt2"]
 
 
 def run(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from gpt_dist.model import load_model
 from gpt_dist.model.cache import LayerCache
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import write_model_folders
+from tests.models import FAMILIES, write_model_folders
 
 PROMPTS = [[5, 300, 7], [44], [9, 8, 7, 6, 5, 4], [400, 401, 402]]
 NEVER = 10**6
@@ -59,12 +59,13 @@ def continuations(
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_greedy_is_transformers(process_group, model_folders, norm_position):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_is_transformers(process_group, model_folders, family):
     transformers = pytest.importorskip("transformers")
-    folder = model_folders[norm_position]
+    folder = model_folders[family]
     (found,) = process_group(1).run(continuations, folder, PROMPTS, 20, GREEDY)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    theirs.generation_config.eos_token_id = None
     for prompt, tokens in zip(PROMPTS, found, strict=True):
         expected = theirs.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=20, pad_token_id=0
@@ -95,9 +96,9 @@ def cached_difference(launch: Launch, device: torch.device, folder: Path) -> flo
         return float((torch.cat(parts, 1) - model(tokens)).abs().max())
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_cached_is_uncached(process_group, model_folders, norm_position):
-    folder, group = model_folders[norm_position], process_group(1)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_is_uncached(process_group, model_folders, family):
+    folder, group = model_folders[family], process_group(1)
     assert group.run(cached_difference, folder)[0] < 1e-5
     (found,) = group.run(continuations, folder, PROMPTS, 20, GREEDY)
     assert found == group.run(without_cache, folder)[0]
@@ -105,14 +106,14 @@ def test_cached_is_uncached(process_group, model_folders, norm_position):
 
 def test_tensor_parallel_peers_write_the_same(process_group, model_folders):
     sampling = Sampling(temperature=1.3, top_k=50, seed=3)
-    folder = model_folders["pre"]
+    folder = model_folders["gpt2"]
     (alone,) = process_group(1).run(continuations, folder, PROMPTS, 20, sampling)
     shared = process_group(2).run(continuations, folder, PROMPTS, 20, sampling, NEVER, 2)
     assert shared == [alone, alone]
 
 
 def test_a_text_ends_where_it_should(process_group, model_folders):
-    folder, group = model_folders["post"], process_group(1)
+    folder, group = model_folders["openai_gpt"], process_group(1)
     (free,) = group.run(continuations, folder, PROMPTS, 100, GREEDY)
     # The model's 32 positions are the limit.
     assert {len(prompt + tokens) for prompt, tokens in zip(PROMPTS, free, strict=True)} == {32}
@@ -125,7 +126,7 @@ def test_a_text_ends_where_it_should(process_group, model_folders):
 
 
 def test_a_seed_repeats_and_neighbours_do_not_matter(process_group, model_folders):
-    folder, group = model_folders["post"], process_group(1)
+    folder, group = model_folders["openai_gpt"], process_group(1)
 
     def sample(prompts: list[list[int]], seed: int) -> list[list[int]]:
         return group.run(continuations, folder, prompts, 10, Sampling(seed=seed))[0]
@@ -183,7 +184,7 @@ def first_tokens(
 
 def test_draws_follow_the_filtered_distribution(process_group, model_folders):
     sampling = Sampling(temperature=1.5, top_k=6, top_p=0.9)
-    (result,) = process_group(1).run(first_tokens, model_folders["post"], sampling, 4000)
+    (result,) = process_group(1).run(first_tokens, model_folders["openai_gpt"], sampling, 4000)
     drawn, expected = result
     assert 1 < (expected > 0).sum() <= 6
     assert not drawn[expected == 0].any()
@@ -191,7 +192,7 @@ def test_draws_follow_the_filtered_distribution(process_group, model_folders):
 
 
 def test_the_command_continues_prompts(model_folders):
-    arguments = [str(model_folders["post"]), "--prompt", "it was a", "the old man"]
+    arguments = [str(model_folders["openai_gpt"]), "--prompt", "it was a", "the old man"]
     finished = subprocess.run(
         [sys.executable, "launch/generate.py", *arguments, "--temperature", "0"],
         capture_output=True,
@@ -217,7 +218,7 @@ def pieces(
 
 def test_text_streams_in_whole_characters(process_group, model_folders):
     prompts = ["it was a", "the end"]
-    (result,) = process_group(1).run(pieces, model_folders["pre"], prompts)
+    (result,) = process_group(1).run(pieces, model_folders["gpt2"], prompts)
     printed, expected = result
     assert len(printed) > 10
     first, second = "".join(printed).split("\n\nthe end")
@@ -226,7 +227,7 @@ def test_text_streams_in_whole_characters(process_group, model_folders):
 
 
 def test_unsuitable_prompts_are_refused(model_folders):
-    opened = open_model(model_folders["post"])
+    opened = open_model(model_folders["openai_gpt"])
     assert encode_prompts([""], opened) == [[opened.tokenizer.end_of_text]]
     with pytest.raises(ConfigError, match="--prompt: 'word word"):
         encode_prompts(["word " * 100], opened)

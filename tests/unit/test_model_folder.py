@@ -20,10 +20,10 @@ from torch import Tensor
 from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.errors import GptDistError, ModelError
-from gpt_dist.model import GPT, ModelFolder, load_model, to_hugging_face, write_model_folder
+from gpt_dist.model import ModelFolder, build_model, load_model, to_hugging_face, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import VOCAB_SIZE, count_refused, sample_texts, write_model_folders
+from tests.models import FAMILIES, VOCAB_SIZE, count_refused, sample_texts, write_model_folders
 
 transformers = pytest.importorskip("transformers")
 
@@ -51,7 +51,7 @@ def draw_and_compare_marks(launch: Launch, device: torch.device, folder: Path) -
     before = torch.get_rng_state()
     loaded = load_model(opened.tensors, opened.config, group)
     assert torch.equal(torch.get_rng_state(), before)
-    drawn = dict(GPT(opened.config, group).named_parameters())
+    drawn = dict(build_model(opened.config, group).named_parameters())
     assert any(getattr(parameter, "tensor_model_parallel", False) for parameter in drawn.values())
     return [
         name
@@ -70,25 +70,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_transformers_opens_it_with_the_same_logits(process_group, model_folders, norm_position):
-    folder = model_folders[norm_position]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_opens_it_with_the_same_logits(process_group, model_folders, family):
+    folder = model_folders[family]
     (found,) = process_group(1).run(own_logits, folder)
-    kind = {"post": transformers.OpenAIGPTLMHeadModel, "pre": transformers.GPT2LMHeadModel}
-    assert isinstance(
-        transformers.AutoModelForCausalLM.from_pretrained(folder), kind[norm_position]
-    )
+    kind = {
+        "openai_gpt": transformers.OpenAIGPTLMHeadModel,
+        "gpt2": transformers.GPT2LMHeadModel,
+        "llama": transformers.LlamaForCausalLM,
+    }
+    assert isinstance(transformers.AutoModelForCausalLM.from_pretrained(folder), kind[family])
     assert (found - their_logits(folder)).abs().max() < TOLERANCE
 
 
 def test_loading_draws_nothing_and_keeps_the_marks_of_split_weights(process_group, model_folders):
-    assert process_group(2).run(draw_and_compare_marks, model_folders["pre"]) == [[], []]
+    assert process_group(2).run(draw_and_compare_marks, model_folders["gpt2"]) == [[], []]
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("form", ["whole", "sharded", "without prefix", "with head and masks"])
-def test_folders_of_transformers_open(process_group, model_folders, tmp_path, norm_position, form):
-    model = transformers.AutoModelForCausalLM.from_pretrained(model_folders[norm_position])
+def test_folders_of_transformers_open(process_group, model_folders, tmp_path, family, form):
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folders[family])
     model.save_pretrained(tmp_path, max_shard_size="100KB" if form == "sharded" else "1GB")
     weights = tmp_path / "model.safetensors"
     if form == "without prefix":
@@ -102,7 +104,7 @@ def test_folders_of_transformers_open(process_group, model_folders, tmp_path, no
         save_file(state, weights)
     assert weights.exists() != (form == "sharded")
     (found,) = process_group(1).run(own_logits, tmp_path)
-    assert (found - their_logits(model_folders[norm_position])).abs().max() < TOLERANCE
+    assert (found - their_logits(model_folders[family])).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_folders_of_transformers_open(process_group, model_folders, tmp_path, no
     ],
 )
 def test_folders_of_transformers_other_classes_open(process_group, model_folders, tmp_path, kind):
-    source = model_folders["post" if kind.startswith("OpenAI") else "pre"]
+    source = model_folders["openai_gpt" if kind.startswith("OpenAI") else "gpt2"]
     getattr(transformers, kind).from_pretrained(source).save_pretrained(tmp_path)
     (found,) = process_group(1).run(own_logits, tmp_path)
     assert (found - their_logits(source)).abs().max() < TOLERANCE
@@ -126,7 +128,7 @@ def test_folders_of_transformers_other_classes_open(process_group, model_folders
 def test_half_precision_is_read_exactly(model_folders, tmp_path):
     for dtype in (torch.bfloat16, torch.float16):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            model_folders["post"], dtype=dtype
+            model_folders["openai_gpt"], dtype=dtype
         )
         model.save_pretrained(tmp_path / str(dtype))
         found = ModelFolder(tmp_path / str(dtype))
@@ -139,21 +141,21 @@ def test_half_precision_is_read_exactly(model_folders, tmp_path):
         assert stored.keys() < model.state_dict().keys()
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_export_import_export_is_byte_identical(model_folders, tmp_path, norm_position):
-    first, second = model_folders[norm_position], tmp_path / "second"
+@pytest.mark.parametrize("family", FAMILIES)
+def test_export_import_export_is_byte_identical(model_folders, tmp_path, family):
+    first, second = model_folders[family], tmp_path / "second"
     save_model(open_model(first), second)
     assert contents(first) == contents(second)
     assert {"config.json", "model.safetensors", "tokenizer.model"} < contents(first).keys()
 
 
 def test_large_weights_are_spread_over_files(process_group, model_folders, tmp_path):
-    opened = open_model(model_folders["post"])
+    opened = open_model(model_folders["openai_gpt"])
     read = opened.tensors.__getitem__
-    write_model_folder(tmp_path / "shards", opened.config, read, {}, shard_bytes=100_000)
+    write_model_folder(tmp_path / "shards", opened.config, read, {}, end_of_text=None, shard_bytes=100_000)
     assert len(list((tmp_path / "shards").glob("model-*-of-*.safetensors"))) > 2
     (found,) = process_group(1).run(own_logits, tmp_path / "shards")
-    assert torch.equal(their_logits(tmp_path / "shards"), their_logits(model_folders["post"]))
+    assert torch.equal(their_logits(tmp_path / "shards"), their_logits(model_folders["openai_gpt"]))
     assert (found - their_logits(tmp_path / "shards")).abs().max() < TOLERANCE
 
 
@@ -161,19 +163,19 @@ def test_an_existing_folder_is_left_alone(model_folders, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("important")
     with pytest.raises(ModelError, match="exists already"):
-        save_model(open_model(model_folders["post"]), tmp_path / "mine")
+        save_model(open_model(model_folders["openai_gpt"]), tmp_path / "mine")
     assert contents(tmp_path / "mine") == {"notes.txt": b"important"}
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_failed_export_leaves_nothing(model_folders, tmp_path):
-    opened = open_model(model_folders["post"])
+    opened = open_model(model_folders["openai_gpt"])
 
     def read(_name: str) -> Tensor:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(ModelError, match=r"disk is full.*nothing was written"):
-        write_model_folder(tmp_path / "out", opened.config, read, {})
+        write_model_folder(tmp_path / "out", opened.config, read, {}, end_of_text=None)
     assert not list(tmp_path.iterdir())
 
 
@@ -264,7 +266,7 @@ def copy_without_checksums(source: Path, folder: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_folder_is_refused(model_folders, tmp_path, name):
     folder = tmp_path / "model"
-    copy_without_checksums(model_folders["post"], folder)
+    copy_without_checksums(model_folders["openai_gpt"], folder)
     HOSTILE[name](folder)
     with pytest.raises(ModelError, match=str(folder)):
         read_all(folder)
@@ -279,13 +281,13 @@ def test_a_hostile_folder_is_refused(model_folders, tmp_path, name):
             dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 3),
             "attn_pdrop is 3: Input should be less than 1; copy it again",
         ),
-        ({"vocab_size": None}, "vocab_size is null; copy it again"),
+        ({"vocab_size": None}, "vocab_size is None: Input should be a valid integer; copy it again"),
         ({"n_head": 5}, "n_head 5 does not divide n_embd 48; copy it again"),
     ],
 )
 def test_a_bad_size_is_named_as_in_the_file(model_folders, tmp_path, values, message):
     folder = tmp_path / "model"
-    copy_without_checksums(model_folders["post"], folder)
+    copy_without_checksums(model_folders["openai_gpt"], folder)
     edit_config(**values)(folder)
     with pytest.raises(ModelError, match=f"^{folder / 'config.json'}: {message}$"):
         open_model(folder)
@@ -308,7 +310,7 @@ def read_all(folder: Path) -> None:
 
 def test_every_flipped_bit_and_truncation_is_refused(model_folders, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(model_folders["post"], folder)
+    shutil.copytree(model_folders["openai_gpt"], folder)
     draws = np.random.default_rng(0)
     for path in sorted(folder.iterdir()):
         original = path.read_bytes()
@@ -325,9 +327,9 @@ def test_every_flipped_bit_and_truncation_is_refused(model_folders, tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "added_tokens.json", "vocab.txt"])
 def test_a_planted_file_is_refused(model_folders, tmp_path, name):
     folder = tmp_path / "model"
-    opened = open_model(model_folders["post"])
+    opened = open_model(model_folders["openai_gpt"])
     read = opened.tensors.__getitem__
-    write_model_folder(folder, opened.config, read, {}, shard_bytes=60_000)
+    write_model_folder(folder, opened.config, read, {}, end_of_text=None, shard_bytes=60_000)
     (folder / "README.md").write_text("a good model")
     (folder / ".listing.json").write_text("{}")
     read_all(folder)
@@ -344,7 +346,7 @@ def test_a_planted_file_is_refused(model_folders, tmp_path, name):
 
 def test_flipped_bits_of_the_header_are_refused_or_change_no_tensor(model_folders, tmp_path):
     folder = tmp_path / "model"
-    copy_without_checksums(model_folders["post"], folder)
+    copy_without_checksums(model_folders["openai_gpt"], folder)
     weights = folder / "model.safetensors"
     original = weights.read_bytes()
     header = 8 + int.from_bytes(original[:8], "little")
@@ -378,7 +380,7 @@ class Bomb:
 )
 def test_a_pickle_under_any_name_never_runs(model_folders, tmp_path, name):
     folder, trace = tmp_path / "model", tmp_path / "ran"
-    copy_without_checksums(model_folders["post"], folder)
+    copy_without_checksums(model_folders["openai_gpt"], folder)
     for other in folder.glob("tokenizer*" if "tok" in name or "vocab" in name else "none"):
         other.unlink()
     (folder / name).write_bytes(pickle.dumps(Bomb(trace)))
@@ -389,7 +391,7 @@ def test_a_pickle_under_any_name_never_runs(model_folders, tmp_path, name):
 
 def test_pickled_weights_are_refused_with_the_remedy(model_folders, tmp_path):
     folder, trace = tmp_path / "model", tmp_path / "ran"
-    copy_without_checksums(model_folders["post"], folder)
+    copy_without_checksums(model_folders["openai_gpt"], folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(trace)))
     with pytest.raises(ModelError, match=r"pytorch_model\.bin.*convert it to model\.safetensors"):
@@ -410,8 +412,8 @@ TEXTS = [
 
 
 def test_auto_tokenizer_gives_the_same_ids(model_folders):
-    theirs = transformers.AutoTokenizer.from_pretrained(model_folders["post"])
-    ours = open_tokenizer(model_folders["post"])
+    theirs = transformers.AutoTokenizer.from_pretrained(model_folders["openai_gpt"])
+    ours = open_tokenizer(model_folders["openai_gpt"])
     draws = np.random.default_rng(0)
     texts = [*TEXTS, *sample_texts()]
     for first, last in ((32, 127), (0x80, 0x2FFF), (0x10000, 0x1F9FF)):
@@ -469,7 +471,7 @@ def released_logits(arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
 def test_released_weights_give_transformers_logits(process_group, tmp_path):
     expected = released_logits(write_released(tmp_path))
     opened = open_model(tmp_path)
-    write_model_folder(tmp_path / "model", opened.config, opened.tensors.__getitem__, {})
+    write_model_folder(tmp_path / "model", opened.config, opened.tensors.__getitem__, {}, end_of_text=None)
     for folder in (tmp_path, tmp_path / "model"):
         (found,) = process_group(1).run(own_logits, folder)
         assert (found - expected).abs().max() < TOLERANCE

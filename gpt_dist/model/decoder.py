@@ -1,0 +1,102 @@
+"""The decoder-only Transformer as far as all families share it: embedding, blocks, logits, losses.
+
+Shapes: B batch, T time, D hidden, V padded vocabulary; `/tp` where a dimension is split over the
+tensor-parallel group.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.group import Group
+from gpt_dist.model.layers import ColumnParallel, Rotation, TokenEmbedding
+
+with warnings.catch_warnings():
+    # Each import of megatron-core says that its optional CUDA extensions are missing.
+    warnings.simplefilter("ignore")
+    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+
+IGNORED_LABEL = -1
+"""Label of a token that is not to be predicted: the caller leaves the loss there out."""
+
+
+class GPT(nn.Module):
+    """Base of every family, which adds `blocks`, `final_norm` and `head` to the token embedding.
+
+    A block is called with hidden states [B, T, D], a rotation or None, and a cache or None. Initial
+    weights are drawn as full fp32 tensors from the default generator and sliced, so a seed gives
+    the same model at every tensor-parallel degree.
+    """
+
+    blocks: nn.ModuleList
+    final_norm: nn.Module
+    head: ColumnParallel
+
+    def __init__(
+        self, config: ResolvedModelConfig, group: Group, activation_checkpointing: bool = False
+    ) -> None:
+        """Draw the token embedding of this process's slice of the tensor-parallel `group`."""
+        super().__init__()
+        self.config = config
+        self.group = group
+        self.activation_checkpointing = activation_checkpointing
+        self.token_embedding = TokenEmbedding(config, group)
+
+    def make_head(self, tied: bool) -> ColumnParallel:
+        """Return the layer from hidden states to logits, its weight the embedding's where tied."""
+        width, rows = self.config.hidden_size, self.config.padded_vocab_size
+        return ColumnParallel(
+            width, rows, self.group, bias=False, is_vocabulary=True, own_weight=not tied
+        )
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return the input of the first block, [B, T, D], of tokens [B, T] at positions [T]."""
+        raise NotImplementedError
+
+    def rotation(self, positions: Tensor) -> Rotation | None:  # noqa: ARG002 -- for Llama
+        """Return the rotary embedding of positions [T], or None in families without one."""
+        return None
+
+    def forward(self, tokens: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
+        """Return the last hidden states [B, T, D] of token ids [B, T].
+
+        With one cache a block, the tokens follow those that the caches have seen; a cache that is
+        not empty takes one token at a time.
+        """
+        start = caches[0].length if caches else 0
+        positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
+        hidden, rotation = self.embed(tokens, positions), self.rotation(positions)
+        for layer, block in enumerate(self.blocks):
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(block, hidden, rotation, use_reentrant=False)
+            else:
+                hidden = block(hidden, rotation, caches[layer] if caches else None)
+        output: Tensor = self.final_norm(hidden)
+        return output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return this process's slice [..., V/tp] of the logits of hidden states [..., D].
+
+        Entries that only pad the vocabulary are -inf.
+        """
+        tied = self.token_embedding.weight if self.head.weight is None else None
+        logits: Tensor = self.head(hidden, tied)
+        width = logits.size(-1)
+        valid = self.config.vocab_size - self.group.rank() * width
+        if valid >= width:
+            return logits
+        padding = torch.arange(width, device=logits.device) >= valid  # [V/tp]
+        return logits.masked_fill(padding, -math.inf)
+
+    def token_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss in nats, fp32, of labels [B, T] after hidden states [B, T, D]."""
+        losses: Tensor = vocab_parallel_cross_entropy(self.logits(hidden), labels)
+        return losses

@@ -1,0 +1,37 @@
+"""The model families: one file an architecture; `model.family` names one of them."""
+
+from __future__ import annotations
+
+from gpt_dist.config import ModelConfig, ResolvedModelConfig
+from gpt_dist.errors import ConfigError
+from gpt_dist.model.decoder import GPT
+from gpt_dist.model.families.gpt2 import GPT_2
+from gpt_dist.model.families.llama import LLAMA
+from gpt_dist.model.families.openai_gpt import OPENAI_GPT
+from gpt_dist.model.family import Family
+from gpt_dist.model.group import Group
+
+FAMILIES: dict[str, Family] = {"openai_gpt": OPENAI_GPT, "gpt2": GPT_2, "llama": LLAMA}
+"""Every family by its name in the configuration."""
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Return the family that a configuration names, which reads all keys that are given.
+
+    Raises:
+        ConfigError: There is no such family, or a key is given that it does not read.
+    """
+    family = FAMILIES.get(config.family)
+    if family is None:
+        raise ConfigError(
+            f"model.family: {config.family!r} is unknown; choose one of {', '.join(FAMILIES)}"
+        )
+    family.check(config)
+    return family
+
+
+def build_model(
+    config: ResolvedModelConfig, group: Group, activation_checkpointing: bool = False
+) -> GPT:
+    """Return a model with initial weights drawn from the default generator."""
+    return family_of(config).model(config, group, activation_checkpointing)

@@ -1,0 +1,266 @@
+"""Layers that every family is built of: tensor-parallel linear maps, embeddings, attention.
+
+Shapes: B batch, T time, D hidden, H query heads, G key-value heads, S head size, V padded
+vocabulary; `/tp` where a dimension is split over the tensor-parallel group.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.group import Group
+from gpt_dist.model.random import fork_rng_for_tensor_parallel
+
+with warnings.catch_warnings():
+    # Each import of megatron-core says that its optional CUDA extensions are missing.
+    warnings.simplefilter("ignore")
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        reduce_from_tensor_model_parallel_region,
+    )
+
+INIT_STD = 0.02
+"""Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """The distribution that a parameter's initial values are drawn from, as a full tensor."""
+
+    std: float
+    """Standard deviation around 0."""
+    is_vocabulary: bool = False
+    """Whether the rows of the parameter stand for tokens."""
+
+    def mark(self, parameter: Tensor) -> None:
+        """Attach this initializer to the parameter that it was used for."""
+        parameter.initializer = self  # type: ignore[attr-defined]
+
+
+class ColumnParallel(ColumnParallelLinear):
+    """Linear map whose output features are split over the group: [..., D] -> [..., E/tp]."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        group: Group,
+        *,
+        bias: bool = True,
+        is_vocabulary: bool = False,
+        own_weight: bool = True,
+    ) -> None:
+        """Draw the weight, unless each call brings one (`own_weight` False)."""
+        super().__init__(
+            input_size,
+            output_size,
+            config=_parallel(group),
+            init_method=partial(nn.init.normal_, std=INIT_STD),
+            bias=bias,
+            skip_weight_param_allocation=not own_weight,
+            tp_group=group,
+        )
+        self.group = group
+        if own_weight:
+            Initializer(INIT_STD, is_vocabulary).mark(self.weight)
+
+    def forward(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Map hidden states by `weight`, or by the layer's own."""
+        if self.group.size() > 1:
+            output, _ = super().forward(hidden, weight)
+            return output
+        output = F.linear(hidden, self.weight if weight is None else weight)
+        return output if self.bias is None else output + self.bias
+
+
+class RowParallel(RowParallelLinear):
+    """Linear map whose input features are split over the group: [..., E/tp] -> [..., D]."""
+
+    def __init__(
+        self, input_size: int, output_size: int, group: Group, *, std: float, bias: bool = True
+    ) -> None:
+        """Draw the weight with standard deviation `std`."""
+        super().__init__(
+            input_size,
+            output_size,
+            config=_parallel(group),
+            init_method=partial(nn.init.normal_, std=std),
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=group,
+        )
+        self.group = group
+        Initializer(std).mark(self.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Add up what the processes of the group make of their features, and the bias once."""
+        output = F.linear(hidden, self.weight)
+        if self.group.size() > 1:
+            output = reduce_from_tensor_model_parallel_region(output, group=self.group)
+        return output if self.bias is None else output + self.bias
+
+
+class TokenEmbedding(VocabParallelEmbedding):
+    """Embedding whose rows are split over the group: token ids [B, T] -> [B, T, D]."""
+
+    def __init__(self, config: ResolvedModelConfig, group: Group) -> None:
+        """Draw a row for every token and for the padding of the vocabulary."""
+        super().__init__(
+            config.padded_vocab_size,
+            config.hidden_size,
+            init_method=partial(nn.init.normal_, std=INIT_STD),
+            config=_parallel(group),
+            tp_group=group,
+        )
+        self.group = group
+        Initializer(INIT_STD, is_vocabulary=True).mark(self.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the rows of these tokens, complete on every process."""
+        if self.group.size() > 1 or self.deterministic_mode:
+            return super().forward(tokens)
+        return F.embedding(tokens, self.weight)
+
+
+class PositionEmbedding(nn.Embedding):
+    """Learned embedding of positions, the same on every process: positions [T] -> [T, D]."""
+
+    def __init__(self, config: ResolvedModelConfig) -> None:
+        """Draw a row for every position of the context."""
+        super().__init__(config.sequence_length, config.hidden_size)
+        nn.init.normal_(self.weight, std=INIT_STD)
+        Initializer(INIT_STD).mark(self.weight)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key-value heads; each process holds whole groups.
+
+    The rows of the fused projection are laid out group by group: the queries of the heads that
+    share key-value head 0, its key, its value, then those of key-value head 1, and so on. With as
+    many key-value heads as heads that is q, k, v of head 0, then of head 1.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedModelConfig,
+        group: Group,
+        *,
+        output_std: float = INIT_STD,
+        bias: bool = True,
+    ) -> None:
+        """Draw both projections, that of the output with standard deviation `output_std`."""
+        super().__init__()
+        self.group = group
+        self.head_size = config.head_size
+        self.dropout = config.dropout
+        groups = config.num_key_value_heads or config.num_heads
+        self.queries_per_group = config.num_heads // groups
+        width = config.num_heads * config.head_size
+        self.query_key_value = ColumnParallel(
+            config.hidden_size, width + 2 * groups * config.head_size, group, bias=bias
+        )
+        self.projection = RowParallel(width, config.hidden_size, group, std=output_std, bias=bias)
+
+    def forward(
+        self, hidden: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Mix hidden states [B, T, D] over time; returns [B, T, D]."""
+        fused = self.query_key_value(hidden)  # [B, T, (H + 2G)S/tp]
+        parts = fused.unflatten(-1, (-1, self.queries_per_group + 2, self.head_size))
+        heads = parts.permute(3, 0, 2, 1, 4)  # [H/G + 2, B, G/tp, T, S]
+        key, value = heads[-2], heads[-1]  # each [B, G/tp, T, S]
+        query = parts[..., :-2, :].flatten(2, 3).transpose(1, 2)  # [B, H/tp, T, S]
+        if rotation is not None:
+            query, key = rotation.apply(query), rotation.apply(key)
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        context = self.attend(query, key, value)  # [B, H/tp, T, S]
+        output: Tensor = self.projection(context.transpose(1, 2).flatten(2))
+        return output
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix the values of this process's heads; dropout differs between peers.
+
+        Args:
+            query: [B, H/tp, T, S]. With more keys than queries there must be one query, that of the
+                last token, which sees all.
+            key: [B, G/tp, T, S].
+            value: [B, G/tp, T, S].
+        """
+        dropout = self.dropout if self.training else 0.0
+        with fork_rng_for_tensor_parallel(self.group, query.device, enabled=dropout > 0):
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                dropout_p=dropout,
+                is_causal=query.size(2) == key.size(2),
+                enable_gqa=self.queries_per_group > 1,
+            )
+
+
+class Rotation:
+    """Rotary position embedding (Su et al. 2021), in the layout of Llama's released weights.
+
+    Feature i of a head and feature i + S/2 are the two coordinates that one angle turns.
+    """
+
+    def __init__(self, positions: Tensor, head_size: int, base: float) -> None:
+        """Compute the angles of positions [T] for heads of `head_size` features."""
+        exponents = torch.arange(0, head_size, 2, device=positions.device).float() / head_size
+        angles = positions[:, None].float() / base**exponents  # [T, S/2]
+        self._cos = torch.cat([angles, angles], dim=-1).cos()
+        self._sin = torch.cat([angles, angles], dim=-1).sin()
+
+    def apply(self, heads: Tensor) -> Tensor:
+        """Turn queries or keys [B, H, T, S] by the angles of their positions."""
+        first, second = heads.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return heads * self._cos.to(heads.dtype) + turned * self._sin.to(heads.dtype)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU (tanh form) between them, four times as wide inside."""
+
+    def __init__(
+        self, config: ResolvedModelConfig, group: Group, *, output_std: float = INIT_STD
+    ) -> None:
+        """Draw both layers, the second with standard deviation `output_std`."""
+        super().__init__()
+        width = config.hidden_size
+        self.expansion = ColumnParallel(width, 4 * width, group)
+        self.projection = RowParallel(4 * width, width, group, std=output_std)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map each hidden state [B, T, D] by itself."""
+        inner = F.gelu(self.expansion(hidden), approximate="tanh")  # [B, T, 4D/tp]
+        output: Tensor = self.projection(inner)
+        return output
+
+
+def residual_std(num_layers: int) -> float:
+    """Return the spread of weights that end a residual branch, 2 a block (GPT-2, section 2.3)."""
+    return INIT_STD / math.sqrt(2 * num_layers)
+
+
+def _parallel(group: Group | ProcessGroup) -> ModelParallelConfig:
+    """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
+    return ModelParallelConfig(
+        tensor_model_parallel_size=group.size(),
+        use_cpu_initialization=True,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
+    )
