@@ -152,7 +152,9 @@ def test_export_import_export_is_byte_identical(model_folders, tmp_path, family)
 def test_large_weights_are_spread_over_files(process_group, model_folders, tmp_path):
     opened = open_model(model_folders["openai_gpt"])
     read = opened.tensors.__getitem__
-    write_model_folder(tmp_path / "shards", opened.config, read, {}, end_of_text=None, shard_bytes=100_000)
+    write_model_folder(
+        tmp_path / "shards", opened.config, read, {}, end_of_text=None, shard_bytes=100_000
+    )
     assert len(list((tmp_path / "shards").glob("model-*-of-*.safetensors"))) > 2
     (found,) = process_group(1).run(own_logits, tmp_path / "shards")
     assert torch.equal(their_logits(tmp_path / "shards"), their_logits(model_folders["openai_gpt"]))
@@ -281,7 +283,10 @@ def test_a_hostile_folder_is_refused(model_folders, tmp_path, name):
             dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 3),
             "attn_pdrop is 3: Input should be less than 1; copy it again",
         ),
-        ({"vocab_size": None}, "vocab_size is None: Input should be a valid integer; copy it again"),
+        (
+            {"vocab_size": None},
+            "vocab_size is None: Input should be a valid integer; copy it again",
+        ),
         ({"n_head": 5}, "n_head 5 does not divide n_embd 48; copy it again"),
     ],
 )
@@ -471,7 +476,9 @@ def released_logits(arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
 def test_released_weights_give_transformers_logits(process_group, tmp_path):
     expected = released_logits(write_released(tmp_path))
     opened = open_model(tmp_path)
-    write_model_folder(tmp_path / "model", opened.config, opened.tensors.__getitem__, {}, end_of_text=None)
+    write_model_folder(
+        tmp_path / "model", opened.config, opened.tensors.__getitem__, {}, end_of_text=None
+    )
     for folder in (tmp_path, tmp_path / "model"):
         (found,) = process_group(1).run(own_logits, folder)
         assert (found - expected).abs().max() < TOLERANCE
