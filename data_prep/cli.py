@@ -179,7 +179,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         type=_fraction,
         default=0.01,
         metavar="F",
-        help="share of the documents, chosen by content hash; default 0.01",
+        help="share of the text to hold out, chosen by content hash; default 0.01",
     )
     add("--text-field", default="text", metavar="NAME", help='of jsonl lines; default "text"')
     _add_tokenizer(parser.add_argument_group("tokenizer"))

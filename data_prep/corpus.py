@@ -12,12 +12,14 @@ from data_prep.jobs import CleanDocument, CleanJob, clean_batch
 from data_prep.pool import Pool
 from data_prep.report import Progress
 from data_prep.sources import Source
-from gpt_dist.data.tokens import BuildOptions, DropEntry
+from gpt_dist.data.tokens import SPLITS, BuildOptions, DropEntry
 from gpt_dist.errors import DataError
 
 _BATCH_BYTES = 2 << 20
 _BLOCK_BYTES = 64 << 10
 _NAMED_DROPS = 1000
+# Both splits are of the wanted size within this part of it.
+_SPLIT_TOLERANCE = 1 / 3
 
 SKIPPED = "not a text, jsonl or archive file"
 BINARY = "binary"
@@ -84,21 +86,36 @@ def collect(
 def split_documents(
     documents: list[CleanDocument], fraction: float
 ) -> dict[str, list[CleanDocument]]:
-    """Training and validation documents, chosen by the hash of their text alone.
+    """Split documents into training and validation, by the hashes and sizes of their texts alone.
 
-    Validation are those with hash / 2^256 below `fraction`. Where none is, but two documents or
-    more there are and `fraction` is not 0, it is the one of lowest hash; where all are, the one of
-    highest hash goes to training.
+    `fraction` is the share of the bytes to hold out. Documents are held out in the order of their
+    hash: all with hash / 2^256 below `fraction`, as far as the share stays close to it, and others
+    until it is. A document too large for that is cut, and its end is held out.
     """
+    total = sum(document.size for document in documents)
+    wanted = fraction * total
+    slack = min(wanted, total - wanted) * _SPLIT_TOLERANCE
     bound = int(fraction * 2**64) << 192
-    chosen = {doc.digest for doc in documents if int.from_bytes(doc.digest, "big") < bound}
-    if not chosen and fraction and len(documents) > 1:
-        chosen = {min(doc.digest for doc in documents)}
-    if len(chosen) == len(documents):
-        chosen.remove(max(chosen))
+    held_bytes = 0
+    parts: dict[bytes, dict[str, CleanDocument]] = {}  # of documents that are not training alone
+    for document in sorted(documents, key=lambda document: document.digest):
+        enough = held_bytes >= wanted - slack
+        fits = held_bytes + document.size <= wanted + slack
+        if enough and not (fits and int.from_bytes(document.digest, "big") < bound):
+            break
+        if fits:
+            parts[document.digest] = {"validation": document}
+            held_bytes += document.size
+        elif cut := document.cut(document.size - round(wanted - held_bytes), slack):
+            parts[document.digest] = dict(zip(SPLITS, cut, strict=True))
+            break
     return {
-        "train": [doc for doc in documents if doc.digest not in chosen],
-        "validation": [doc for doc in documents if doc.digest in chosen],
+        split: [
+            part[split]
+            for document in documents
+            if split in (part := parts.get(document.digest, {"train": document}))
+        ]
+        for split in SPLITS
     }
 
 

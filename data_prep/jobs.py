@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +44,41 @@ class CleanDocument:
                 stream.seek(-1, 1)
                 stream.readline()
             while stream.tell() < self.offset + min(end, self.size):
-                yield stream.readline().rstrip(b"\n")
+                yield stream.readline(self.offset + self.size - stream.tell()).rstrip(b"\n")
 
     def text(self) -> str:
         """The whole text."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
             return stream.read(self.size).decode()
+
+    def cut(self, position: int, slack: float) -> tuple["CleanDocument", "CleanDocument"] | None:
+        """Cut the document in two near the byte `position`; return None for a single word.
+
+        The cut is at the nearest line end, or at the nearest space where no line end lies within
+        `slack` bytes.
+        """
+        data = self.text().encode()
+        line_ends, spaces = (
+            {data.rfind(mark, 0, position), data.find(mark, position)} - {-1}
+            for mark in (b"\n", b" ")
+        )
+        near = {place for place in line_ends if abs(place - position) <= slack}
+        places = near or line_ends | spaces
+        if not places:
+            return None
+        place = min(places, key=lambda place: (abs(place - position), place))
+        return self._part(data, 0, place), self._part(data, place + 1, len(data))
+
+    def _part(self, data: bytes, begin: int, end: int) -> "CleanDocument":
+        part = data[begin:end]
+        return replace(
+            self,
+            offset=self.offset + begin,
+            size=len(part),
+            characters=len(part.decode()),
+            digest=hashlib.sha256(part).digest(),
+        )
 
 
 @dataclass(frozen=True)
