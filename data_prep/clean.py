@@ -27,6 +27,10 @@ from data_prep.paragraphs import join_sentences, unwrap
 
 Form = Literal["book", "sentences"]
 
+BINARY = "binary"
+EMPTY = "empty"
+NOTICES = "nothing but Project Gutenberg's notices"
+
 _LINE_ENDS = re.compile(r"[\r\f\v\x1c-\x1e\u2028\u2029]")
 # What may need ftfy: HTML entities, and runs of characters that are not printable ASCII …
 _UNUSUAL = re.compile(r"[^\t\n -~]+|&#?[0-9A-Za-z]{1,24};")
@@ -54,24 +58,26 @@ _PUNCTUATION = {
 
 @dataclass(frozen=True)
 class CleanText:
-    """The clean text of a document, and whether its bytes had to be read as Latin-1.
+    """The clean text of a document, whether its bytes had to be read as Latin-1, and a fault.
 
-    Bytes that are no text at all give an empty one.
+    `fault` says why the text is empty: BINARY, EMPTY or NOTICES.
     """
 
     text: str
     latin1: bool
-    binary: bool = False
+    fault: str | None = None
 
 
 def clean(data: bytes, form: Form, lowercase: bool) -> CleanText:
     """Clean one document: a book (or other text), or BookCorpus's sentences, one a line."""
-    text, latin1 = decode(data)
-    if len(_CONTROL.findall(text)) > len(text) * _MAX_CONTROL_SHARE:
-        return CleanText("", latin1=False, binary=True)
-    text = repair(_LINE_ENDS.sub("\n", text.replace("\r\n", "\n")))
-    text = normalise_space(standardise_punctuation(text))
-    text = join_sentences(text) if form == "sentences" else unwrap(strip_gutenberg(text))
+    decoded, latin1 = decode(data)
+    if len(_CONTROL.findall(decoded)) > len(decoded) * _MAX_CONTROL_SHARE:
+        return CleanText("", latin1=False, fault=BINARY)
+    whole = repair(_LINE_ENDS.sub("\n", decoded.replace("\r\n", "\n")))
+    whole = normalise_space(standardise_punctuation(whole)).strip("\n")
+    text = join_sentences(whole) if form == "sentences" else unwrap(strip_gutenberg(whole))
+    if not text:
+        return CleanText("", latin1, NOTICES if whole else EMPTY)
     text = _cut_long_words(text)
     return CleanText(text.lower() if lowercase else text, latin1)
 

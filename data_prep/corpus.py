@@ -22,8 +22,6 @@ _NAMED_DROPS = 1000
 _SPLIT_TOLERANCE = 1 / 3
 
 SKIPPED = "not a text, jsonl or archive file"
-BINARY = "binary"
-EMPTY = "empty"
 TOO_SHORT = "too short"
 DUPLICATE = "duplicate"
 
@@ -138,10 +136,8 @@ def sample_lines(documents: list[CleanDocument], size: int, seed: int) -> Iterat
 def _judge(document: CleanDocument, corpus: Corpus, seen: set[bytes], min_characters: int) -> None:
     corpus.documents_read += 1
     corpus.decoded_as_latin1 += document.latin1
-    if document.binary:
-        corpus.drop(document.name, BINARY)
-    elif not document.size:
-        corpus.drop(document.name, EMPTY)
+    if document.fault:
+        corpus.drop(document.name, document.fault)
     elif document.characters < min_characters:
         corpus.drop(document.name, TOO_SHORT)
     elif document.digest in seen:

@@ -34,7 +34,7 @@ class CleanDocument:
     characters: int
     digest: bytes  # SHA-256 of the text
     latin1: bool
-    binary: bool
+    fault: str | None
 
     def lines(self, begin: int, end: int) -> Iterator[bytes]:
         """The lines that begin in the bytes `begin` to `end` of the text."""
@@ -115,7 +115,7 @@ def clean_batch(job: CleanJob) -> CleanBatch:
                     characters=len(cleaned.text),
                     digest=hashlib.sha256(data).digest(),
                     latin1=cleaned.latin1,
-                    binary=cleaned.binary,
+                    fault=cleaned.fault,
                 )
             )
             output.write(data + b"\n")

@@ -71,7 +71,7 @@ def ids_of(folder: TokenFolder, split: str) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight books of 360 KB or less, one duplicate, one too short, one empty, one picture."""
+    """Nine books, a duplicate, one too short, one empty, one without a text, and a picture."""
     folder = tmp_path_factory.mktemp("input") / "books"
     folder.mkdir()
     for file in SAMPLES:
@@ -79,6 +79,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(SAMPLES[0], folder / "Z_duplicate.txt")
     (folder / "Z_short.txt").write_text("A few words.")
     (folder / "Z_empty.txt").write_text("\n\n")
+    (folder / "Z_licence.txt").write_text("End of the Project Gutenberg EBook of Moby\n\nLicence")
     (folder / "cover.png").write_bytes(b"")
     return folder
 
@@ -106,6 +107,7 @@ def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> N
     assert manifest.dropped == {
         "duplicate": 1,
         "empty": 1,
+        "nothing but Project Gutenberg's notices": 1,
         "too short": 1,
         "not a text, jsonl or archive file": 1,
     }
@@ -113,9 +115,10 @@ def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> N
         "Z_duplicate.txt": "duplicate",
         "Z_short.txt": "too short",
         "Z_empty.txt": "empty",
+        "Z_licence.txt": "nothing but Project Gutenberg's notices",
         "cover.png": "not a text, jsonl or archive file",
     }
-    assert manifest.totals.documents_read == 12
+    assert manifest.totals.documents_read == 13
     assert manifest.totals.documents_kept == 9
     assert manifest.splits["train"].documents == 9
     assert manifest.splits["validation"].documents == 1
