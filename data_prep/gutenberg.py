@@ -8,8 +8,9 @@ Rules, in this order, on text without blank lines at its ends and without blanks
   `*END*THE SMALL PRINT!…`, among the first 30,000 characters, if a text follows that line.
 - If it then begins with "The Project Gutenberg Etext of …" or "… EBook of …", the paragraphs up to
   the first that neither speaks of the e-text nor is a field such as `Title:` go.
-- Credits (paragraphs that begin with "Produced by", "E-text prepared by" and the like) and
-  transcriber's notes among the first and last 3,000 characters go.
+- Where one of these rules applied, credits (paragraphs that begin with "Produced by", "E-text
+  prepared by" and the like) and transcriber's notes among the first and last 3,000 characters go.
+  Other documents lose only notes that begin with "Transcriber's Note:".
 """
 
 import re
@@ -42,6 +43,10 @@ _HEADER = re.compile(
     re.IGNORECASE,
 )
 _NOTE_PARAGRAPH = r"(?:\A|(?<=\n\n))\n*\W{{0,3}}(?:{})\b.*(?:\n.+)*\n*"
+_NOTE = re.compile(
+    _NOTE_PARAGRAPH.format(r"transcriber['’]?s['’]? notes?(?= ?:)"),
+    re.IGNORECASE,
+)
 _CREDIT_OR_NOTE = re.compile(
     _NOTE_PARAGRAPH.format(
         r"(?:this )?(?:e-?text|e-?book|html version)?(?: was)? ?(?:produced|prepared|scanned|"
@@ -57,7 +62,7 @@ def strip_gutenberg(text: str) -> str:
     starts = [mark.end() for mark in _START.finditer(book, 0, _HEAD_CHARACTERS)]
     followed = [start for start in starts if book[start:].strip()]
     book = _strip_header(book[followed[-1] if followed else 0 :].strip("\n"))
-    return _strip_paragraphs(_CREDIT_OR_NOTE, book)
+    return _strip_paragraphs(_NOTE if book == text else _CREDIT_OR_NOTE, book)
 
 
 def _cut_before(end: re.Pattern[str], text: str) -> str:

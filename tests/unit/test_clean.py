@@ -149,6 +149,26 @@ def test_an_empty_text_has_its_reason(text: str, fault: str | None) -> None:
     assert (result.text == "") is (fault is not None)
 
 
+PROSE = [
+    "Produced by a small studio in the north, the record was released in the spring.",
+    "Created from a single block of granite, the fountain stands in the square.",
+    "Transcribed by hand for three centuries, the chronicle has many errors.",
+    "Transcriber's notes fill the margins of the oldest copy.",
+    "Credits: three of them are needed to pass.",
+]
+
+
+@pytest.mark.parametrize("paragraph", PROSE)
+def test_prose_that_begins_as_a_credit_stays(paragraph: str) -> None:
+    text = f"{paragraph}\n\n{WRAPPED}\n\n{paragraph}"
+    assert text_of(text).count(paragraph.lower()) == 2
+    assert text_of(HEADER + START + text + END) == text_of(WRAPPED)
+
+
+def test_a_transcriber_s_note_goes_from_any_document() -> None:
+    assert text_of(NOTE + WRAPPED) == text_of(WRAPPED)
+
+
 @needs_books
 @pytest.mark.parametrize(
     ("name", "begin", "end"),
