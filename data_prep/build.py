@@ -1,4 +1,4 @@
-"""Build a token folder from books: the steps of `python -m data_prep build`, in order."""
+"""Build a token folder from books: run the steps of `python -m data_prep build` in order."""
 
 import hashlib
 import shutil
@@ -27,7 +27,7 @@ from gpt_dist.data.tokens import (
 from gpt_dist.errors import DataError
 from gpt_dist.folders import new_folder
 
-# A split is encoded in about this many parts, one shard each, within these bounds of clean bytes.
+# A split is encoded as about this many shards, each of clean bytes within these bounds.
 _PARTS = 64
 _MIN_PART_BYTES = 1 << 20
 _MAX_PART_BYTES = 256 << 20
@@ -41,10 +41,18 @@ def build(
     pool: Pool,
     progress: Progress,
 ) -> Manifest:
-    """Make the token folder `output`; every byte of it depends on inputs and options only.
+    """Make a token folder, every byte of which depends on inputs, options and tokenizer alone.
 
-    `tokenizer` is a folder whose tokenizer is used; without one, a tokenizer is trained. Raises
-    DataError for any fault of input, options or disk; nothing is left behind then.
+    Args:
+        inputs: The files and folders to read.
+        output: The folder to make. It must be absent or empty.
+        options: The choices of the user.
+        tokenizer: A folder whose tokenizer is used, or None to train a tokenizer.
+        pool: The worker processes.
+        progress: The display of the stages.
+
+    Raises:
+        DataError: An input, an option or the disk is at fault. Nothing is left behind.
     """
     with new_folder(output, DataError, "about twice the size of the unpacked text") as folder:
         sources, skipped = find_sources(inputs)
@@ -131,7 +139,7 @@ def _encode_split(
 
 
 def _parts(documents: list[CleanDocument]) -> Iterator[tuple[CleanDocument, ...]]:
-    """Runs of whole documents, of a size that depends on the text alone."""
+    """Group documents in order into parts, whose sizes depend on the text alone."""
     total = sum(document.size for document in documents)
     target = min(max(total // _PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
     part: list[CleanDocument] = []

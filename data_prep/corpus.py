@@ -1,4 +1,4 @@
-"""Decide what the corpus is: clean every source, drop what must go, split, and take a sample."""
+"""Make the corpus: clean all sources, drop documents, split them, and sample lines."""
 
 import random
 from collections import Counter
@@ -28,13 +28,14 @@ DUPLICATE = "duplicate"
 
 @dataclass
 class Corpus:
-    """The documents kept, in order, and the account of the others."""
+    """Kept documents, in order, and counts of the others."""
 
     kept: list[CleanDocument] = field(default_factory=list)
     documents_read: int = 0
     decoded_as_latin1: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    drops: list[DropEntry] = field(default_factory=list)  # the first thousand, by name
+    drops: list[DropEntry] = field(default_factory=list)
+    """The first thousand documents and files that were left out, in order."""
 
     def drop(self, name: str, reason: str) -> None:
         """Count a document or file that is left out."""
@@ -51,9 +52,13 @@ def collect(
     pool: Pool,
     progress: Progress,
 ) -> Corpus:
-    """Clean all documents into files of `work`, and keep the first of each long enough text.
+    """Clean all documents into files of the folder `work`, and choose those to keep.
 
-    Raises DataError where nothing is left, naming the reasons.
+    A document is kept if it is long enough and its text is the first of its kind. The names in
+    `skipped` are counted as left out.
+
+    Raises:
+        DataError: A source is broken, or no document is left; the message names the reasons.
     """
     corpus = Corpus()
     reader = SourceReader(options.text_field)
@@ -86,16 +91,16 @@ def split_documents(
 ) -> dict[str, list[CleanDocument]]:
     """Split documents into training and validation, by the hashes and sizes of their texts alone.
 
-    `fraction` is the share of the bytes to hold out. Documents are held out in the order of their
-    hash: all with hash / 2^256 below `fraction`, as far as the share stays close to it, and others
-    until it is. A document too large for that is cut, and its end is held out.
+    Documents go to validation in the order of their hashes: all whose hash / 2^256 is below
+    `fraction`, while their share of the bytes stays close to it, and more until the share is close.
+    A document that is too large for that is cut, and only its end goes to validation.
     """
     total = sum(document.size for document in documents)
     wanted = fraction * total
     slack = min(wanted, total - wanted) * _SPLIT_TOLERANCE
     bound = int(fraction * 2**64) << 192
     held_bytes = 0
-    parts: dict[bytes, dict[str, CleanDocument]] = {}  # of documents that are not training alone
+    parts: dict[bytes, dict[str, CleanDocument]] = {}  # of documents not for training alone
     for document in sorted(documents, key=lambda document: document.digest):
         enough = held_bytes >= wanted - slack
         fits = held_bytes + document.size <= wanted + slack
@@ -118,7 +123,7 @@ def split_documents(
 
 
 def sample_lines(documents: list[CleanDocument], size: int, seed: int) -> Iterator[str]:
-    """Paragraphs to train a tokenizer on: all, or about `size` bytes of blocks drawn by `seed`."""
+    """Yield paragraphs to train a tokenizer on: all, or about `size` bytes drawn with `seed`."""
     blocks = [
         (document, begin)
         for document in documents
@@ -163,7 +168,7 @@ def _batches(
 
 
 def _items(sources: list[Source], reader: SourceReader) -> Iterator[tuple[Source | Document, int]]:
-    """What workers clean, with its size: small text files unread, all else as documents."""
+    """Yield items for workers to clean, and their sizes: small text files, else read documents."""
     for source in sources:
         if source.is_small_text():
             yield source, source.path.stat().st_size
@@ -173,7 +178,7 @@ def _items(sources: list[Source], reader: SourceReader) -> Iterator[tuple[Source
 
 
 def _known_size(sources: list[Source]) -> int | None:
-    """Bytes of text to come; None where some of it is packed."""
+    """Return the number of bytes of text to read, or None if a source is packed."""
     if all(source.is_plain() for source in sources):
         return sum(source.path.stat().st_size for source in sources)
     return None

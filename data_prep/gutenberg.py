@@ -1,16 +1,16 @@
 """Cut Project Gutenberg's header, licence and production notes away from a book.
 
-Rules, in this order, on text without blank lines at its ends and without blanks around its lines:
-- The book ends before the first line that begins with `End of (the) Project Gutenberg…` or
-  `*** END OF THE/THIS PROJECT GUTENBERG…` among the last 40,000 characters, and before a small
-  print (`***START**THE SMALL PRINT!…` to `*END*THE SMALL PRINT!…`) after which nothing comes.
-- It begins after the last line `*** START OF THE/THIS PROJECT GUTENBERG …***`, or
-  `*END*THE SMALL PRINT!…`, among the first 30,000 characters, if a text follows that line.
-- If it then begins with "The Project Gutenberg Etext of …" or "… EBook of …", the paragraphs up to
-  the first that neither speaks of the e-text nor is a field such as `Title:` go.
-- Where one of these rules applied, credits (paragraphs that begin with "Produced by", "E-text
-  prepared by" and the like) and transcriber's notes among the first and last 3,000 characters go.
-  Other documents lose only notes that begin with "Transcriber's Note:".
+The rules apply in this order to a text without blank lines at its ends or blanks around its lines:
+- The book ends before the first line among the last 40,000 characters that begins with `End of
+  (the) Project Gutenberg…` or `*** END OF THE/THIS PROJECT GUTENBERG…`. It also ends before a small
+  print (`***START**THE SMALL PRINT!…` to `*END*THE SMALL PRINT!…`) that no text follows.
+- The book begins after the last line among the first 30,000 characters that is a mark `*** START OF
+  THE/THIS PROJECT GUTENBERG …***` or `*END*THE SMALL PRINT!…`, if a text follows that line.
+- If the rest begins with "The Project Gutenberg Etext of …" or "… EBook of …", it loses its first
+  paragraphs, as long as they mention the e-text or begin with a field such as `Title:`.
+- If one of these rules applied, the book loses credits (paragraphs that begin with "Produced by",
+  "E-text prepared by" and the like) and transcriber's notes that begin among its first or last
+  3,000 characters. Other documents lose only notes that begin with "Transcriber's Note:".
 """
 
 import re

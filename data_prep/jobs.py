@@ -1,4 +1,4 @@
-"""The two jobs of a worker process: clean a batch of documents, and encode a part into a shard."""
+"""Do the two jobs of a worker process: clean a batch of documents, and encode a shard."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from gpt_dist.data.tokenizer_files import open_tokenizer
 
 @dataclass(frozen=True)
 class CleanJob:
-    """Clean `items` (text files, which the worker opens itself, or documents) into `output`."""
+    """Job of cleaning `items`, either text files to open or documents, into the file `output`."""
 
     items: tuple[Source | Document, ...]
     output: Path
@@ -25,7 +25,7 @@ class CleanJob:
 
 @dataclass(frozen=True, slots=True)
 class CleanDocument:
-    """Where the clean text of a document lies (UTF-8), and what is to know about it."""
+    """Clean text of a document, which lies in a file as UTF-8."""
 
     name: str
     file: Path
@@ -37,7 +37,7 @@ class CleanDocument:
     fault: str | None
 
     def lines(self, begin: int, end: int) -> Iterator[bytes]:
-        """The lines that begin in the bytes `begin` to `end` of the text."""
+        """Yield the lines that begin in the bytes `begin` to `end` of the text."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset + begin)
             if begin:
@@ -47,15 +47,15 @@ class CleanDocument:
                 yield stream.readline(self.offset + self.size - stream.tell()).rstrip(b"\n")
 
     def text(self) -> str:
-        """The whole text."""
+        """Read the whole text."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
             return stream.read(self.size).decode()
 
     def cut(self, position: int, slack: float) -> tuple["CleanDocument", "CleanDocument"] | None:
-        """Cut the document in two near the byte `position`; return None for a single word.
+        """Cut the document in two near the byte `position`, or return None if it is a single word.
 
-        The cut is at the nearest line end, or at the nearest space where no line end lies within
+        The cut is at the nearest line end, or at the nearest space if no line end lies within
         `slack` bytes.
         """
         data = self.text().encode()
@@ -83,7 +83,7 @@ class CleanDocument:
 
 @dataclass(frozen=True)
 class CleanBatch:
-    """The documents of one job, in order, and how many bytes they had before."""
+    """Clean documents of one job, in order, and the number of their raw bytes."""
 
     documents: list[CleanDocument]
     source_bytes: int
@@ -91,7 +91,7 @@ class CleanBatch:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Encode `documents`, each followed by an end of text, into the shard `prefix`."""
+    """Job of encoding `documents`, each with an end-of-text token, into the shard `prefix`."""
 
     documents: tuple[CleanDocument, ...]
     tokenizer: Path  # the folder that holds it
@@ -99,7 +99,7 @@ class EncodeJob:
 
 
 def clean_batch(job: CleanJob) -> CleanBatch:
-    """Clean documents one after another into one file, each ended by a line end."""
+    """Clean documents into one file, with a line end after each."""
     done: list[CleanDocument] = []
     source_bytes = 0
     with job.output.open("wb") as output:

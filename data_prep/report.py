@@ -1,4 +1,4 @@
-"""Tell the user what goes on: progress bars (plain lines where there is no terminal), a summary."""
+"""Show the progress of a command, and the summary of a build."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +19,18 @@ Advance = Callable[[int], None]
 
 
 class Progress:
-    """Stages of a command, on standard error."""
+    """Display of the stages of a command on standard error.
+
+    It draws progress bars on a terminal, and writes a line for each finished stage elsewhere too.
+    """
 
     def __init__(self) -> None:
-        """Draw bars on a terminal, else write one line for each finished stage."""
+        """Find out whether standard error is a terminal."""
         self._console = Console(stderr=True, highlight=False)
 
     @contextmanager
     def stage(self, title: str, unit: str, total: int | None) -> Iterator[Advance]:
-        """One stage; the function it gives is told how many units of `total` were done since."""
+        """Show one stage, and yield a function to call with the number of units done since."""
         begin = time.monotonic()
         done = 0
         with RichProgress(
@@ -52,7 +55,7 @@ class Progress:
 
 
 def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
-    """The closing table of a build, and the command to type next, on standard output."""
+    """Print the closing table of a build and the command to type next."""
     totals, train = manifest.totals, manifest.splits["train"]
     validation = manifest.splits["validation"]
     share, wanted = validation.tokens / totals.tokens, manifest.options.validation_fraction

@@ -1,4 +1,4 @@
-"""`python -m data_prep`: whole builds through the command, from books to a verified folder."""
+"""Test builds through the command, from books to a verified folder."""
 
 import json
 import os
@@ -55,13 +55,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def documents_of(folder: TokenFolder, split: str) -> list[str]:
-    """The texts of a split, cut at the end-of-text id."""
+    """Return the texts of a split, cut at the end-of-text id."""
     tokenizer = SentencePieceTokenizer(folder.tokenizer_path)
     return [tokenizer.decode(part) for part in ids_of(folder, split)]
 
 
 def ids_of(folder: TokenFolder, split: str) -> list[list[int]]:
-    """The ids of each document of a split, without the end-of-text id."""
+    """Return the ids of each document of a split, without the end-of-text id."""
     stream = folder.split(split)  # type: ignore[arg-type]
     ids = stream.read(0, stream.num_tokens)
     ends = np.flatnonzero(ids == folder.manifest.special_tokens["<|endoftext|>"])
@@ -71,7 +71,7 @@ def ids_of(folder: TokenFolder, split: str) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine books, a duplicate, one too short, one empty, one without a text, and a picture."""
+    """Write nine books, a duplicate, a short file, an empty one, a licence, and a picture."""
     folder = tmp_path_factory.mktemp("input") / "books"
     folder.mkdir()
     for file in SAMPLES:
@@ -290,7 +290,7 @@ def test_an_earlier_folder_s_tokenizer_is_used(
 
 @pytest.fixture(scope="module")
 def released(two_books: Path) -> TokenFolder:
-    """Two books in the tokens of the released GPT-1."""
+    """Build two books in the tokens of the released GPT-1."""
     if not RELEASED.is_dir():
         pytest.skip("../shared/data is absent")
     options = ("--tokenizer", RELEASED, "--workers", 2, *ALL_TRAIN)

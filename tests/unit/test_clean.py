@@ -1,4 +1,4 @@
-"""Cleaning: what every kind of text becomes, on crafted lines and on real books."""
+"""Test cleaning on crafted lines and on real books."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The corpus: the share that is held out, whatever the number and the sizes of the documents."""
+"""Test that the wanted share is held out, whatever the number and sizes of documents."""
 
 import random
 from pathlib import Path
@@ -19,7 +19,7 @@ def documents_of(tmp_path: Path, texts: list[str]) -> list[CleanDocument]:
 
 
 def prose(size: int, seed: int, paragraph: int = 600) -> str:
-    """About `size` bytes of random words in paragraphs of about `paragraph` bytes."""
+    """Return about `size` bytes of random words in paragraphs of about `paragraph` bytes."""
     words = random.Random(seed).choices(WORDS, k=size // 6)
     each = paragraph // 6
     return "\n\n".join(" ".join(words[n : n + each]) for n in range(0, len(words), each))
