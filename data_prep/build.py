@@ -2,12 +2,11 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 from data_prep.corpus import Corpus, collect, sample_lines, split_documents
-from data_prep.jobs import CleanDocument, EncodeJob, encode_part
+from data_prep.jobs import CleanDocument, EncodeJob, encode_part, grouped
 from data_prep.pool import Pool
 from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
@@ -110,12 +109,15 @@ def _encode_split(
     documents: list[CleanDocument], folder: Path, tokenizer: Path, pool: Pool, progress: Progress
 ) -> SplitEntry:
     folder.mkdir()
+    size = sum(document.size for document in documents)
+    part_size = min(max(size // _PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
     jobs = [
         EncodeJob(part, tokenizer, folder / f"shard-{number:05d}")
-        for number, part in enumerate(_parts(documents))
+        for number, part in enumerate(
+            grouped(((document, document.size) for document in documents), part_size)
+        )
     ]
     shards = []
-    size = sum(document.size for document in documents)
     with (
         progress.stage(f"encoding {folder.name}", "bytes", size) as advance,
         closing(pool.map(encode_part, jobs)) as results,
@@ -136,22 +138,6 @@ def _encode_split(
         documents=len(documents),
         shards=tuple(shards),
     )
-
-
-def _parts(documents: list[CleanDocument]) -> Iterator[tuple[CleanDocument, ...]]:
-    """Group documents in order into parts, whose sizes depend on the text alone."""
-    total = sum(document.size for document in documents)
-    target = min(max(total // _PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
-    part: list[CleanDocument] = []
-    size = 0
-    for document in documents:
-        part.append(document)
-        size += document.size
-        if size >= target:
-            yield tuple(part)
-            part, size = [], 0
-    if part:
-        yield tuple(part)
 
 
 def _manifest(

@@ -151,22 +151,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_build(commands.add_parser("build", help="make a token folder from books"))
     verify = commands.add_parser("verify", help="check every hash of a token folder")
+    verify.description = "Check every hash of a token folder."
     verify.add_argument("folder", type=Path, metavar="DIR", help="a token folder")
     _add_tasks(commands.add_parser("tasks", help="make two small fine-tuning tasks of books"))
     return parser
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Make a token folder from books."
     parser.epilog, parser.formatter_class = _EXAMPLE, argparse.RawDescriptionHelpFormatter
+    _add_paths(parser, ".txt, .jsonl", "the token folder to make")
     add = parser.add_argument
-    add(
-        "inputs",
-        nargs="+",
-        type=Path,
-        metavar="INPUT",
-        help="a folder, .txt, .jsonl (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
-    )
-    add("--output", required=True, type=Path, metavar="DIR", help="the token folder to make")
     add(
         "--workers",
         type=_positive,
@@ -228,16 +223,8 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         "passage, and `next`, to choose which of two sentences comes next."
     )
     parser.epilog = "example: python -m data_prep tasks data_prep/sample_books --output book-tasks"
-    add = parser.add_argument
-    add(
-        "inputs",
-        nargs="+",
-        type=Path,
-        metavar="INPUT",
-        help="a folder, .txt (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
-    )
-    add("--output", required=True, type=Path, metavar="DIR", help="the folder to make")
-    add(
+    _add_paths(parser, ".txt", "the folder to make")
+    parser.add_argument(
         "--examples",
         type=_positive,
         default=2000,
@@ -245,6 +232,17 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         help=f"number of examples of each task, one in {DEV_PART} of them for dev; default 2000",
     )
     _add_lowercase(parser)
+
+
+def _add_paths(parser: argparse.ArgumentParser, plain: str, output: str) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help=f"a folder, {plain} (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=output)
 
 
 def _add_lowercase(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.documents import Document, SourceReader
-from data_prep.jobs import CleanDocument, CleanJob, clean_batch
+from data_prep.jobs import CleanDocument, CleanJob, clean_batch, grouped
 from data_prep.pool import Pool
 from data_prep.report import Progress
 from data_prep.sources import Source
@@ -65,7 +65,7 @@ def collect(
     seen: set[bytes] = set()
     jobs = (
         CleanJob(batch, work / f"{number:08d}.txt", options.lowercase)
-        for number, batch in enumerate(_batches(sources, reader))
+        for number, batch in enumerate(grouped(_items(sources, reader), _BATCH_BYTES))
     )
     with (
         progress.stage("cleaning", "bytes", _known_size(sources)) as advance,
@@ -150,21 +150,6 @@ def _judge(document: CleanDocument, corpus: Corpus, seen: set[bytes], min_charac
     else:
         seen.add(document.digest)
         corpus.kept.append(document)
-
-
-def _batches(
-    sources: list[Source], reader: SourceReader
-) -> Iterator[tuple[Source | Document, ...]]:
-    batch: list[Source | Document] = []
-    size = 0
-    for item, item_size in _items(sources, reader):
-        batch.append(item)
-        size += item_size
-        if size >= _BATCH_BYTES:
-            yield tuple(batch)
-            batch, size = [], 0
-    if batch:
-        yield tuple(batch)
 
 
 def _items(sources: list[Source], reader: SourceReader) -> Iterator[tuple[Source | Document, int]]:

@@ -1,9 +1,10 @@
-"""Do the two jobs of a worker process: clean a batch of documents, and encode a shard."""
+"""Group documents into jobs, and do the two jobs of workers: clean a batch, encode a shard."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from data_prep.documents import Document, read_text
 from data_prep.sources import Source
 from gpt_dist.data.shards import ShardInfo, ShardWriter, token_dtype
 from gpt_dist.data.tokenizer_files import open_tokenizer
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,25 @@ class EncodeJob:
     documents: tuple[CleanDocument, ...]
     tokenizer: Path  # the folder that holds it
     prefix: Path
+
+
+def grouped(items: Iterable[tuple[Item, int]], size: int) -> Iterator[tuple[Item, ...]]:
+    """Group items in order into tuples of at least `size` in total, except for the last.
+
+    Args:
+        items: Each item with its size.
+        size: The smallest total size of a group.
+    """
+    group: list[Item] = []
+    group_size = 0
+    for item, item_size in items:
+        group.append(item)
+        group_size += item_size
+        if group_size >= size:
+            yield tuple(group)
+            group, group_size = [], 0
+    if group:
+        yield tuple(group)
 
 
 def clean_batch(job: CleanJob) -> CleanBatch:
