@@ -1,1 +1,1 @@
-"""Books to token shards: read, clean, deduplicate, train a tokenizer, encode, verify."""
+"""Prepare token shards: read books, clean, deduplicate, train a tokenizer, encode, verify."""

@@ -1,4 +1,4 @@
-"""Entry point of `python -m data_prep`."""
+"""Run `python -m data_prep`."""
 
 import sys
 

@@ -1,16 +1,16 @@
-"""Make two small tasks of books: who wrote a passage, and which sentence comes next.
+"""Make two small tasks of books: name the author of a passage, and choose the next sentence.
 
-Rules:
-- Read are text files named `Author___Title.txt`, archived or not; a book found again is left out.
-- A book is cut into blocks of about 2,000 words, and a fifth of them are for `dev`: what is asked
-  there lies in other parts of the books than what is trained on.
-- Sentences come from paragraphs of prose. Headings are left out, and so are paragraphs that name
-  the author or the title.
-- `author`: passages of whole sentences, 40 to 70 words, as many of each author. Authors are as many
-  as can give an equal share each.
-- `next`: two sentences, and a choice of the third and one from elsewhere in the same book and the
-  same split. Each is of 4 to 25 words; the right one comes first as often as second.
-- Whatever is drawn is drawn by the hash of its text: nothing depends on the order of the input.
+The rules:
+- Books are text files named `Author___Title.txt`, archived or not. Equal books count once.
+- A book is cut into blocks of about 2,000 words. A fifth of the blocks are for `dev`, so that its
+  examples come from other parts of the books than the training examples.
+- Sentences come from paragraphs of prose, without headings and without paragraphs that name the
+  author or the title.
+- `author`: passages of whole sentences, 40 to 70 words, the same number for each author. The task
+  has as many authors as can give an equal share.
+- `next`: two sentences, and a choice between the third and one from elsewhere in the same book and
+  split. Each sentence has 4 to 25 words. The right one comes first as often as second.
+- Examples are drawn by the hashes of their texts, so that the order of the input does not matter.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from gpt_dist.files.folders import new_folder
 
 SPLITS = ("train", "dev")
 DEV_PART = 5
-"""One in so many examples, and one in so many blocks, is for `dev`."""
+"""One of this many examples, and one of this many blocks, is for `dev`."""
 
 _BLOCK_WORDS = 2000
 _PASSAGE_WORDS = (40, 70)  # nearly all fit into 128 tokens of a vocabulary of 4,096
@@ -42,7 +42,7 @@ _NAME = re.compile(
     r"(?:^|[/:])(?P<author>[^/:]+?)___(?P<title>[^/]+?)\.txt(?:\.[gx]z)?(?:#\d+)?$", re.IGNORECASE
 )
 _WORD = re.compile(r"[^\W_]+")
-# A heading ends otherwise.
+# A heading does not end in punctuation.
 _PROSE_END = re.compile(r"""[.!?:,;-]["')\]]*$""")
 _SENTENCE_END = re.compile(
     r"""(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])[.!?]["')\]]*(?= ["'(\[]*[A-Z])"""
@@ -55,17 +55,17 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class BookTasks:
-    """What was made of what."""
+    """Counts of the books that were read and of the examples that were made."""
 
     books: int
     unnamed: int
-    """Files that were left out for their names."""
+    """The number of files that were left out because of their names."""
     authors: tuple[str, ...]
     """The classes of `author`, sorted."""
     authors_left_out: tuple[str, ...]
-    """Those without enough text for an equal share."""
+    """The authors without enough text for an equal share, sorted."""
     examples: dict[str, dict[str, int]]
-    """By task and split."""
+    """The number of examples by task and split."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Book:
 
 @dataclass(frozen=True)
 class _Question:
-    """Two sentences, the one that follows, and another one."""
+    """Two sentences, the sentence that follows them, and one that does not."""
 
     context: str
     right: str
@@ -90,11 +90,20 @@ class _Question:
 def make_tasks(
     inputs: list[Path], output: Path, examples: int, lowercase: bool, progress: Progress
 ) -> BookTasks:
-    """Make the folder `output` of two tasks, each with up to `examples` examples.
+    """Make a folder of two tasks.
 
-    That is `author/train.tsv`, `author/dev.tsv`, `next/train.jsonl` and `next/dev.jsonl`. Raises
-    DataError for any fault of input or disk, or where the books have too little text; nothing is
-    left behind then.
+    Its files are `author/train.tsv`, `author/dev.tsv`, `next/train.jsonl` and `next/dev.jsonl`.
+
+    Args:
+        inputs: The files and folders to read.
+        output: The folder to make. It must be absent or empty.
+        examples: The largest number of examples of each task.
+        lowercase: Whether to lower-case the examples.
+        progress: The display of the stages.
+
+    Raises:
+        DataError: An input or the disk is at fault, or the books have too little text. Nothing is
+            left behind.
     """
     with new_folder(output, DataError, "a few megabytes") as folder:
         sources, skipped = find_sources(inputs)
@@ -124,7 +133,7 @@ def make_tasks(
 def _read_books(
     sources: list[Source], lowercase: bool, progress: Progress
 ) -> tuple[list[_Book], int]:
-    """The books in an order of their content alone, and the number of documents without a name."""
+    """Read books in an order that depends on their texts alone, and count files without a name."""
     books: dict[bytes, _Book] = {}
     reader = SourceReader("text")
     unnamed = 0
@@ -145,7 +154,7 @@ def _read_books(
                 advance(1)
     if not books:
         raise DataError(
-            f"no book found among {unnamed} documents: name the files Author___Title.txt"
+            f"no book found among {unnamed} documents; name the files Author___Title.txt"
         )
     return [books[digest] for digest in sorted(books)], unnamed + len(reader.skipped)
 
@@ -155,7 +164,7 @@ def _plain(name: str) -> str:
 
 
 def _book(author: str, title: str, text: str, lowercase: bool) -> _Book:
-    """A book cut into blocks, and those into runs of sentences."""
+    """Cut a book into blocks, and the blocks into runs of sentences."""
     blocks: list[list[str]] = [[]]
     size = 0
     for paragraph in _paragraphs(text, (author, title)):
@@ -168,14 +177,14 @@ def _book(author: str, title: str, text: str, lowercase: bool) -> _Book:
     dev = {id(block) for block in _lowest(blocks, count, "\n".join)}
     runs: dict[str, list[Run]] = {split: [] for split in SPLITS}
     for block in blocks:
-        # Lower-cased last: where a sentence ends shows in the capital that follows.
+        # Lower-case last, because a capital shows that a new sentence begins.
         found = ([s.lower() for s in run] if lowercase else run for run in _runs(block))
         runs["dev" if id(block) in dev else "train"] += found
     return _Book(author, runs)
 
 
 def _paragraphs(text: str, names: Iterable[str]) -> Iterator[str]:
-    """The paragraphs of prose that hold none of the names; an empty one where others were."""
+    """Yield the paragraphs of prose without the names, and an empty one for any other."""
     given_away = [_words_of(name) for name in names]
     for paragraph in text.split("\n"):
         words = _words_of(paragraph)
@@ -190,7 +199,7 @@ def _paragraphs(text: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def _words_of(text: str) -> str:
-    """The words with one space around each."""
+    """Return the words of a text in lower case, with a space around each."""
     return f" {' '.join(_WORD.findall(text.lower()))} "
 
 
@@ -217,7 +226,7 @@ def _sentences(paragraph: str) -> Iterator[str]:
 def _draw_passages(
     books: list[_Book], sizes: dict[str, int]
 ) -> tuple[dict[str, list[tuple[str, str]]], tuple[str, ...]]:
-    """By split, passages with their authors; and the authors."""
+    """Draw passages with their authors for each split, and return them and all authors."""
     found: dict[str, dict[str, set[str]]] = {}
     for book in books:
         passages = found.setdefault(book.author, {split: set() for split in SPLITS})
@@ -257,7 +266,7 @@ def _passages(run: Run) -> Iterator[str]:
 def _choose_authors(
     found: dict[str, dict[str, set[str]]], sizes: dict[str, int]
 ) -> tuple[str, ...]:
-    """As many authors as can give an equal share of every split; those with most text first."""
+    """Choose as many authors as can give an equal share of every split, by the length of text."""
     by_size = sorted(found, key=lambda author: (-len(found[author]["train"]), author))
     for count in range(min(len(by_size), sum(sizes.values()) // _LEAST_PASSAGES), 1, -1):
         able = [
@@ -268,8 +277,8 @@ def _choose_authors(
         if len(able) >= count:
             return tuple(sorted(able[:count]))
     raise DataError(
-        f"of {len(found)} author(s), no two have passages enough for {sum(sizes.values())} "
-        f"examples, {_LEAST_PASSAGES} each at least; give more books, or other --examples"
+        f"no two of {len(found)} author(s) have enough passages for {sum(sizes.values())} examples "
+        f"with at least {_LEAST_PASSAGES} each; give more books, or another number of --examples"
     )
 
 
@@ -284,7 +293,7 @@ def _draw_questions(books: list[_Book], sizes: dict[str, int]) -> dict[str, list
         drawn[split] = _lowest(new, size, lambda question: question.text)
         if len(drawn[split]) < size:
             raise DataError(
-                f"the books have {len(new)} of {size} examples of the next sentence for {split}; "
+                f"the books give only {len(new)} of {size} examples of the task next for {split}; "
                 "give more books, or fewer --examples"
             )
         seen |= found.keys()
@@ -292,7 +301,7 @@ def _draw_questions(books: list[_Book], sizes: dict[str, int]) -> dict[str, list
 
 
 def _questions(runs: list[Run]) -> Iterator[_Question]:
-    """Of every three sentences that fit, one question."""
+    """Yield a question for every three sentences in a row that are fit for it."""
     sentences = [sentence for run in runs for sentence in run]
     fitting = [number for number, sentence in enumerate(sentences) if _fits(sentence)]
     begin = 0
@@ -323,7 +332,7 @@ def _line(number: int, question: _Question) -> str:
 
 
 def _lowest(items: Iterable[Item], count: int, text: Callable[[Item], str]) -> list[Item]:
-    """The `count` items whose texts have the lowest hashes, in that order."""
+    """Return the `count` items whose texts have the lowest hashes, in that order."""
     return sorted(items, key=lambda item: _hash(text(item)))[:count]
 
 

@@ -1,19 +1,17 @@
-"""Build a token folder from books: the steps of `python -m data_prep build`, in order."""
+"""Build a token folder from books: run the steps of `python -m data_prep build` in order."""
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 from data_prep.corpus import Corpus, collect, sample_lines, split_documents
-from data_prep.jobs import CleanDocument, EncodeJob, encode_part
+from data_prep.jobs import CleanDocument, EncodeJob, encode_part, grouped
 from data_prep.pool import Pool
 from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
 from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
 from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, train_sentencepiece
-from gpt_dist.data.tokens import folder as tokens
 from gpt_dist.data.tokens.folder import (
     BuildOptions,
     FileEntry,
@@ -23,11 +21,12 @@ from gpt_dist.data.tokens.folder import (
     TokenizerEntry,
     TokenizerName,
 )
+from gpt_dist.data.tokens.folder import folder as tokens
 from gpt_dist.data.tokens.shards import token_dtype
 from gpt_dist.errors import DataError
 from gpt_dist.files.folders import new_folder
 
-# A split is encoded in about this many parts, one shard each, within these bounds of clean bytes.
+# A split is encoded as about this many shards, each of clean bytes within these bounds.
 _PARTS = 64
 _MIN_PART_BYTES = 1 << 20
 _MAX_PART_BYTES = 256 << 20
@@ -41,10 +40,18 @@ def build(
     pool: Pool,
     progress: Progress,
 ) -> Manifest:
-    """Make the token folder `output`; every byte of it depends on inputs and options only.
+    """Make a token folder, every byte of which depends on inputs, options and tokenizer alone.
 
-    `tokenizer` is a folder whose tokenizer is used; without one, a tokenizer is trained. Raises
-    DataError for any fault of input, options or disk; nothing is left behind then.
+    Args:
+        inputs: The files and folders to read.
+        output: The folder to make. It must be absent or empty.
+        options: The choices of the user.
+        tokenizer: A folder whose tokenizer is used, or None to train a tokenizer.
+        pool: The worker processes.
+        progress: The display of the stages.
+
+    Raises:
+        DataError: An input, an option or the disk is at fault. Nothing is left behind.
     """
     with new_folder(output, DataError, "about twice the size of the unpacked text") as folder:
         sources, skipped = find_sources(inputs)
@@ -102,12 +109,15 @@ def _encode_split(
     documents: list[CleanDocument], folder: Path, tokenizer: Path, pool: Pool, progress: Progress
 ) -> SplitEntry:
     folder.mkdir()
+    size = sum(document.size for document in documents)
+    part_size = min(max(size // _PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
     jobs = [
         EncodeJob(part, tokenizer, folder / f"shard-{number:05d}")
-        for number, part in enumerate(_parts(documents))
+        for number, part in enumerate(
+            grouped(((document, document.size) for document in documents), part_size)
+        )
     ]
     shards = []
-    size = sum(document.size for document in documents)
     with (
         progress.stage(f"encoding {folder.name}", "bytes", size) as advance,
         closing(pool.map(encode_part, jobs)) as results,
@@ -128,22 +138,6 @@ def _encode_split(
         documents=len(documents),
         shards=tuple(shards),
     )
-
-
-def _parts(documents: list[CleanDocument]) -> Iterator[tuple[CleanDocument, ...]]:
-    """Runs of whole documents, of a size that depends on the text alone."""
-    total = sum(document.size for document in documents)
-    target = min(max(total // _PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
-    part: list[CleanDocument] = []
-    size = 0
-    for document in documents:
-        part.append(document)
-        size += document.size
-        if size >= target:
-            yield tuple(part)
-            part, size = [], 0
-    if part:
-        yield tuple(part)
 
 
 def _manifest(

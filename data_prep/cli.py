@@ -1,4 +1,4 @@
-"""The commands `python -m data_prep build`, `verify` and `tasks`: parse, run, report."""
+"""Parse and run the commands `python -m data_prep build`, `verify` and `tasks`."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder, files_of, fin
 from gpt_dist.errors import ConfigError, DataError, GptDistError
 
 _TRAINING = {"vocab_size": 40_000, "tokenizer_sample_mb": 20, "seed": 0}
-"""Choices for a tokenizer that is trained, and their defaults."""
+"""The options of training a tokenizer, and their defaults."""
 
 _EXAMPLE = """example:
   python -m data_prep build books/ more.tar.xz --output tokens --vocab-size 16000
@@ -35,7 +35,11 @@ on many hosts that share a file system, rank 0 leads and the others work:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it succeeded, 2 for damage or a user's error, 130 when interrupted."""
+    """Run one command.
+
+    Returns:
+        The exit status: 0 for success, 2 for damage or an error of the user, 130 if interrupted.
+    """
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     commands = {"build": _build, "verify": _verify, "tasks": _tasks}
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenExecutor:
         print(
-            "error: a worker process was killed, perhaps for want of memory, and nothing was "
+            "error: a worker process was killed, perhaps because memory ran out; nothing was "
             "published; use fewer --workers",
             file=sys.stderr,
         )
@@ -74,7 +78,11 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _choose(options: argparse.Namespace) -> BuildOptions:
-    """The choices of a build; ConfigError where one has no part in it."""
+    """Return the choices of a build.
+
+    Raises:
+        ConfigError: An option of training a tokenizer is given beside --tokenizer.
+    """
     values = vars(options)
     if options.tokenizer is None:
         for name, value in _TRAINING.items():
@@ -84,7 +92,7 @@ def _choose(options: argparse.Namespace) -> BuildOptions:
             if values[name] is not None:
                 raise ConfigError(
                     f"--{name.replace('_', '-')}: {values[name]} is for training a tokenizer, but "
-                    f"that of --tokenizer {options.tokenizer} is used; leave one of them out"
+                    f"--tokenizer {options.tokenizer} gives one; leave one of them out"
                 )
         values["vocab_size"] = open_tokenizer(options.tokenizer).full_vocab_size
     return BuildOptions.model_validate(options)
@@ -97,10 +105,10 @@ def _verify(options: argparse.Namespace) -> int:
         damaged = list(find_damage(folder, advance))
     if damaged:
         raise DataError(
-            f"{options.folder}: damaged: {', '.join(damaged)}; copy the folder again, or prepare "
-            "it again from its sources"
+            f"{options.folder}: damaged: {', '.join(damaged)}; copy the folder again, or build it "
+            "again from its sources"
         )
-    print(f"{options.folder}: every file is as it was made")
+    print(f"{options.folder}: every file is undamaged")
     return 0
 
 
@@ -136,35 +144,30 @@ def _print_tasks(made: BookTasks, output: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep",
-        description="Books to token shards, and to small tasks.",
+        description="Make token shards and small tasks of books.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_build(commands.add_parser("build", help="make a token folder from books"))
     verify = commands.add_parser("verify", help="check every hash of a token folder")
+    verify.description = "Check every hash of a token folder."
     verify.add_argument("folder", type=Path, metavar="DIR", help="a token folder")
     _add_tasks(commands.add_parser("tasks", help="make two small fine-tuning tasks of books"))
     return parser
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Make a token folder from books."
     parser.epilog, parser.formatter_class = _EXAMPLE, argparse.RawDescriptionHelpFormatter
+    _add_paths(parser, ".txt, .jsonl", "the token folder to make")
     add = parser.add_argument
-    add(
-        "inputs",
-        nargs="+",
-        type=Path,
-        metavar="INPUT",
-        help="a folder, .txt, .jsonl (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
-    )
-    add("--output", required=True, type=Path, metavar="DIR", help="the token folder to make")
     add(
         "--workers",
         type=_positive,
         default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="processes; default one a core; the output does not depend on it",
+        help="number of worker processes, which does not change the output; default one per core",
     )
     _add_lowercase(parser)
     add(
@@ -172,16 +175,21 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         type=_natural,
         default=500,
         metavar="N",
-        help="drop shorter documents; default 500",
+        help="leave out documents of fewer characters; default 500",
     )
     add(
         "--validation-fraction",
         type=_fraction,
         default=0.01,
         metavar="F",
-        help="share of the documents, chosen by content hash; default 0.01",
+        help="share of the text to hold out for validation, chosen by hash; default 0.01",
     )
-    add("--text-field", default="text", metavar="NAME", help='of jsonl lines; default "text"')
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help='field of a jsonl line that holds the text; default "text"',
+    )
     _add_tokenizer(parser.add_argument_group("tokenizer"))
 
 
@@ -191,47 +199,50 @@ def _add_tokenizer(group: argparse._ArgumentGroup) -> None:
         "--vocab-size",
         type=_positive,
         metavar="N",
-        help="tokens of the tokenizer to train; default 40000",
+        help="number of tokens of the tokenizer to train; default 40000",
     )
     add(
         "--tokenizer",
         type=Path,
         metavar="FOLDER",
         help="use the tokenizer of a token folder, a model, a checkpoint, a Hugging Face folder or "
-        "the released GPT-1 instead of training one, as for more text for that model",
+        "the released GPT-1 instead of training one, for example to prepare more text for a model",
     )
     add(
         "--tokenizer-sample-mb",
         type=_positive,
         metavar="N",
-        help="text to train the tokenizer on, drawn at random; default 20",
+        help="megabytes of text to train the tokenizer on, drawn at random; default 20",
     )
-    add("--seed", type=_natural, metavar="N", help="of that draw; default 0")
+    add("--seed", type=_natural, metavar="N", help="random seed of that draw; default 0")
 
 
 def _add_tasks(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Two tasks of books named Author___Title.txt: `author`, who wrote a passage, and `next`, "
-        "which of two sentences comes next."
+        "Make two tasks of books named Author___Title.txt: `author`, to name the author of a "
+        "passage, and `next`, to choose which of two sentences comes next."
     )
     parser.epilog = "example: python -m data_prep tasks data_prep/sample_books --output book-tasks"
-    add = parser.add_argument
-    add(
-        "inputs",
-        nargs="+",
-        type=Path,
-        metavar="INPUT",
-        help="a folder, .txt (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
-    )
-    add("--output", required=True, type=Path, metavar="DIR", help="the folder to make")
-    add(
+    _add_paths(parser, ".txt", "the folder to make")
+    parser.add_argument(
         "--examples",
         type=_positive,
         default=2000,
         metavar="N",
-        help=f"of each task, one in {DEV_PART} of them for dev; default 2000",
+        help=f"number of examples of each task, one in {DEV_PART} of them for dev; default 2000",
     )
     _add_lowercase(parser)
+
+
+def _add_paths(parser: argparse.ArgumentParser, plain: str, output: str) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help=f"a folder, {plain} (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=output)
 
 
 def _add_lowercase(parser: argparse.ArgumentParser) -> None:

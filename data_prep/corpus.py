@@ -1,4 +1,4 @@
-"""Decide what the corpus is: clean every source, drop what must go, split, and take a sample."""
+"""Make the corpus: clean all sources, drop documents, split them, and sample lines."""
 
 import random
 from collections import Counter
@@ -8,33 +8,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.documents import Document, SourceReader
-from data_prep.jobs import CleanDocument, CleanJob, clean_batch
+from data_prep.jobs import CleanDocument, CleanJob, clean_batch, grouped
 from data_prep.pool import Pool
 from data_prep.report import Progress
 from data_prep.sources import Source
-from gpt_dist.data.tokens.folder import BuildOptions, DropEntry
+from gpt_dist.data.tokens.folder import SPLITS, BuildOptions, DropEntry
 from gpt_dist.errors import DataError
 
 _BATCH_BYTES = 2 << 20
 _BLOCK_BYTES = 64 << 10
 _NAMED_DROPS = 1000
+# Both splits are of the wanted size within this part of it.
+_SPLIT_TOLERANCE = 1 / 3
 
 SKIPPED = "not a text, jsonl or archive file"
-BINARY = "binary"
-EMPTY = "empty"
 TOO_SHORT = "too short"
 DUPLICATE = "duplicate"
 
 
 @dataclass
 class Corpus:
-    """The documents kept, in order, and the account of the others."""
+    """Kept documents, in order, and counts of the others."""
 
     kept: list[CleanDocument] = field(default_factory=list)
     documents_read: int = 0
     decoded_as_latin1: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    drops: list[DropEntry] = field(default_factory=list)  # the first thousand, by name
+    drops: list[DropEntry] = field(default_factory=list)
+    """The first thousand documents and files that were left out, in order."""
 
     def drop(self, name: str, reason: str) -> None:
         """Count a document or file that is left out."""
@@ -51,16 +52,20 @@ def collect(
     pool: Pool,
     progress: Progress,
 ) -> Corpus:
-    """Clean all documents into files of `work`, and keep the first of each long enough text.
+    """Clean all documents into files of the folder `work`, and choose those to keep.
 
-    Raises DataError where nothing is left, naming the reasons.
+    A document is kept if it is long enough and its text is the first of its kind. The names in
+    `skipped` are counted as left out.
+
+    Raises:
+        DataError: A source is broken, or no document is left; the message names the reasons.
     """
     corpus = Corpus()
     reader = SourceReader(options.text_field)
     seen: set[bytes] = set()
     jobs = (
         CleanJob(batch, work / f"{number:08d}.txt", options.lowercase)
-        for number, batch in enumerate(_batches(sources, reader))
+        for number, batch in enumerate(grouped(_items(sources, reader), _BATCH_BYTES))
     )
     with (
         progress.stage("cleaning", "bytes", _known_size(sources)) as advance,
@@ -84,26 +89,41 @@ def collect(
 def split_documents(
     documents: list[CleanDocument], fraction: float
 ) -> dict[str, list[CleanDocument]]:
-    """Training and validation documents, chosen by the hash of their text alone.
+    """Split documents into training and validation, by the hashes and sizes of their texts alone.
 
-    Validation are those with hash / 2^256 below `fraction`. Where none is, but two documents or
-    more there are and `fraction` is not 0, it is the one of lowest hash; where all are, the one of
-    highest hash goes to training.
+    Documents go to validation in the order of their hashes: all whose hash / 2^256 is below
+    `fraction`, while their share of the bytes stays close to it, and more until the share is close.
+    A document that is too large for that is cut, and only its end goes to validation.
     """
+    total = sum(document.size for document in documents)
+    wanted = fraction * total
+    slack = min(wanted, total - wanted) * _SPLIT_TOLERANCE
     bound = int(fraction * 2**64) << 192
-    chosen = {doc.digest for doc in documents if int.from_bytes(doc.digest, "big") < bound}
-    if not chosen and fraction and len(documents) > 1:
-        chosen = {min(doc.digest for doc in documents)}
-    if len(chosen) == len(documents):
-        chosen.remove(max(chosen))
+    held_bytes = 0
+    parts: dict[bytes, dict[str, CleanDocument]] = {}  # of documents not for training alone
+    for document in sorted(documents, key=lambda document: document.digest):
+        enough = held_bytes >= wanted - slack
+        fits = held_bytes + document.size <= wanted + slack
+        if enough and not (fits and int.from_bytes(document.digest, "big") < bound):
+            break
+        if fits:
+            parts[document.digest] = {"validation": document}
+            held_bytes += document.size
+        elif cut := document.cut(document.size - round(wanted - held_bytes), slack):
+            parts[document.digest] = dict(zip(SPLITS, cut, strict=True))
+            break
     return {
-        "train": [doc for doc in documents if doc.digest not in chosen],
-        "validation": [doc for doc in documents if doc.digest in chosen],
+        split: [
+            part[split]
+            for document in documents
+            if split in (part := parts.get(document.digest, {"train": document}))
+        ]
+        for split in SPLITS
     }
 
 
 def sample_lines(documents: list[CleanDocument], size: int, seed: int) -> Iterator[str]:
-    """Paragraphs to train a tokenizer on: all, or about `size` bytes of blocks drawn by `seed`."""
+    """Yield paragraphs to train a tokenizer on: all, or about `size` bytes drawn with `seed`."""
     blocks = [
         (document, begin)
         for document in documents
@@ -121,10 +141,8 @@ def sample_lines(documents: list[CleanDocument], size: int, seed: int) -> Iterat
 def _judge(document: CleanDocument, corpus: Corpus, seen: set[bytes], min_characters: int) -> None:
     corpus.documents_read += 1
     corpus.decoded_as_latin1 += document.latin1
-    if document.binary:
-        corpus.drop(document.name, BINARY)
-    elif not document.size:
-        corpus.drop(document.name, EMPTY)
+    if document.fault:
+        corpus.drop(document.name, document.fault)
     elif document.characters < min_characters:
         corpus.drop(document.name, TOO_SHORT)
     elif document.digest in seen:
@@ -134,23 +152,8 @@ def _judge(document: CleanDocument, corpus: Corpus, seen: set[bytes], min_charac
         corpus.kept.append(document)
 
 
-def _batches(
-    sources: list[Source], reader: SourceReader
-) -> Iterator[tuple[Source | Document, ...]]:
-    batch: list[Source | Document] = []
-    size = 0
-    for item, item_size in _items(sources, reader):
-        batch.append(item)
-        size += item_size
-        if size >= _BATCH_BYTES:
-            yield tuple(batch)
-            batch, size = [], 0
-    if batch:
-        yield tuple(batch)
-
-
 def _items(sources: list[Source], reader: SourceReader) -> Iterator[tuple[Source | Document, int]]:
-    """What workers clean, with its size: small text files unread, all else as documents."""
+    """Yield items for workers to clean, and their sizes: small text files, else read documents."""
     for source in sources:
         if source.is_small_text():
             yield source, source.path.stat().st_size
@@ -160,7 +163,7 @@ def _items(sources: list[Source], reader: SourceReader) -> Iterator[tuple[Source
 
 
 def _known_size(sources: list[Source]) -> int | None:
-    """Bytes of text to come; None where some of it is packed."""
+    """Return the number of bytes of text to read, or None if a source is packed."""
     if all(source.is_plain() for source in sources):
         return sum(source.path.stat().st_size for source in sources)
     return None

@@ -1,15 +1,15 @@
-"""Cut sources into documents, as a stream: text files, jsonl, and archives that stay packed.
+"""Read documents as a stream from text files, jsonl files and archives.
 
-Rules:
-- A text file is a document. One of more than 32 MiB is cut into several, at a line end if there is
-  one, else at a space, else anywhere between two characters.
-- BookCorpus's form (one lower-case sentence a line, see `_is_bookcorpus`) has no book bounds: it is
-  cut at line ends into documents of 1 MiB.
-- A line of a jsonl file is a document: an object with a text field, of 32 MiB at most.
-- Members of archives are read one after another and never written to disk. Only regular files are
-  read, `.txt` and `.jsonl`, plain or `.gz`; others are counted as skipped, hidden ones passed over.
-- Refused are archives that unpack to more than 100 times their size (and 16 MiB), that have more
-  than a million members, or that are broken.
+The rules:
+- A text file is one document. A file of more than 32 MiB is cut into several, at a line end if
+  there is one, else at a space, else between any two characters.
+- BookCorpus's form (one lower-case sentence a line, see `_is_bookcorpus`) does not show where a
+  book ends. It is cut at line ends into documents of 1 MiB.
+- Each line of a jsonl file is one document: an object with a text field, of at most 32 MiB.
+- Members of archives are read one after another and never written to disk. Only regular `.txt` and
+  `.jsonl` files are read, plain or `.gz`. Hidden members are ignored, others counted as skipped.
+- An archive is refused if it is broken, has more than a million members, or unpacks to more than
+  16 MiB and 100 times its size.
 """
 
 import codecs
@@ -47,7 +47,7 @@ _SENTENCE_END = frozenset(b". ! ? '' \" : ; ) ... '".split())
 
 @dataclass(frozen=True)
 class Document:
-    """A document as it was found: its bytes, and whether its lines are sentences."""
+    """Raw document: its bytes, and whether its lines are sentences."""
 
     name: str
     data: bytes
@@ -55,17 +55,18 @@ class Document:
 
 
 class SourceReader:
-    """Reads sources into documents; keeps the names of archive members that were skipped."""
+    """Reader of documents that collects the names of skipped archive members in `skipped`."""
 
     def __init__(self, text_field: str) -> None:
-        """`text_field` names the field of a jsonl line that holds the text."""
+        """Make a reader that takes the text of a jsonl line from its field `text_field`."""
         self._text_field = text_field
         self.skipped: list[str] = []
 
     def read(self, source: Source) -> Iterator[Document]:
-        """The documents of one file, in order.
+        """Yield the documents of one file in order.
 
-        Raises DataError, naming the file, where it is broken, unsafe, or has a malformed line.
+        Raises:
+            DataError: The file is broken or unsafe, or has a malformed line; the message names it.
         """
         budget = _Budget(source)
         try:
@@ -106,7 +107,7 @@ class SourceReader:
                     yield from self._read_stream(
                         printable(f"{name}:{member.name}"), content, budget
                     )
-            # tarfile takes a damaged header for the end; and only reading on checks a checksum.
+            # tarfile takes a damaged header for the end, and a checksum is checked only at the end.
             assert archive.fileobj is not None
             while block := archive.fileobj.read(1 << 20):
                 if block.strip(b"\0"):
@@ -141,7 +142,7 @@ class SourceReader:
 
 
 def read_text(name: str, stream: IO[bytes]) -> Iterator[Document]:
-    """The documents of a text file (see the module's rules)."""
+    """Yield the documents of a text file (see the rules of the module)."""
     data = stream.read(_SNIFF_BYTES)
     form: Form = "sentences" if _is_bookcorpus(name, data) else "book"
     size = _SENTENCES_BYTES if form == "sentences" else DOCUMENT_BYTES
@@ -161,7 +162,7 @@ def read_text(name: str, stream: IO[bytes]) -> Iterator[Document]:
 
 
 class _Budget:
-    """What one archive may still unpack to."""
+    """Limit to the bytes and members that one archive may still unpack to."""
 
     def __init__(self, source: Source) -> None:
         self._path = source.path
@@ -169,7 +170,7 @@ class _Budget:
         self._members = _MAX_MEMBERS
 
     def limit(self, stream: "_Readable") -> IO[bytes]:
-        """`stream`, whose bytes are counted as they are read."""
+        """Return `stream` as a stream that counts the bytes read from it."""
         return io.BufferedReader(_CountedStream(stream, self), 1 << 18)
 
     def count_member(self) -> None:
@@ -181,8 +182,8 @@ class _Budget:
         self._bytes -= size
         if self._bytes < 0:
             raise DataError(
-                f"{self._path}: unpacks to more than {_UNPACK_RATIO} times its size, as no text "
-                "does; if you trust it, unpack it and give the folder"
+                f"{self._path}: unpacks to more than {_UNPACK_RATIO} times its size, which text "
+                "does not; if you trust it, unpack it and give the folder"
             )
 
 
@@ -218,10 +219,10 @@ def _text_of(line: bytes, field: str, place: str) -> str:
 
 
 def _is_bookcorpus(name: str, head: bytes) -> bool:
-    """Whether lines are sentences: by the corpus's file name, or by the first 64 KiB.
+    """Tell from the file name or the first 64 KiB whether each line is a sentence of BookCorpus.
 
-    They are where there are 20 lines or more, none blank, no upper-case letter, and nine tenths of
-    the lines end in punctuation with a space before it.
+    Those must have 20 lines or more, no blank line, no upper-case letter, and punctuation after a
+    space at the end of nine tenths of the lines.
     """
     if _BOOKCORPUS_NAME.search(name):
         return True

@@ -1,9 +1,10 @@
-"""The two jobs of a worker process: clean a batch of documents, and encode a part into a shard."""
+"""Group documents into jobs, and do the two jobs of workers: clean a batch, encode a shard."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,10 +14,12 @@ from data_prep.sources import Source
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokens.shards import ShardInfo, ShardWriter, token_dtype
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class CleanJob:
-    """Clean `items` (text files, which the worker opens itself, or documents) into `output`."""
+    """Job of cleaning `items`, either text files to open or documents, into the file `output`."""
 
     items: tuple[Source | Document, ...]
     output: Path
@@ -25,7 +28,7 @@ class CleanJob:
 
 @dataclass(frozen=True, slots=True)
 class CleanDocument:
-    """Where the clean text of a document lies (UTF-8), and what is to know about it."""
+    """Clean text of a document, which lies in a file as UTF-8."""
 
     name: str
     file: Path
@@ -34,28 +37,56 @@ class CleanDocument:
     characters: int
     digest: bytes  # SHA-256 of the text
     latin1: bool
-    binary: bool
+    fault: str | None
 
     def lines(self, begin: int, end: int) -> Iterator[bytes]:
-        """The lines that begin in the bytes `begin` to `end` of the text."""
+        """Yield the lines that begin in the bytes `begin` to `end` of the text."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset + begin)
             if begin:
                 stream.seek(-1, 1)
                 stream.readline()
             while stream.tell() < self.offset + min(end, self.size):
-                yield stream.readline().rstrip(b"\n")
+                yield stream.readline(self.offset + self.size - stream.tell()).rstrip(b"\n")
 
     def text(self) -> str:
-        """The whole text."""
+        """Read the whole text."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
             return stream.read(self.size).decode()
 
+    def cut(self, position: int, slack: float) -> tuple["CleanDocument", "CleanDocument"] | None:
+        """Cut the document in two near the byte `position`, or return None if it is a single word.
+
+        The cut is at the nearest line end, or at the nearest space if no line end lies within
+        `slack` bytes.
+        """
+        data = self.text().encode()
+        line_ends, spaces = (
+            {data.rfind(mark, 0, position), data.find(mark, position)} - {-1}
+            for mark in (b"\n", b" ")
+        )
+        near = {place for place in line_ends if abs(place - position) <= slack}
+        places = near or line_ends | spaces
+        if not places:
+            return None
+        place = min(places, key=lambda place: (abs(place - position), place))
+        return self._part(data, 0, place), self._part(data, place + 1, len(data))
+
+    def _part(self, data: bytes, begin: int, end: int) -> "CleanDocument":
+        part = data[begin:end]
+        return replace(
+            self,
+            offset=self.offset + begin,
+            size=len(part),
+            characters=len(part.decode()),
+            digest=hashlib.sha256(part).digest(),
+        )
+
 
 @dataclass(frozen=True)
 class CleanBatch:
-    """The documents of one job, in order, and how many bytes they had before."""
+    """Clean documents of one job, in order, and the number of their raw bytes."""
 
     documents: list[CleanDocument]
     source_bytes: int
@@ -63,15 +94,34 @@ class CleanBatch:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Encode `documents`, each followed by an end of text, into the shard `prefix`."""
+    """Job of encoding `documents`, each with an end-of-text token, into the shard `prefix`."""
 
     documents: tuple[CleanDocument, ...]
     tokenizer: Path  # the folder that holds it
     prefix: Path
 
 
+def grouped(items: Iterable[tuple[Item, int]], size: int) -> Iterator[tuple[Item, ...]]:
+    """Group items in order into tuples of at least `size` in total, except for the last.
+
+    Args:
+        items: Each item with its size.
+        size: The smallest total size of a group.
+    """
+    group: list[Item] = []
+    group_size = 0
+    for item, item_size in items:
+        group.append(item)
+        group_size += item_size
+        if group_size >= size:
+            yield tuple(group)
+            group, group_size = [], 0
+    if group:
+        yield tuple(group)
+
+
 def clean_batch(job: CleanJob) -> CleanBatch:
-    """Clean documents one after another into one file, each ended by a line end."""
+    """Clean documents into one file, with a line end after each."""
     done: list[CleanDocument] = []
     source_bytes = 0
     with job.output.open("wb") as output:
@@ -87,7 +137,7 @@ def clean_batch(job: CleanJob) -> CleanBatch:
                     characters=len(cleaned.text),
                     digest=hashlib.sha256(data).digest(),
                     latin1=cleaned.latin1,
-                    binary=cleaned.binary,
+                    fault=cleaned.fault,
                 )
             )
             output.write(data + b"\n")

@@ -1,13 +1,13 @@
-"""Undo hard wrapping: lines into paragraphs, with verse left as it stands.
+"""Join hard-wrapped lines into paragraphs, and leave verse as it is.
 
-Rules, on text whose lines carry no blanks at their ends:
-- A text is hard-wrapped unless more than a tenth of its lines are longer than 100 characters.
-  One that is not keeps every line as a paragraph.
-- In a hard-wrapped text, blank lines separate blocks, and a block is one paragraph: its lines are
-  joined with a space, or with nothing after a line that ends in a hyphen.
-- A block is verse (or a title page, list or address) if none of its lines is longer than 62
-  characters and at least three quarters of them begin, quotes and digits aside, with a capital.
-  Its lines stay apart.
+The rules, for text without blanks at the ends of lines:
+- If more than a tenth of the lines are longer than 100 characters, the text is not hard-wrapped,
+  and every line is a paragraph.
+- In a hard-wrapped text, blank lines separate blocks. The lines of a block are joined into one
+  paragraph, with a space, or without one after a line that ends in a hyphen.
+- The lines of verse (also of a title page, a list or an address) are not joined. A block is verse
+  if none of its lines is longer than 62 characters and at least three quarters of them begin with a
+  capital, after any quotes and digits.
 - BookCorpus's sentences, one a line, are joined into paragraphs of at most 2,000 characters.
 """
 
@@ -22,7 +22,7 @@ _CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
 
 
 def unwrap(text: str) -> str:
-    """The paragraphs of a text, separated by one line end each."""
+    """Return the paragraphs of a text, with a line end between them."""
     lines = [line for line in text.split("\n") if line]
     if sum(len(line) > _WRAPPED_LINE for line in lines) > len(lines) / 10:
         return "\n".join(lines)
@@ -30,7 +30,7 @@ def unwrap(text: str) -> str:
 
 
 def join_sentences(text: str) -> str:
-    """Sentences, one a line, joined with spaces into paragraphs of bounded length."""
+    """Join sentences, one a line, into paragraphs of bounded length."""
     return "\n".join(_pack(line for line in text.split("\n") if line))
 
 

@@ -1,4 +1,4 @@
-"""Run jobs in worker processes: of this machine, or the other ranks of an MPI launch."""
+"""Run jobs in worker processes of this machine, or in the other ranks of an MPI launch."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from gpt_dist.errors import LaunchError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-# What the launchers of Open MPI, of MPICH's family and of Slurm tell each rank.
+# Open MPI, the family of MPICH, and Slurm set these variables for each rank.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -23,15 +23,15 @@ _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 class Pool:
     """Worker processes behind the executor interface."""
 
-    executor: Executor | Any  # mpi4py's is one, but does not derive from the base class
+    executor: Executor | Any  # mpi4py's executor does not derive from the base class
     workers: int
 
     def map(
         self, function: Callable[[Job], Result], jobs: Iterable[Job]
     ) -> Generator[Result, None, None]:
-        """Results in the order of the jobs, of which only a few more than workers are in flight.
+        """Run jobs and yield their results in order, with few more jobs in flight than workers.
 
-        When closed before its end, no job is left running.
+        Closing the generator before its end cancels the jobs in flight or waits for them.
         """
         pending: deque[Future[Result]] = deque()
         try:
@@ -49,9 +49,12 @@ class Pool:
 
 @contextmanager
 def open_pool(workers: int) -> Iterator[Pool | None]:
-    """A pool of `workers` processes, or, where MPI launched us, of all ranks but the first.
+    """Open a pool of `workers` processes, or of all MPI ranks but the first under an MPI launcher.
 
-    On those other ranks it yields None, after having worked until the first rank was done.
+    On those other ranks, work until the first rank is done, then yield None.
+
+    Raises:
+        LaunchError: An MPI launcher is used, but mpi4py is not installed.
     """
     if any(int(os.environ.get(name, 1)) > 1 for name in _MPI_SIZES):
         with _open_mpi_pool() as pool:
@@ -77,5 +80,5 @@ def _open_mpi_pool() -> Iterator[Pool | None]:
 
 
 def _ignore_ctrl_c() -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone decides what to do."""
+    """Ignore Ctrl-C, which reaches every process of a terminal, so that only the parent reacts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Tell the user what goes on: progress bars (plain lines where there is no terminal), a summary."""
+"""Show the progress of a command, and the summary of a build."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,19 +12,25 @@ from rich.table import Table
 
 from gpt_dist.data.tokens.folder import Manifest
 
+# A held-out share that differs from the wanted one by more than this factor gets a warning.
+_SHARE_FACTOR = 2
+
 Advance = Callable[[int], None]
 
 
 class Progress:
-    """Stages of a command, on standard error."""
+    """Display of the stages of a command on standard error.
+
+    It draws progress bars on a terminal, and writes a line for each finished stage elsewhere too.
+    """
 
     def __init__(self) -> None:
-        """Draw bars on a terminal, else write one line for each finished stage."""
+        """Find out whether standard error is a terminal."""
         self._console = Console(stderr=True, highlight=False)
 
     @contextmanager
     def stage(self, title: str, unit: str, total: int | None) -> Iterator[Advance]:
-        """One stage; the function it gives is told how many units of `total` were done since."""
+        """Show one stage, and yield a function to call with the number of units done since."""
         begin = time.monotonic()
         done = 0
         with RichProgress(
@@ -49,18 +55,21 @@ class Progress:
 
 
 def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
-    """The closing table of a build, and the command to type next, on standard output."""
+    """Print the closing table of a build and the command to type next."""
     totals, train = manifest.totals, manifest.splits["train"]
     validation = manifest.splits["validation"]
+    share, wanted = validation.tokens / totals.tokens, manifest.options.validation_fraction
+    cut = train.documents + validation.documents - totals.documents_kept
     table = Table(title=f"Token folder {output}", show_header=False, title_justify="left")
     rows = [
         ("sources", f"{len(manifest.sources)} files, {_amount(totals.source_bytes, 'bytes')}"),
         ("documents read", f"{totals.documents_read:,}"),
-        ("documents kept", f"{totals.documents_kept:,}"),
+        ("documents kept", f"{totals.documents_kept:,}{', 1 cut for validation' if cut else ''}"),
         *((f"left out: {reason}", f"{count:,}") for reason, count in manifest.dropped.items()),
         ("read as Latin-1", f"{totals.decoded_as_latin1:,}"),
         ("training", _describe(train.documents, train.tokens, len(train.shards))),
         ("validation", _describe(validation.documents, validation.tokens, len(validation.shards))),
+        ("held out", f"{_percent(share)} of the tokens, {_percent(wanted)} wanted"),
         ("vocabulary", f"{manifest.vocab_size:,} tokens, stored as {manifest.dtype}"),
         ("tokens per byte", f"{totals.tokens / totals.cleaned_bytes:.3f} of clean text"),
         ("time", f"{seconds:.1f} s, {totals.source_bytes / 1e6 / seconds:.1f} MB/s"),
@@ -69,8 +78,13 @@ def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
         table.add_row(*row)
     console = Console(highlight=False, markup=False, width=None)
     console.print(table)
-    if not validation.documents:
-        console.print("WARNING: there is no validation text; give two documents or more.")
+    if not wanted / _SHARE_FACTOR <= share <= wanted * _SHARE_FACTOR:
+        console.print(
+            f"WARNING: {_percent(share)} of the tokens are held out for validation, but "
+            f"--validation-fraction asks for {_percent(wanted)}; give more text, or another "
+            "fraction",
+            soft_wrap=True,
+        )
     console.print(
         "Next:  deepspeed launch/pretrain.py configs/pretrain/tiny.yaml "
         f"data.path={output} run.directory=runs/first",
@@ -84,3 +98,7 @@ def _describe(documents: int, tokens: int, shards: int) -> str:
 
 def _amount(count: int, unit: str) -> str:
     return f"{count / 1e6:,.1f} MB" if unit == "bytes" else f"{count:,} {unit}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -1,9 +1,9 @@
-"""Find the files a corpus is made from.
+"""Find the files that a corpus is made from.
 
-Read are `.txt`, `.jsonl`, either of them as `.gz` or `.xz`, a bare `.gz` as text, and the archives
-`.tar`, `.tar.gz` (`.tgz`), `.tar.xz` (`.txz`) and `.zip`, whatever the case of the suffix. A folder
-is read with its subfolders, sorted by name; hidden files and folders are passed over, and other
-files counted as skipped.
+The files that are read are `.txt` and `.jsonl`, each also as `.gz` or `.xz`; a bare `.gz` as text;
+and the archives `.tar`, `.tar.gz` (`.tgz`), `.tar.xz` (`.txz`) and `.zip`. The case of the suffix
+does not matter. A folder is read with its subfolders, sorted by name. Hidden files and folders are
+ignored, and other files counted as skipped.
 """
 
 import os
@@ -22,24 +22,25 @@ _SMALL_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read; its name is stated in the manifest, its path is not."""
+    """File to read. The manifest states its name, but not its path."""
 
     name: str
     path: Path
 
     def is_plain(self) -> bool:
-        """Whether the file is not packed."""
+        """Tell whether the file is not packed."""
         return self.name.lower().endswith((".txt", ".jsonl"))
 
     def is_small_text(self) -> bool:
-        """Whether the file is text, and short enough to be one worker's job."""
+        """Tell whether the file is text, and small enough for one job of a worker."""
         return self.name.lower().endswith(".txt") and self.path.stat().st_size <= _SMALL_BYTES
 
 
 def find_sources(inputs: Iterable[Path]) -> tuple[list[Source], list[str]]:
-    """The files to read, in order, and the names of those skipped.
+    """Return the files to read, in order, and the names of skipped files.
 
-    Raises DataError where an input does not exist, or is a file of a kind that is not read.
+    Raises:
+        DataError: An input does not exist, or is a file of a kind that is not read.
     """
     found: list[Source] = []
     skipped: list[str] = []
@@ -64,7 +65,7 @@ def find_sources(inputs: Iterable[Path]) -> tuple[list[Source], list[str]]:
 
 
 def printable(name: str) -> str:
-    """`name` with what is not UTF-8, or would not print, replaced."""
+    """Replace the characters of `name` that are not UTF-8 or not printable."""
     text = os.fsencode(name).decode("utf-8", errors="replace")
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 

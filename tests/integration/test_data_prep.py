@@ -1,4 +1,4 @@
-"""`python -m data_prep`: whole builds through the command, from books to a verified folder."""
+"""Test builds through the command, from books to a verified folder."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from gpt_dist.data.tokens.folder import TokenFolder
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "data_prep/sample_books").glob("*.txt"))
 RELEASED = ROOT.parent / "shared/data/openai-gpt"
+ALL_TRAIN = ("--validation-fraction", 0)
 MPIRUN = Path(sys.executable).parent / "mpirun"
 
 
@@ -54,13 +55,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def documents_of(folder: TokenFolder, split: str) -> list[str]:
-    """The texts of a split, cut at the end-of-text id."""
+    """Return the texts of a split, cut at the end-of-text id."""
     tokenizer = SentencePieceTokenizer(folder.tokenizer_path)
     return [tokenizer.decode(part) for part in ids_of(folder, split)]
 
 
 def ids_of(folder: TokenFolder, split: str) -> list[list[int]]:
-    """The ids of each document of a split, without the end-of-text id."""
+    """Return the ids of each document of a split, without the end-of-text id."""
     stream = folder.split(split)  # type: ignore[arg-type]
     ids = stream.read(0, stream.num_tokens)
     ends = np.flatnonzero(ids == folder.manifest.special_tokens["<|endoftext|>"])
@@ -68,13 +69,9 @@ def ids_of(folder: TokenFolder, split: str) -> list[list[int]]:
     return [part[:-1].tolist() for part in np.split(ids, ends + 1)[:-1]]
 
 
-def all_ids(folder: TokenFolder) -> list[list[int]]:
-    return sorted(ids_of(folder, "train") + ids_of(folder, "validation"))
-
-
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight books of 360 KB or less, one duplicate, one too short, one empty, one picture."""
+    """Write nine books, a duplicate, a short file, an empty one, a licence, and a picture."""
     folder = tmp_path_factory.mktemp("input") / "books"
     folder.mkdir()
     for file in SAMPLES:
@@ -82,6 +79,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(SAMPLES[0], folder / "Z_duplicate.txt")
     (folder / "Z_short.txt").write_text("A few words.")
     (folder / "Z_empty.txt").write_text("\n\n")
+    (folder / "Z_licence.txt").write_text("End of the Project Gutenberg EBook of Moby\n\nLicence")
     (folder / "cover.png").write_bytes(b"")
     return folder
 
@@ -92,8 +90,12 @@ def folder(books: Path) -> TokenFolder:
 
 
 def test_every_kept_document_comes_back(folder: TokenFolder) -> None:
-    found = documents_of(folder, "train") + documents_of(folder, "validation")
     expected = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES]
+    (end,) = documents_of(folder, "validation")  # of a document that is cut
+    found = [
+        f"{text}\n{end}" if f"{text}\n{end}" in expected else text
+        for text in documents_of(folder, "train")
+    ]
     assert sorted(found) == sorted(expected)
 
 
@@ -105,6 +107,7 @@ def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> N
     assert manifest.dropped == {
         "duplicate": 1,
         "empty": 1,
+        "nothing but Project Gutenberg's notices": 1,
         "too short": 1,
         "not a text, jsonl or archive file": 1,
     }
@@ -112,10 +115,12 @@ def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> N
         "Z_duplicate.txt": "duplicate",
         "Z_short.txt": "too short",
         "Z_empty.txt": "empty",
+        "Z_licence.txt": "nothing but Project Gutenberg's notices",
         "cover.png": "not a text, jsonl or archive file",
     }
-    assert manifest.totals.documents_read == 12
+    assert manifest.totals.documents_read == 13
     assert manifest.totals.documents_kept == 9
+    assert manifest.splits["train"].documents == 9
     assert manifest.splits["validation"].documents == 1
     assert len(manifest.splits["train"].shards) > 1
     assert str(ROOT) not in (folder.path / "manifest.json").read_text()
@@ -194,11 +199,23 @@ def test_bookcorpus_lines(tmp_path: Path) -> None:
     assert sorted(words) == sorted("".join(lines).split())
 
 
-def test_one_book_has_no_validation_and_says_so(tmp_path: Path) -> None:
+def test_a_part_of_one_book_is_held_out(tmp_path: Path) -> None:
     result = run("build", SAMPLES[0], "--output", tmp_path / "tokens", "--vocab-size", 600)
-    assert "no validation text" in result.stdout
+    assert "1, 1 cut for validation" in result.stdout
+    assert "WARNING" not in result.stdout
     assert "deepspeed launch/pretrain.py" in result.stdout
-    assert TokenFolder.open(tmp_path / "tokens").split("validation").num_tokens == 0
+    folder = TokenFolder.open(tmp_path / "tokens")
+    share = folder.split("validation").num_tokens / folder.manifest.totals.tokens
+    assert share == pytest.approx(0.01, rel=0.2)
+    assert f"{100 * share:.3g} % of the tokens, 1 % wanted" in result.stdout
+
+
+def test_a_share_far_from_the_wanted_one_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("Some words of text, and a few more. " * 20)
+    options = ("--vocab-size", 300, "--validation-fraction", 0.0005)
+    result = run("build", tmp_path / "note.txt", "--output", tmp_path / "tokens", *options)
+    share = r"WARNING: [\d.]+ % of the tokens are held out"
+    assert re.search(rf"{share} .* --validation-fraction asks for 0\.05 %;", result.stdout)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +277,7 @@ def two_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_earlier_folder_s_tokenizer_is_used(
     folder: TokenFolder, two_books: Path, tmp_path: Path
 ) -> None:
-    other = build(two_books, tmp_path / "tokens", "--tokenizer", folder.path)
+    other = build(two_books, tmp_path / "tokens", "--tokenizer", folder.path, *ALL_TRAIN)
     assert other.manifest.tokenizer == folder.manifest.tokenizer
     assert other.manifest.special_tokens == folder.manifest.special_tokens
     assert other.manifest.options.vocab_size == 600
@@ -268,15 +285,16 @@ def test_an_earlier_folder_s_tokenizer_is_used(
     assert contents(other.path)["tokenizer.model"] == folder.tokenizer_path.read_bytes()
     encode = SentencePieceTokenizer(folder.tokenizer_path).encode
     texts = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES[:2]]
-    assert all_ids(other) == sorted(encode(text).tolist() for text in texts)
+    assert sorted(ids_of(other, "train")) == sorted(encode(text).tolist() for text in texts)
 
 
 @pytest.fixture(scope="module")
 def released(two_books: Path) -> TokenFolder:
-    """Two books in the tokens of the released GPT-1."""
+    """Build two books in the tokens of the released GPT-1."""
     if not RELEASED.is_dir():
         pytest.skip("../shared/data is absent")
-    return build(two_books, two_books.parent / "tokens", "--tokenizer", RELEASED, "--workers", 2)
+    options = ("--tokenizer", RELEASED, "--workers", 2, *ALL_TRAIN)
+    return build(two_books, two_books.parent / "tokens", *options)
 
 
 def test_the_released_vocabulary_gives_transformers_ids(
@@ -288,7 +306,7 @@ def test_the_released_vocabulary_gives_transformers_ids(
     theirs = transformers.OpenAIGPTTokenizer.from_pretrained(tmp_path)
     texts = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES[:2]]
     expected = sorted(theirs(text)["input_ids"] for text in texts)
-    assert all_ids(released) == expected
+    assert sorted(ids_of(released, "train")) == expected
     again = open_tokenizer(released.path)
     assert sorted(again.encode(text).tolist() for text in texts) == expected
 
@@ -310,16 +328,17 @@ def test_reserved_tokens_follow_the_released_vocabulary(released: TokenFolder) -
 
 def test_megatron_reads_the_released_vocabulary_s_shards(released: TokenFolder) -> None:
     indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    shard = released.manifest.splits["validation"].shards[0]
+    (shard,) = released.manifest.splits["train"].shards
     dataset = indexed_dataset.IndexedDataset(str(released.path / shard.name))
-    assert [document[:-1].tolist() for document in dataset] == ids_of(released, "validation")
+    assert [document[:-1].tolist() for document in dataset] == ids_of(released, "train")
     assert {int(document[-1]) for document in dataset} == {40478}
 
 
 def test_a_given_tokenizer_s_bytes_do_not_depend_on_the_workers(
     released: TokenFolder, two_books: Path, tmp_path: Path
 ) -> None:
-    other = build(two_books, tmp_path / "tokens", "--tokenizer", released.path, "--workers", 1)
+    options = ("--tokenizer", released.path, "--workers", 1, *ALL_TRAIN)
+    other = build(two_books, tmp_path / "tokens", *options)
     assert contents(other.path) == contents(released.path)
 
 

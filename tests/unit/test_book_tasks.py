@@ -1,4 +1,4 @@
-"""Tasks made of books: balanced, held out by place, the same for the same books."""
+"""Test that tasks made of books are balanced, held out by place, and reproducible."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_book(folder: Path, author: str, title: str, sentences: int) -> None:
-    """A book of chapters of eight sentences of ten words or so; one in four names the title."""
+    """Write chapters of eight sentences of about ten words; every fourth names the title."""
     folder.mkdir(exist_ok=True)
     chapters = []
     for chapter in range(sentences // 8):
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def books() -> dict[str, str]:
-    """The clean text of the sample books on one line, by author and title."""
+    """Return the clean text of the sample books on one line, by author and title."""
     return {
         file.stem: " ".join(clean(file.read_bytes(), "book", lowercase=True).text.split())
         for file in SAMPLES.glob("*.txt")
@@ -113,7 +113,7 @@ def test_neither_author_nor_title_is_given_away(made, books):
 
 @pytest.mark.parametrize("name", ["author", "next"])
 def test_what_is_asked_for_lies_in_other_parts_of_the_books(made, books, name):
-    """Along a book, examples of one split come in long stretches: far fewer than by chance."""
+    """Check that examples of one split come in long stretches of a book, not by chance."""
     places = [
         (book, text.index(example.texts[0]), split)
         for split, examples in read(made, name).items()
@@ -193,9 +193,12 @@ def test_authors_without_enough_text_are_left_out_and_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("books", "message"),
     [
-        ([], "no book found among 1 documents: name the files Author___Title.txt"),
-        ([("Ann Able", 4000)], "of 1 author(s), no two have passages"),
-        ([("Ann Able", 4000), ("Cy Copious", 4000)], "no two have passages enough for 2000"),
+        ([], "no book found among 1 documents; name the files Author___Title.txt"),
+        ([("Ann Able", 4000)], "no two of 1 author(s) have enough passages"),
+        (
+            [("Ann Able", 4000), ("Cy Copious", 4000)],
+            "no two of 2 author(s) have enough passages for 2000",
+        ),
     ],
 )
 def test_too_little_is_refused_and_nothing_is_left(tmp_path, capsys, books, message):

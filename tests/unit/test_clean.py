@@ -1,4 +1,4 @@
-"""Cleaning: what every kind of text becomes, on crafted lines and on real books."""
+"""Test cleaning on crafted lines and on real books."""
 
 import sys
 from pathlib import Path
@@ -111,6 +111,64 @@ def test_gutenberg_wrapping_goes(start: str, end: str) -> None:
     assert text_of(start + WRAPPED + end) == text_of(WRAPPED)
 
 
+TITLE = "The Project Gutenberg Etext of A Small Book, by A. Writer\n#1 in our series\n\n"
+PROMISE = "This header should be the first thing seen when anyone starts to\nview the etext.\n\n"
+FIELDS = "Title: A Small Book\n\nAuthor: A. Writer\n\n\n"
+LAST_LINE = "\nEnd of the Project Gutenberg Etext of A Small Book, by A. Writer\n\n"
+SMALL_PRINT = (
+    "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN ETEXTS**START***\n"
+    'Why is this "Small Print!" statement here? You know: lawyers.\n\nThey tell us.\n'
+)
+
+
+@pytest.mark.parametrize("end", [LAST_LINE + SMALL_PRINT, "\n" + SMALL_PRINT])
+@pytest.mark.parametrize("paragraphs", [1, 40, 400])
+def test_small_print_at_the_end_is_no_header(end: str, paragraphs: int) -> None:
+    body = "\n\n".join(f"Paragraph {n}: {WRAPPED[:200]}" for n in range(paragraphs))
+    text = text_of(TITLE + PROMISE + FIELDS + body + "\n" + end + OLD_START)
+    assert text == text_of(body)
+    assert text.count("\n") == paragraphs - 1
+
+
+def test_small_print_at_the_beginning_of_a_short_book_ends_the_header() -> None:
+    assert text_of(TITLE + PROMISE + SMALL_PRINT + OLD_START + WRAPPED) == text_of(WRAPPED)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (HEADER + START + END, "nothing but Project Gutenberg's notices"),
+        (TITLE + FIELDS + LAST_LINE, "nothing but Project Gutenberg's notices"),
+        ("\n \n", "empty"),
+        ("words", None),
+    ],
+)
+def test_an_empty_text_has_its_reason(text: str, fault: str | None) -> None:
+    result = clean(text.encode(), "book", lowercase=True)
+    assert result.fault == fault
+    assert (result.text == "") is (fault is not None)
+
+
+PROSE = [
+    "Produced by a small studio in the north, the record was released in the spring.",
+    "Created from a single block of granite, the fountain stands in the square.",
+    "Transcribed by hand for three centuries, the chronicle has many errors.",
+    "Transcriber's notes fill the margins of the oldest copy.",
+    "Credits: three of them are needed to pass.",
+]
+
+
+@pytest.mark.parametrize("paragraph", PROSE)
+def test_prose_that_begins_as_a_credit_stays(paragraph: str) -> None:
+    text = f"{paragraph}\n\n{WRAPPED}\n\n{paragraph}"
+    assert text_of(text).count(paragraph.lower()) == 2
+    assert text_of(HEADER + START + text + END) == text_of(WRAPPED)
+
+
+def test_a_transcriber_s_note_goes_from_any_document() -> None:
+    assert text_of(NOTE + WRAPPED) == text_of(WRAPPED)
+
+
 @needs_books
 @pytest.mark.parametrize(
     ("name", "begin", "end"),
@@ -134,10 +192,10 @@ def test_real_gutenberg_files(name: str, begin: str, end: str) -> None:
 
 def test_a_program_is_no_text() -> None:
     program = Path(sys.executable).resolve().read_bytes()[:100_000]
-    assert clean(program, "book", lowercase=True).binary
+    assert clean(program, "book", lowercase=True).fault == "binary"
     few = b"A page, a NUL \0 and a form feed.\x0c" * 9
     result = clean(few, "book", lowercase=False)
-    assert not result.binary
+    assert result.fault is None
     assert "\0" not in result.text
 
 

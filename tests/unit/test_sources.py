@@ -1,4 +1,4 @@
-"""Sources: every kind of file gives the same documents, and hostile ones are refused."""
+"""Test that every kind of file gives the same documents, and that hostile files are refused."""
 
 import gzip
 import io

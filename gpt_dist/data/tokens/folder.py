@@ -50,7 +50,7 @@ class ShardEntry(_Record):
 
 
 class SplitEntry(_Record):
-    """The shards of one split, in reading order."""
+    """The shards of one split, in reading order; a document cut in two counts in both splits."""
 
     tokens: NonNegativeInt
     documents: NonNegativeInt
