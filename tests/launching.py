@@ -16,6 +16,9 @@ BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port"],
     "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port"],
+    "torchrun --max-restarts": [
+        *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "--master-port"),
+    ],
     "mpirun": ["mpirun", "-n", "2", "--oversubscribe", "python"],
     "python": ["python"],
 }
