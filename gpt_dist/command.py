@@ -21,7 +21,6 @@ UNREAD = 141
 RESUMABLE = 75
 """Exit status of a run that was pre-empted and saved (EX_TEMPFAIL of sysexits.h)."""
 
-
 Arguments = TypeVar("Arguments")
 
 
