@@ -1,12 +1,13 @@
 # `make demo` and `make test` work on a bare machine: they build .venv when there is none.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
 DEMO := runs/demo
+# By Python: the first line of the script itself does not hold a path with spaces.
+DEEPSPEED := python $(VENV)/bin/deepspeed --num_gpus 2
 # Open MPI refuses to start for root unless told twice.
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: demo test test-faults check bench-checkpoint install clean
 
@@ -16,8 +17,8 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch --constraint constraints.txt
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,mpi,hf]'
+	$(VENV)/bin/python -m pip install --quiet torch --constraint constraints.txt
+	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mpi,hf]'
 	touch $@
 
 demo: install
@@ -25,7 +26,7 @@ demo: install
 	python -m data_prep build data_prep/sample_books --output $(DEMO)/tokens --vocab-size 4096
 	python -m data_prep verify $(DEMO)/tokens
 	@echo "Layers shared by two processes, interrupted after the checkpoint of step 200:"
-	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
+	$(DEEPSPEED) launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
 		run.directory=$(DEMO)/run checkpoint.interval=100 parallel.tensor_parallel_size=2 \
 		& launcher=$$!; trap "kill $$launcher" INT TERM; \
 	until [ -d $(DEMO)/run/checkpoints/step-00000200 ]; do \
@@ -34,7 +35,7 @@ demo: install
 	kill -TERM $$launcher; flock $(DEMO)/run/.lock true # which the run holds to its end
 	test ! -d $(DEMO)/run/checkpoints/step-00000400
 	@echo "Resumed with data parallel 2 and ZeRO 2:"
-	deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
+	$(DEEPSPEED) launch/pretrain.py configs/pretrain/tiny.yaml data.path=$(DEMO)/tokens \
 		run.directory=$(DEMO)/run checkpoint.interval=100 parallel.zero_stage=2
 	python launch/consolidate.py $(DEMO)/run --output $(DEMO)/model
 	python launch/evaluate.py $(DEMO)/model --tokens $(DEMO)/tokens
@@ -42,7 +43,7 @@ demo: install
 	python -m data_prep tasks data_prep/sample_books --output $(DEMO)/tasks
 	@echo "Two tasks made of the books, from the sharded checkpoint and from nothing:"
 	for task in author next; do \
-		finetune="deepspeed --num_gpus 2 launch/finetune.py configs/finetune/book-$$task.yaml \
+		finetune="$(DEEPSPEED) launch/finetune.py configs/finetune/book-$$task.yaml \
 			data.path=$(DEMO)/tasks/$$task run.directory=$(DEMO)/$$task"; \
 		$$finetune-pretrained model.source=$(DEMO)/run && \
 		$$finetune-from-nothing model.source=none data.tokenizer=$(DEMO)/run \
@@ -52,15 +53,15 @@ demo: install
 	python launch/scoreboard.py $(DEMO)/*-pretrained $(DEMO)/*-from-nothing
 
 test: install
-	pytest
+	python -m pytest
 
 check: install
-	ruff format --check .
-	ruff check .
-	mypy
+	python -m ruff format --check .
+	python -m ruff check .
+	python -m mypy
 
 test-faults: install
-	pytest -m faults
+	python -m pytest -m faults
 
 bench-checkpoint: install
 	python -m tests.benchmarks.checkpoint

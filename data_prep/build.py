@@ -12,6 +12,7 @@ from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
 from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
 from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, train_sentencepiece
+from gpt_dist.data.tokens import folder as tokens
 from gpt_dist.data.tokens.folder import (
     BuildOptions,
     FileEntry,
@@ -21,7 +22,6 @@ from gpt_dist.data.tokens.folder import (
     TokenizerEntry,
     TokenizerName,
 )
-from gpt_dist.data.tokens.folder import folder as tokens
 from gpt_dist.data.tokens.shards import token_dtype
 from gpt_dist.errors import DataError
 from gpt_dist.files.folders import new_folder

@@ -1,4 +1,4 @@
-"""What every command in launch/ shares: its arguments, and how it reports a user's error."""
+"""Argument parsing and error reporting that the commands in launch/ share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import torch.distributed as dist
+from typing import TypeVar
 
 from gpt_dist.errors import GptDistError, Interrupted, LaunchError
 from gpt_dist.rendezvous import discover_launch
@@ -22,14 +21,24 @@ UNREAD = 141
 RESUMABLE = 75
 """Exit status of a run that was pre-empted and saved (EX_TEMPFAIL of sysexits.h)."""
 
+Arguments = TypeVar("Arguments")
 
-def parse_config_arguments(description: str, example: str) -> tuple[Path, list[str]]:
-    """The CONFIG.yaml and the overrides of the command line."""
+
+def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """Return a parser that has only what launchers add to the command line."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # The deepspeed launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse_config_arguments(description: str, example: str) -> tuple[Path, list[str]]:
+    """Return the CONFIG.yaml and the overrides of the command line."""
+    parser = argument_parser(description, example)
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run's configuration")
     parser.add_argument(
         "overrides",
@@ -37,34 +46,42 @@ def parse_config_arguments(description: str, example: str) -> tuple[Path, list[s
         metavar="section.key=value",
         help="keys to change, as in training.max_steps=100",
     )
-    # The deepspeed launcher adds it; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     return arguments.config, arguments.overrides
 
 
-def run(main: Callable[[], None]) -> None:
+def run(parse: Callable[[], Arguments], main: Callable[[Arguments], None]) -> None:
     """Run a command; report a user's error in one line and exit with USER_ERROR.
 
-    Before the processes are connected all see the same error, and one a host says it; later it may
-    be any one's own, and each says its own.
+    `main` itself imports what loads torch, which takes seconds: the help, and the refusal of an
+    argument by `parse`, do not wait for it.
+
+    Before the processes are connected all meet the same error, and one a host reports it; later an
+    error may be any process's own, and each reports its own.
     """
     try:
-        main()
+        main(parse())
     except Interrupted as interruption:
-        if dist.get_rank() == 0:
+        if _connected_rank() == 0:
             print(interruption, file=sys.stderr, flush=True)
         sys.exit(RESUMABLE)
     except BrokenPipeError:
-        # Whoever reads the output has seen enough; what is left in it has no way to go.
+        # The reader of the output has closed it; the rest of the output has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UNREAD)
     except GptDistError as error:
-        if dist.is_initialized():
-            print(f"error: rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)
+        rank = _connected_rank()
+        if rank is not None:
+            print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
         elif _local_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
+
+
+def _connected_rank() -> int | None:
+    """Return this process's rank among the connected ones, or None before they are connected."""
+    dist = sys.modules.get("torch.distributed")
+    return dist.get_rank() if dist and dist.is_initialized() else None
 
 
 def _local_rank() -> int:

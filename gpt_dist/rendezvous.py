@@ -1,27 +1,36 @@
-"""What a launcher tells a process, and where the processes find each other."""
+"""Launcher environments, and the store where the processes of a run find each other."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+import psutil
 
 from gpt_dist.errors import LaunchError
+from gpt_dist.network import LOOPBACK, choose_interface, is_loopback
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 TIMEOUT = timedelta(minutes=10)
-"""After which a collective that a peer never joined ends the process."""
+"""How long a process waits for its peers, at the start and in every collective."""
+
+PATIENCE = 10.0
+"""Seconds of waiting at the start after which a process says for whom."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher told this process: its place among `world_size` processes."""
+    """The place of this process among `world_size` processes, as its launcher told it."""
 
     launcher: str
     rank: int
@@ -29,7 +38,7 @@ class Launch:
     local_rank: int
     local_world_size: int
     launched_by: tuple[int, ...] = field(default=(), compare=False)
-    """The launcher's processes whose end is to end this one: the parent, and what started that."""
+    """Ids of the launcher's processes whose end ends this one: the parent, and its own parent."""
 
 
 _LAUNCHERS = {
@@ -45,20 +54,33 @@ _LAUNCHERS = {
 }
 
 
-def discover_launch(environment: Mapping[str, str]) -> Launch:
-    """Read the rank from `deepspeed`, `torchrun`, Open MPI, MPICH, SLURM, or none of them.
+_NO_LAUNCHER = "if no launcher started this process, unset RANK and WORLD_SIZE"
 
-    Raises LaunchError where the environment is incomplete.
+
+def discover_launch(environment: Mapping[str, str]) -> Launch:
+    """Read the rank that `deepspeed`, `torchrun`, Open MPI, MPICH or SLURM gave this process.
+
+    A process without a launcher is rank 0 of 1. Raises LaunchError where the environment is
+    incomplete or contradicts itself.
     """
+    launch = _read_launch(environment)
+    if launch.rank >= launch.world_size:
+        raise LaunchError(
+            f"RANK {launch.rank} is not below WORLD_SIZE {launch.world_size}; {_NO_LAUNCHER}"
+        )
+    return launch
+
+
+def _read_launch(environment: Mapping[str, str]) -> Launch:
     if "RANK" in environment:
-        world_size = _integer(environment, "WORLD_SIZE")
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
+        local_size = next(filter(environment.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")), "WORLD_SIZE")
         return Launch(
             launcher,
             _integer(environment, "RANK"),
-            world_size,
+            _integer(environment, "WORLD_SIZE"),
             _integer(environment, "LOCAL_RANK"),
-            int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world_size),
+            _integer(environment, local_size),
             _launched_by(launcher),
         )
     for launcher, (rank, world_size_name, local_rank, local_size) in _LAUNCHERS.items():
@@ -74,21 +96,21 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _launched_by(launcher: str) -> tuple[int, ...]:
-    """As Launch has it. A shell is no launcher: a run may outlive it.
+    """Return Launch.launched_by. A shell is no launcher: a run may outlive it.
 
     srun's and MPI's daemons end what they started themselves.
     """
     parent = os.getppid()
     if launcher == "torchrun":
         return (parent,)
-    if b"deepspeed.launcher.launch" not in _command_line(parent):
+    if "deepspeed.launcher.launch" not in _command_line(parent):
         return ()
     starter = _parent_of(parent)
-    return (parent, starter) if starter and b"deepspeed" in _command_line(starter) else (parent,)
+    return (parent, starter) if starter and "deepspeed" in _command_line(starter) else (parent,)
 
 
 def launcher_ended(launch: Launch) -> bool:
-    """Whether the launcher has ended since `discover_launch`."""
+    """Return whether the launcher has ended since `discover_launch`."""
     if not launch.launched_by:
         return False
     parent, *starter = launch.launched_by
@@ -97,21 +119,19 @@ def launcher_ended(launch: Launch) -> bool:
     return bool(starter) and _parent_of(parent) not in (*starter, None)
 
 
-def _command_line(process: int) -> bytes:
+def _command_line(process: int) -> str:
     try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return b""
+        return " ".join(psutil.Process(process).cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _parent_of(process: int) -> int | None:
-    """None where that cannot be told."""
+    """Return the parent's id, or None where that cannot be told."""
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
+        return psutil.Process(process).ppid()
+    except psutil.Error:
         return None
-    # The name, in parentheses, may hold spaces; the parent is the second field behind it.
-    return int(status.rpartition(")")[2].split()[1])
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
@@ -120,74 +140,165 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
     if not digits.isdigit():
         raise LaunchError(
             f"{name}: the launcher set {environment.get(name)!r}, not a number; start with "
-            "deepspeed, torchrun, mpirun, srun or plain python"
+            "deepspeed, torchrun, mpirun or srun, or unset RANK and WORLD_SIZE for plain python"
         )
     return int(digits)
 
 
 def open_store(launch: Launch) -> Store:
-    """The key-value store where the processes find each other.
+    """Return the key-value store of this start of the run, once all processes are there.
 
-    MASTER_ADDR and MASTER_PORT say where it is; what the launcher left out of them is agreed on
-    here. On one machine it listens on the loopback address alone. Raises LaunchError where the
-    port is taken, or no address can be found.
+    MASTER_ADDR and MASTER_PORT say where rank 0 listens; what the launcher left out of them is
+    agreed on here. One process needs neither. The interface that reaches the others is named to
+    gloo and NCCL, unless the user named one. Raises LaunchError where the processes do not meet.
     """
-    environment = os.environ
-    address = environment.get("MASTER_ADDR") or _default_address(launch)
-    port = _integer(environment, "MASTER_PORT") if "MASTER_PORT" in environment else 0
-    if not port and launch.launcher == "srun":
-        port = _slurm_port()
-    hosts_store = launch.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    listener = _listen(address, port) if hosts_store else None
-    if not port:
-        port = _share_port(launch, listener.getsockname()[1] if listener else 0)
+    from torch.distributed import (  # type: ignore[attr-defined]
+        HashStore,
+        PrefixStore,
+        TCPStore,
+    )
+
+    if launch.world_size == 1:
+        _name_interface(LOOPBACK, [LOOPBACK])
+        return HashStore()
+    address, port, listener = _meeting_place(launch)
+    wait = _waiter(launch, f"{address}:{port}")
     try:
-        return TCPStore(
+        own = _reach(address, port, wait)
+        shared = TCPStore(
             address,
             port,
-            launch.world_size,
-            is_master=hosts_store,
+            is_master=listener is not None,
             timeout=TIMEOUT,
+            wait_for_workers=False,
             master_listen_fd=listener.detach() if listener else None,
         )
-    except (ValueError, RuntimeError) as error:
+        store = PrefixStore(_meet(shared, launch, wait), shared)
+        store.set(f"address/{launch.rank}", own)
+        addresses = store.multi_get([f"address/{rank}" for rank in range(launch.world_size)])
+        _name_interface(own, [address.decode() for address in addresses])
+    except (OSError, ValueError, RuntimeError) as error:
         raise LaunchError(
-            f"rank {launch.rank} of {launch.world_size} cannot reach rank 0 at {address}:{port} "
+            f"rank {launch.rank} of {launch.world_size} cannot meet the others at {address}:{port} "
             f"({str(error).splitlines()[0]}); set MASTER_ADDR and MASTER_PORT, or the launcher's "
             "flags, to an address that every host can reach"
         ) from error
+    return store
 
 
-def _listen(address: str, port: int) -> socket.socket:
+def _meeting_place(launch: Launch) -> tuple[str, int, socket.socket | None]:
+    """Return the address and port of rank 0, and on rank 0 the socket that listens there."""
+    environment = os.environ
+    address = environment.get("MASTER_ADDR") or _default_address(launch)
+    port = _integer(environment, "MASTER_PORT") if "MASTER_PORT" in environment else 0
+    if port > 65_535:
+        raise LaunchError(f"MASTER_PORT: {port} is no port; choose one from 1024 to 65535")
+    if not port and launch.launcher == "srun":
+        port = _slurm_port()
+    hosts_store = launch.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    listener = _listen(address, port, launch) if hosts_store else None
+    return address, port or _share_port(launch, listener), listener
+
+
+def _listen(address: str, port: int, launch: Launch) -> socket.socket:
+    """Listen on the loopback address alone where only this host takes part and `address` is one."""
     try:
-        if socket.gethostbyname(address).startswith("127."):
-            return socket.create_server(("127.0.0.1", port))
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(address, port)]
+        own = next((entry for entry in found if entry.startswith("127.")), None)
+        if own and launch.local_world_size == launch.world_size:
+            return socket.create_server((own, port))
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", port))
     except OSError as error:
         raise LaunchError(
-            f"port {port} of {address}: {error.strerror}; choose a free one (MASTER_PORT, or the "
-            "launcher's flag)"
+            f"rank 0 cannot listen on port {port} of {address}: {error.strerror}; choose a free "
+            "port and an address of rank 0's host (MASTER_PORT and MASTER_ADDR, or the launcher's "
+            "flags)"
         ) from None
+
+
+def _waiter(launch: Launch, place: str) -> Callable[[str], None]:
+    """Return a function that lets a moment pass.
+
+    It says once who is absent from `place`, and raises TimeoutError after TIMEOUT.
+    """
+    # One process a host says it, and any whose environment may be left over from another run.
+    silent = launch.local_rank > 0 and (launch.launcher != "deepspeed" or bool(launch.launched_by))
+    begin = time.monotonic()
+
+    def wait(absent: str) -> None:
+        nonlocal silent
+        waited = time.monotonic() - begin
+        if waited > TIMEOUT.total_seconds():
+            raise TimeoutError(f"gave up waiting for {absent}")
+        if waited > PATIENCE and not silent:
+            silent = True
+            text = f"waiting for {absent} at {place}; {_NO_LAUNCHER}"
+            print(text, file=sys.stderr, flush=True)
+        time.sleep(0.05)
+
+    return wait
+
+
+def _reach(address: str, port: int, wait: Callable[[str], None]) -> str:
+    """Wait until rank 0 listens; return the address from which this process reaches it."""
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=5) as connection:
+                own = str(connection.getsockname()[0])
+                return LOOPBACK if is_loopback(own) else own
+        except OSError as error:
+            reason = error.strerror or str(error)
+        wait(f"rank 0 ({reason})")
+
+
+def _meet(store: Store, launch: Launch, wait: Callable[[str], None]) -> str:
+    """Wait for all processes; return a name for this start of the run, the same on all.
+
+    torchrun's store outlives the processes that it restarts, and its restart counts differ between
+    hosts. So rank 0 makes up the name, and answers each process's own question: no dead rank 0
+    answers, and a dead process's question is answered in vain.
+    """
+    question = uuid4().hex
+    if launch.rank:
+        store.set(f"question/{launch.rank}", question)
+        name = store.get(f"answer/{question}").decode()
+        store.set(f"{name}/{launch.rank}", "here")
+        return name
+    name, absent = question, list(range(1, launch.world_size))
+    while absent := [rank for rank in absent if not store.check([f"{name}/{rank}"])]:
+        for rank in absent:
+            if store.check([f"question/{rank}"]):
+                store.set(f"answer/{store.get(f'question/{rank}').decode()}", name)
+        wait(f"{len(absent)} of {launch.world_size} processes")
+    return name
+
+
+def _name_interface(own: str, addresses: Sequence[str]) -> None:
+    """Have gloo, and NCCL between hosts, use the interface that reaches the other processes."""
+    interface = choose_interface(own, addresses)
+    if interface and not os.environ.get("GLOO_SOCKET_IFNAME"):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    if interface and set(addresses) != {own} and not os.environ.get("NCCL_SOCKET_IFNAME"):
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # this name, not all that begin so
 
 
 def _default_address(launch: Launch) -> str:
     if launch.launcher in ("mpirun", "mpiexec"):
         hosts = _mpi_world(launch).allgather(socket.gethostname())
-        return "127.0.0.1" if len(set(hosts)) == 1 else str(hosts[0])
+        return LOOPBACK if len(set(hosts)) == 1 else str(hosts[0])
     if launch.launcher == "srun":
         return _first_slurm_node()
-    return "127.0.0.1"
+    return LOOPBACK
 
 
-def _share_port(launch: Launch, port: int) -> int:
-    """Rank 0's port, told to all where a launcher gives a way to."""
+def _share_port(launch: Launch, listener: socket.socket | None) -> int:
+    """Tell all processes rank 0's port, where a launcher gives a way to."""
     if launch.launcher in ("mpirun", "mpiexec"):
+        port = listener.getsockname()[1] if listener else 0
         return int(_mpi_world(launch).bcast(port))
-    if launch.world_size > 1:
-        raise LaunchError("MASTER_PORT: not set; the launcher should, or set it by hand")
-    return port
+    raise LaunchError(f"MASTER_PORT: not set; set it to rank 0's port, or, {_NO_LAUNCHER}")
 
 
 def _mpi_world(launch: Launch) -> Any:
@@ -223,6 +334,6 @@ def _first_slurm_node() -> str:
 
 
 def _slurm_port() -> int:
-    """The same on every rank; steps of one job that run together get different ones."""
+    """Return the same port on every rank; steps of one job that run together get others."""
     job, step = (_integer(os.environ, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return 20_000 + (job * 61 + step) % 20_000

@@ -53,8 +53,7 @@ def device_type() -> str:
 def connect(launch: Launch, store: Store | None = None) -> torch.device:
     """Claim this process's device and join all processes in torch.distributed's default group.
 
-    They meet in `store`, by default the one that the launcher's environment leads to. Raises
-    LaunchError where they cannot.
+    They meet in `store`, by default the one of `open_store`. Raises LaunchError where they do not.
     """
     # DeepSpeed reads these, whatever the launcher set.
     os.environ.update(

@@ -1,25 +1,29 @@
 """Turn a sharded checkpoint into a model folder that `transformers` opens; needs no GPU."""
 
-import argparse
+from argparse import Namespace
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.checkpoint.opened import model_path, open_model, save_model
 from gpt_dist.errors import ConfigError
-from gpt_dist.finetune.task_model import save_task_checkpoint
-from gpt_dist.model import num_parameters
 from gpt_dist.progress import show_progress
 
 EXAMPLE = "python launch/consolidate.py runs/first/checkpoints/step-00000500 --output model"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=f"example: {EXAMPLE}")
+def parse() -> Namespace:
+    parser = command.argument_parser(__doc__ or "", EXAMPLE)
     parser.add_argument(
         "checkpoint", type=Path, help="a checkpoint, or the directory of a run: its newest"
     )
     parser.add_argument("--output", type=Path, required=True, help="the new model folder")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(arguments: Namespace) -> None:
+    from gpt_dist.checkpoint.opened import model_path, open_model, save_model
+    from gpt_dist.finetune.task_model import save_task_checkpoint
+    from gpt_dist.model import num_parameters
+
     best = model_path(arguments.checkpoint)
     if best != arguments.checkpoint:
         raise ConfigError(
@@ -35,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(parse, main)

@@ -11,23 +11,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.config.file import load_config
 from gpt_dist.errors import ConfigError
-from gpt_dist.finetune.task_model import evaluate_task
-from gpt_dist.finetune.zero_shot import ZeroShotTask
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
-from gpt_dist.inference.assemble import assemble
-from gpt_dist.inference.evaluate import (
-    Texts,
-    choose_stride,
-    open_validation_split,
-    score_texts,
-    score_tokens,
-)
 from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import Launch, discover_launch
-from gpt_dist.topology import disconnect
 
 EXAMPLE = "torchrun --nproc-per-node 2 launch/evaluate.py model --tokens tokens --stride 256"
 
@@ -83,9 +71,11 @@ def add_what_is_scored(parser: ArgumentParser) -> None:
     )
 
 
-def main() -> None:
-    arguments = parse()
+def main(arguments: Namespace) -> None:
     launch = discover_launch(os.environ)
+
+    from gpt_dist.topology import disconnect
+
     if arguments.zero_shot:
         solve_task(arguments, launch)
     elif arguments.task:
@@ -96,6 +86,16 @@ def main() -> None:
 
 
 def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
+    from gpt_dist.checkpoint.opened import open_model
+    from gpt_dist.inference.assemble import assemble
+    from gpt_dist.inference.evaluate import (
+        Texts,
+        choose_stride,
+        open_validation_split,
+        score_texts,
+        score_tokens,
+    )
+
     opened = open_model(arguments.model)
     stride, size = choose_stride(opened, arguments.stride), arguments.batch_size
     if arguments.tokens:
@@ -113,6 +113,8 @@ def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
 
 
 def judge_task(arguments: Namespace, launch: Launch) -> None:
+    from gpt_dist.finetune.task_model import evaluate_task
+
     size = arguments.tensor_parallel_size
     what = arguments.model, arguments.task, arguments.split
     with show_progress(launch.rank == 0) as report:
@@ -123,6 +125,10 @@ def judge_task(arguments: Namespace, launch: Launch) -> None:
 
 
 def solve_task(arguments: Namespace, launch: Launch) -> None:
+    from gpt_dist.checkpoint.opened import open_model
+    from gpt_dist.finetune.zero_shot import ZeroShotTask
+    from gpt_dist.inference.assemble import assemble
+
     config = load_config(arguments.zero_shot, [])
     if config.task is None:
         raise ConfigError(f"{arguments.zero_shot}: has no task; see configs/finetune/")
@@ -142,4 +148,4 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(parse, main)

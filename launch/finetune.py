@@ -4,11 +4,9 @@ import os
 from pathlib import Path
 
 from gpt_dist import command
+from gpt_dist.config import Config
 from gpt_dist.config.file import load_config
-from gpt_dist.finetune.run import check, finetune
 from gpt_dist.rendezvous import discover_launch
-from gpt_dist.topology import connect, disconnect, form_groups
-from gpt_dist.train.directory import check_writable, locked
 
 EXAMPLE = (
     "deepspeed --num_gpus 2 launch/finetune.py configs/finetune/sst2.yaml "
@@ -16,10 +14,18 @@ EXAMPLE = (
 )
 
 
-def main() -> None:
-    path, overrides = command.parse_config_arguments(__doc__ or "", EXAMPLE)
+def parse() -> Config:
+    return load_config(*command.parse_config_arguments(__doc__ or "", EXAMPLE))
+
+
+def main(given: Config) -> None:
     launch = discover_launch(os.environ)
-    inputs = check(load_config(path, overrides), launch)
+
+    from gpt_dist.finetune.run import check, finetune
+    from gpt_dist.topology import connect, disconnect, form_groups
+    from gpt_dist.train.directory import check_writable, locked
+
+    inputs = check(given, launch)
     directory = Path(inputs.config.run.directory)
     check_writable(directory)
     with locked(directory, launch):
@@ -30,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(parse, main)

@@ -7,7 +7,6 @@ import os
 from argparse import Namespace
 
 from gpt_dist import command
-from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.inference.arguments import (
     add_tensor_parallel_size,
     model_parser,
@@ -16,11 +15,7 @@ from gpt_dist.inference.arguments import (
     seed,
     temperature,
 )
-from gpt_dist.inference.assemble import assemble
-from gpt_dist.inference.generate import Sampling
-from gpt_dist.inference.write import continue_texts, encode_prompts
 from gpt_dist.rendezvous import discover_launch
-from gpt_dist.topology import disconnect
 
 EXAMPLE = 'python launch/generate.py model --prompt "it was a dark" "once upon" --top-k 40'
 
@@ -34,7 +29,7 @@ def parse() -> Namespace:
     parser.add_argument(
         "--temperature",
         type=temperature,
-        default=Sampling.temperature,
+        default=1.0,
         metavar="T",
         help="above 1 more varied, below 1 less, 0 always the likeliest token (default 1)",
     )
@@ -48,15 +43,21 @@ def parse() -> Namespace:
         help="draw from the likeliest tokens that together reach probability P only",
     )
     parser.add_argument(
-        "--seed", type=seed, default=Sampling.seed, metavar="S", help="of the draws (default 42)"
+        "--seed", type=seed, default=42, metavar="S", help="of the draws (default 42)"
     )
     add_tensor_parallel_size(parser)
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parse()
+def main(arguments: Namespace) -> None:
     launch = discover_launch(os.environ)
+
+    from gpt_dist.checkpoint.opened import open_model
+    from gpt_dist.inference.assemble import assemble
+    from gpt_dist.inference.generate import Sampling
+    from gpt_dist.inference.write import continue_texts, encode_prompts
+    from gpt_dist.topology import disconnect
+
     opened = open_model(arguments.model)
     prompts = encode_prompts(arguments.prompt, opened)
     model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(parse, main)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from gpt_dist import command
@@ -13,7 +14,6 @@ from gpt_dist.finetune.task_model import encode, load_task_model, open_task_mode
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import discover_launch
-from gpt_dist.topology import disconnect
 
 EXAMPLE = (
     """echo '{"text": "a quiet and moving film"}' | python launch/predict.py runs/sst2/model"""
@@ -21,7 +21,7 @@ EXAMPLE = (
 STANDARD_INPUT = Path("/dev/stdin")
 
 
-def main() -> None:
+def parse() -> Namespace:
     parser = model_parser(__doc__ or "", EXAMPLE, "the `model` folder of a fine-tuning run")
     parser.add_argument(
         "input",
@@ -36,10 +36,16 @@ def main() -> None:
         "--batch-size", type=positive, default=16, metavar="N", help="examples at once (default 16)"
     )
     add_tensor_parallel_size(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(arguments: Namespace) -> None:
     launch = discover_launch(os.environ)
     if arguments.input == STANDARD_INPUT and launch.world_size > 1:
         raise ConfigError("FILE: several processes cannot share the standard input; give a file")
+
+    from gpt_dist.topology import disconnect
+
     opened = open_task_model(arguments.model)
     split = encode(opened, read_unlabelled(arguments.input, opened.task))
     evaluate, topology = load_task_model(opened, launch, arguments.tensor_parallel_size)
@@ -58,4 +64,4 @@ def _input(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(parse, main)

@@ -4,11 +4,9 @@ import os
 from pathlib import Path
 
 from gpt_dist import command
+from gpt_dist.config import Config
 from gpt_dist.config.file import load_config
 from gpt_dist.rendezvous import discover_launch
-from gpt_dist.topology import connect, disconnect, form_groups
-from gpt_dist.train.directory import locked
-from gpt_dist.train.pretrain import check, pretrain
 
 EXAMPLE = (
     "deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=tokens "
@@ -16,10 +14,18 @@ EXAMPLE = (
 )
 
 
-def main() -> None:
-    path, overrides = command.parse_config_arguments(__doc__ or "", EXAMPLE)
+def parse() -> Config:
+    return load_config(*command.parse_config_arguments(__doc__ or "", EXAMPLE))
+
+
+def main(given: Config) -> None:
     launch = discover_launch(os.environ)
-    inputs = check(load_config(path, overrides), launch)
+
+    from gpt_dist.topology import connect, disconnect, form_groups
+    from gpt_dist.train.directory import locked
+    from gpt_dist.train.pretrain import check, pretrain
+
+    inputs = check(given, launch)
     config = inputs.config
     with locked(Path(config.run.directory), launch):
         device = connect(launch)
@@ -29,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(parse, main)

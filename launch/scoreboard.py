@@ -1,7 +1,7 @@
 """Print fine-tuned runs side by side, beside what the paper reports."""
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,8 +13,8 @@ EXAMPLE = "python launch/scoreboard.py runs/* --markdown"
 PIPE_WIDTH = 200
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=f"example: {EXAMPLE}")
+def parse() -> Namespace:
+    parser = command.argument_parser(__doc__ or "", EXAMPLE)
     parser.add_argument(
         "runs",
         type=Path,
@@ -28,8 +28,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parse()
+def main(arguments: Namespace) -> None:
     runs, skipped = find_results(arguments.runs)
     console = Console(
         highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH
@@ -46,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(parse, main)

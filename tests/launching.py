@@ -14,8 +14,12 @@ import pytest
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
-    "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port"],
+    # By Python: the first line of the script itself does not hold a path with spaces.
+    "deepspeed": [sys.executable, f"{BIN}/deepspeed", "--num_gpus", "2", "--master_port"],
     "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port"],
+    "torchrun --max-restarts": [
+        *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "--master-port"),
+    ],
     "mpirun": ["mpirun", "-n", "2", "--oversubscribe", "python"],
     "python": ["python"],
 }

@@ -1,9 +1,11 @@
-"""What the commands that use a trained model ask of their command line."""
+"""Command-line arguments of the commands that use a trained model."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from gpt_dist.command import argument_parser
 
 ANY_MODEL = (
     "a model folder, a checkpoint or the directory of a run, a Hugging Face GPT-1 or GPT-2 folder, "
@@ -12,20 +14,9 @@ ANY_MODEL = (
 
 
 def model_parser(description: str, example: str, model: str = ANY_MODEL) -> argparse.ArgumentParser:
-    """A parser with the argument MODEL, which is what `model` says, and with what launchers add."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=f"example: {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "model",
-        type=Path,
-        metavar="MODEL",
-        help=model,
-    )
-    # The deepspeed launcher adds it; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    """Return a parser with the argument MODEL, whose help is `model`."""
+    parser = argument_parser(description, example)
+    parser.add_argument("model", type=Path, metavar="MODEL", help=model)
     return parser
 
 
@@ -40,7 +31,7 @@ def add_tensor_parallel_size(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more."""
+    """Return a whole number of 1 or more."""
     value = int(text)
     if value < 1:
         raise ValueError
@@ -48,7 +39,7 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number in the range of the configuration's run.seed."""
+    """Return a whole number in the range of the configuration's run.seed."""
     value = int(text)
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
@@ -56,7 +47,7 @@ def seed(text: str) -> int:
 
 
 def temperature(text: str) -> float:
-    """A finite number of 0 or more."""
+    """Return a finite number of 0 or more."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError
@@ -64,7 +55,7 @@ def temperature(text: str) -> float:
 
 
 def probability(text: str) -> float:
-    """A number above 0, up to 1."""
+    """Return a number above 0, up to 1."""
     value = float(text)
     if not 0 < value <= 1:
         raise ValueError

@@ -31,6 +31,18 @@ from tests.rows import assert_same, read_rows
 STEPS = 20
 
 
+def short_run(launcher: str, token_folder: Path, directory: Path) -> list[str]:
+    """Overrides of a short run; under a launcher two processes share the layers."""
+    return [
+        f"data.path={token_folder}",
+        f"run.directory={directory}",
+        f"parallel.tensor_parallel_size={1 if launcher == 'python' else 2}",
+        f"training.max_steps={STEPS}",
+        "schedule.warmup_steps=5",
+        "logging.interval=1",
+    ]
+
+
 @pytest.fixture(scope="module")
 def run(token_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """The directory and console output of a run under a launcher; each is started once."""
@@ -39,16 +51,7 @@ def run(token_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def run(launcher: str) -> tuple[Path, str]:
         if launcher not in cache:
             directory = tmp_path_factory.mktemp(launcher)
-            size = 1 if launcher == "python" else 2
-            finished = launch(
-                launcher,
-                f"data.path={token_folder}",
-                f"run.directory={directory}",
-                f"parallel.tensor_parallel_size={size}",
-                f"training.max_steps={STEPS}",
-                "schedule.warmup_steps=5",
-                "logging.interval=1",
-            )
+            finished = launch(launcher, *short_run(launcher, token_folder, directory))
             assert finished.returncode == 0, finished.stderr
             cache[launcher] = directory, finished.stdout + finished.stderr
         return cache[launcher]
@@ -114,6 +117,22 @@ def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
     assert "resumed from" in finished.stderr
     steps = [row["step"] for row in read_rows(tmp_path) if "loss" in row]
     assert steps == list(range(1, int(line) + 3))
+
+
+def test_torchrun_restarts_a_run_to_the_same_end(run, token_folder, tmp_path):
+    """The second attempt meets in the store that holds the addresses of the first."""
+    launcher = "torchrun --max-restarts"
+    process = start(launcher, *short_run(launcher, token_folder, tmp_path), "checkpoint.interval=5")
+    wait_for_step(tmp_path, 6)
+    find_rank(process, 1).kill()
+    _, console = process.communicate(timeout=60)
+    assert process.returncode == 0, console
+    assert "resumed from" in console
+    undisturbed, _ = run("torchrun")
+    assert_same(read_rows(tmp_path), read_rows(undisturbed), 0.0)
+    for rank in range(2):
+        name = f"checkpoints/step-{STEPS:08d}/rank-0000{rank}.safetensors"
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 @pytest.mark.parametrize(
