@@ -58,6 +58,8 @@ test: install
 check: install
 	python -m ruff format --check .
 	python -m ruff check .
+	python -m codespell_lib
+	python $(VENV)/bin/lint-imports
 	python -m mypy
 
 test-faults: install

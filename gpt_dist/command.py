@@ -19,7 +19,7 @@ UNREAD = 141
 """Exit status of a command whose output was cut off, as the shell gives it (SIGPIPE)."""
 
 RESUMABLE = 75
-"""Exit status of a run that was pre-empted and saved (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status of a run that was preempted and saved (EX_TEMPFAIL of sysexits.h)."""
 
 Arguments = TypeVar("Arguments")
 
