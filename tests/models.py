@@ -32,7 +32,7 @@ def sample_texts() -> Iterator[str]:
 
 
 FAMILIES = ["openai_gpt", "gpt2", "llama"]
-GROUPED_HEADS = {"llama": {"num_key_value_heads": 2, "feed_forward_size": 80}}
+FAMILY_SIZES = {"llama": {"num_key_value_heads": 2, "feed_forward_size": 80}}
 
 
 def small_config(family: str) -> ResolvedModelConfig:
@@ -43,7 +43,7 @@ def small_config(family: str) -> ResolvedModelConfig:
         sequence_length=32,
         vocab_size=VOCAB_SIZE,
         family=family,
-        **GROUPED_HEADS.get(family, {}),
+        **FAMILY_SIZES.get(family, {}),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.config import ModelConfig, ResolvedModelConfig
 from gpt_dist.errors import ModelError
 
 Values = Mapping[str, Any]
@@ -103,7 +103,7 @@ class HuggingFaceConfig:
     keys: Mapping[str, tuple[str, ...]]
     """Their keys for each field of the model section; several must agree."""
     defaults: Mapping[str, Any]
-    """Their value of a field whose keys are left out; a field not named here may be missing."""
+    """Their default of a field where it is not the one of the model section."""
     fixed: Mapping[str, Any]
     """Keys that are always written so."""
     supported: Callable[[Values], Mapping[str, tuple[Any, ...]]]
@@ -150,8 +150,9 @@ class HuggingFaceConfig:
                     "opened"
                 )
         found: dict[str, Any] = {"family": family}
+        defaults = {**ModelConfig().model_dump(), **self.defaults}
         for ours, theirs in self.keys.items():
-            each = [values.get(key, self.defaults.get(ours)) for key in theirs]
+            each = [values.get(key, defaults[ours]) for key in theirs]
             if any(other != each[0] for other in each):
                 raise ModelError(
                     f"{path}: {', '.join(theirs)} differ, but a model has one rate here; set them "

@@ -13,7 +13,7 @@ from torch import Tensor
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, form_groups
-from tests.models import FAMILIES, GROUPED_HEADS
+from tests.models import FAMILIES, FAMILY_SIZES
 
 transformers = pytest.importorskip("transformers")
 
@@ -30,7 +30,7 @@ def model_config(family: str, dropout: float = 0.0) -> ResolvedModelConfig:
         vocab_size=VOCAB_SIZE,
         dropout=dropout,
         family=family,
-        **GROUPED_HEADS.get(family, {}),
+        **FAMILY_SIZES.get(family, {}),
     )
 
 
