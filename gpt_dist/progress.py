@@ -19,7 +19,8 @@ def silent(_name: str, _done: int, _total: int) -> None:
 @contextmanager
 def show_progress(is_main: bool = True) -> Iterator[Report]:
     """Bars on standard error, from the first report on; where that is no terminal, the finished
-    ones."""
+    ones.
+    """
     bars = Progress(console=Console(stderr=True), disable=not is_main)
     tasks: dict[str, TaskID] = {}
 

@@ -18,7 +18,8 @@ from gpt_dist.errors import ConfigError
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-4` is a number, dates, `yes` and `no` are text, and a key given twice
-    is an error."""
+    is an error.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 -- as the base class has it
         first: [pair for pair in resolvers if not pair[0].endswith((":timestamp", ":bool"))]

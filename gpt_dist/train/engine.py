@@ -146,7 +146,8 @@ class Engine:
     def _step_half_without_zero(self) -> Update:
         """DeepSpeed looks on the gradient for what megatron-core wrote on the parameter, and would
         leave the shards of all but the first tensor-parallel rank out of the norm; and it reports
-        the norm before the loss scale is divided out."""
+        the norm before the loss scale is divided out.
+        """
         for parameter in self._engine.module.parameters():
             if parameter.grad is not None and getattr(parameter, "tensor_model_parallel", False):
                 parameter.grad.tensor_model_parallel = True

@@ -1,5 +1,6 @@
 """Pre-emption: a signal to any process, or the end of the launcher, ends the run after a step that
-all agree on."""
+all agree on.
+"""
 
 from __future__ import annotations
 
