@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TypeVar, cast
 
 import torch
@@ -146,34 +147,31 @@ def _gpu_index(launch: Launch, visible: int) -> int:
     return index
 
 
-class ModelParallelUnit:
-    """What DeepSpeed expects of its `mpu` argument, answered from a Topology.
+def model_parallel_unit(topology: Topology) -> SimpleNamespace:
+    """Return what DeepSpeed expects as its `mpu` argument.
 
     megatron-core's own module lacks some of these names, and DeepSpeed then silently assumes that
     there is no model parallelism.
     """
-
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        return self._topology.tensor_parallel_group
-
-    def get_model_parallel_rank(self) -> int:
-        return self._topology.tensor_parallel_rank
-
-    def get_model_parallel_world_size(self) -> int:
-        return self._topology.tensor_parallel_size
-
-    def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return self._topology.data_parallel_group
-
-    def get_data_parallel_rank(self) -> int:
-        return self._topology.data_parallel_rank
-
-    def get_data_parallel_world_size(self) -> int:
-        return self._topology.data_parallel_size
-
-    get_tensor_model_parallel_group = get_model_parallel_group
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    tensor_parallel = {
+        "group": topology.tensor_parallel_group,
+        "rank": topology.tensor_parallel_rank,
+        "world_size": topology.tensor_parallel_size,
+    }
+    data_parallel = {
+        "group": topology.data_parallel_group,
+        "rank": topology.data_parallel_rank,
+        "world_size": topology.data_parallel_size,
+    }
+    groups = {
+        "model_parallel": tensor_parallel,
+        "tensor_model_parallel": tensor_parallel,
+        "data_parallel": data_parallel,
+    }
+    return SimpleNamespace(
+        **{
+            f"get_{group}_{name}": lambda value=value: value
+            for group, values in groups.items()
+            for name, value in values.items()
+        }
+    )

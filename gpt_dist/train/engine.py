@@ -18,7 +18,7 @@ from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import Config
 from gpt_dist.errors import LaunchError
 from gpt_dist.model import probe_tokens
-from gpt_dist.topology import ModelParallelUnit, Topology
+from gpt_dist.topology import Topology, model_parallel_unit
 from gpt_dist.train.deepspeed_config import deepspeed_config
 from gpt_dist.train.optimizer import build_optimizer
 
@@ -60,7 +60,7 @@ class Engine:
             model=objective,
             optimizer=build_optimizer(objective, config.optimizer),
             config=derived,
-            mpu=ModelParallelUnit(topology),
+            mpu=model_parallel_unit(topology),
             dist_init_required=False,
         )
         if self._half_without_zero:
