@@ -9,8 +9,9 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
+
+from gpt_dist.config.yaml import write_yaml
 
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to this multiple in every layout, so that shapes do not depend on it."""
@@ -272,4 +273,4 @@ class Config(Section):
         return world_size // self.parallel.tensor_parallel_size
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf-8")
