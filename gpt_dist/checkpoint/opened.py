@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
-from gpt_dist.config import ModelConfig
+from gpt_dist.config import ModelConfig, ResolvedModelConfig
 from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_files
 from gpt_dist.errors import ModelError
 from gpt_dist.model import ModelFolder, ReleasedWeights, write_model_folder
@@ -27,7 +27,7 @@ TASK_NAME = "task.json"
 class OpenedModel:
     """A model on the disk: checked, its weights not read yet."""
 
-    config: ModelConfig
+    config: ResolvedModelConfig
     tensors: Mapping[str, Tensor]
     """Full tensors by parameter name, each read when asked for."""
     tokenizer_folder: Path
@@ -43,7 +43,6 @@ class OpenedModel:
     def tokenizer(self) -> FolderTokenizer:
         """DataError where there is none; ModelError where the model has fewer tokens."""
         tokenizer = open_tokenizer(self.tokenizer_folder)
-        assert self.config.vocab_size is not None
         if tokenizer.vocab_size > self.config.vocab_size:
             raise ModelError(
                 f"{self.tokenizer_folder}: the tokenizer has {tokenizer.vocab_size} tokens, the "
@@ -67,15 +66,19 @@ def open_model(path: Path) -> OpenedModel:
         raise ModelError(f"{path}: a run that has no checkpoint yet; wait for one, or give another")
     if (path / SHAPES_NAME).is_file():
         released = ReleasedWeights(path)
-        return OpenedModel(released.config, released, path)
+        return OpenedModel(_resolved(released.config), released, path)
     folder = ModelFolder(path)
     return OpenedModel(
-        folder.config,
+        _resolved(folder.config),
         folder,
         path,
         probe_loss=folder.probe_loss,
         fine_tuned=(path / TASK_NAME).is_file(),
     )
+
+
+def _resolved(config: ModelConfig) -> ResolvedModelConfig:
+    return ResolvedModelConfig.model_validate(config.model_dump())
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> OpenedModel:

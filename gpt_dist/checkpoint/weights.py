@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
-from gpt_dist.config import ModelConfig
+from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.model import full_shapes
 
@@ -77,18 +77,19 @@ def newest_path(path: Path) -> Path | None:
     return next(iter(paths(_folder(path))), None)
 
 
-def _model_config(checkpoint: Checkpoint) -> ModelConfig:
+def _model_config(checkpoint: Checkpoint) -> ResolvedModelConfig:
     path = checkpoint.path / MANIFEST_NAME
     try:
-        config = ModelConfig.model_validate(checkpoint.manifest.config.get("model"))
+        config = ResolvedModelConfig.model_validate(checkpoint.manifest.config.get("model"))
     except ValidationError as error:
         raise CheckpointError(f"{path}: config.model: {first_problem(error)}; {_REMEDY}") from None
-    if config.vocab_size is None or config.hidden_size % config.num_heads:
+    key_value_heads = config.num_key_value_heads or config.num_heads
+    if config.hidden_size % config.num_heads or config.num_heads % key_value_heads:
         raise CheckpointError(f"{path}: config.model: sizes that no model has; {_REMEDY}")
     return config
 
 
-def _check_shapes(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def _check_shapes(checkpoint: Checkpoint, config: ResolvedModelConfig) -> None:
     found = {name: entry.shape for name, entry in checkpoint.manifest.parameters.items()}
     expected = {_PREFIX + name: shape for name, shape in full_shapes(config).items()}
     for name in sorted(expected.keys() | {name for name in found if name.startswith(_PREFIX)}):

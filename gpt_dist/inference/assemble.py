@@ -21,6 +21,7 @@ def assemble(
     for number, what in (
         (launch.world_size, "processes launched"),
         (config.num_heads, "attention heads"),
+        (config.num_key_value_heads or config.num_heads, "key and value heads"),
         (config.padded_vocab_size, "rows of the padded vocabulary"),
     ):
         if number % tensor_parallel_size:

@@ -29,7 +29,6 @@ class Texts:
         tokenizer = opened.tokenizer
         texts = [_read_text(file) for file in files]
         # The released GPT-1 knows no such token: there, the first token is context only.
-        assert opened.config.vocab_size is not None
         known = tokenizer.end_of_text < opened.config.vocab_size
         before = [tokenizer.end_of_text] if known else []
         self.streams: list[Ids] = [

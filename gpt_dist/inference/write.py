@@ -21,7 +21,6 @@ def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int
     that knows no token between texts.
     """
     tokenizer, longest = opened.tokenizer, opened.config.sequence_length
-    assert opened.config.vocab_size is not None
     encoded = []
     for prompt in prompts:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
