@@ -31,6 +31,7 @@ def choose_interface(own: str, addresses: Sequence[str]) -> str | None:
 
 
 def is_loopback(address: str) -> bool:
+    """Return whether an IP address leads to this machine alone."""
     return ipaddress.ip_address(address).is_loopback
 
 

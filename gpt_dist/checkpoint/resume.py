@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from pydantic import ValidationError
 
 from gpt_dist.checkpoint.folder import first_valid, paths, step_path, sweep
-from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.config import Config
-from gpt_dist.errors import CheckpointError
+from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
+from gpt_dist.config import Config, ResolvedConfig
+from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.topology import Topology, together
 
 _FIXED = ("model", "task", "objective", "run.seed", "training.global_batch_size")
@@ -26,7 +27,7 @@ so that there another source is another run."""
 
 
 def find_checkpoint(
-    config: Config, topology: Topology, data_digest: str, say: Callable[[str], None]
+    config: ResolvedConfig, topology: Topology, data_digest: str, say: Callable[[str], None]
 ) -> Checkpoint | None:
     """The checkpoint that training.resume leads to, the same on every rank; None to start afresh.
 
@@ -108,8 +109,8 @@ def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:
             path.rename(aside)
 
 
-def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) -> None:
-    saved, own = checkpoint.manifest.config, config.model_dump(mode="json")
+def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data_digest: str) -> None:
+    saved, own = _saved_config(checkpoint), config.model_dump(mode="json")
     fixed, free = (_FIXED + _FIXED_OF_TASKS, ()) if config.task else (_FIXED, _FREE)
     changes = [
         f"{name}: {before!r} there, {now!r} here"
@@ -121,7 +122,7 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) ->
     if checkpoint.manifest.data_digest != data_digest:
         changes.append(f"data.path: other tokens or another tokenizer in {config.data.path}")
     max_steps = config.training.max_steps
-    if max_steps is not None and checkpoint.manifest.step > max_steps:
+    if checkpoint.manifest.step > max_steps:
         changes.append(
             f"training.max_steps: {checkpoint.manifest.step} steps made, {max_steps} here"
         )
@@ -130,6 +131,17 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, data_digest: str) ->
             f"{checkpoint.path}: of another run: {'; '.join(changes)}; give another "
             f"run.directory, or take back the change{_hint(changes)}"
         )
+
+
+def _saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the configuration of a checkpoint with the keys of this version."""
+    try:
+        return Config.model_validate(checkpoint.manifest.config).model_dump(mode="json")
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{checkpoint.path / MANIFEST_NAME}: config.{first_problem(error)}; use the versions "
+            f"that wrote it: {checkpoint.manifest.versions}"
+        ) from None
 
 
 def _hint(changes: list[str]) -> str:

@@ -27,7 +27,7 @@ from gpt_dist.checkpoint.format import (
 )
 from gpt_dist.checkpoint.state import TrainingState, snapshot
 from gpt_dist.checkpoint.weights import SavedWeights
-from gpt_dist.config import Config
+from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.tokens.folder import FileEntry
 from gpt_dist.errors import CheckpointError
 from gpt_dist.files.folders import sync, write_synced
@@ -77,7 +77,7 @@ class Saver:
     def __init__(
         self,
         state: TrainingState,
-        config: Config,
+        config: ResolvedConfig,
         topology: Topology,
         data: DataSource,
         probe: Callable[[], float],

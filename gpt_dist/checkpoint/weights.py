@@ -83,7 +83,8 @@ def _model_config(checkpoint: Checkpoint) -> ResolvedModelConfig:
         config = ResolvedModelConfig.model_validate(checkpoint.manifest.config.get("model"))
     except ValidationError as error:
         raise CheckpointError(f"{path}: config.model: {first_problem(error)}; {_REMEDY}") from None
-    if config.vocab_size is None or config.hidden_size % config.num_heads:
+    key_value_heads = config.num_key_value_heads or config.num_heads
+    if config.hidden_size % config.num_heads or config.num_heads % key_value_heads:
         raise CheckpointError(f"{path}: config.model: sizes that no model has; {_REMEDY}")
     return config
 

@@ -5,30 +5,45 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpt_dist.config import Config, ModelConfig
+from gpt_dist.config import (
+    Config,
+    ModelConfig,
+    ParallelConfig,
+    ResolvedConfig,
+    ResolvedModelConfig,
+    ScheduleConfig,
+)
 from gpt_dist.errors import ConfigError
+
+_NOT_OF_WEIGHTS = ("vocab_size", "dropout", "source", "transferred_layers")
+_SIZES = [key for key in ModelConfig.model_fields if key not in _NOT_OF_WEIGHTS]
 
 
 def check_combinations(config: Config) -> None:
     """Refuse keys that contradict each other, whatever the launch and the data."""
-    parallel, training, seeds = config.parallel, config.training, config.run.seeds or []
+    parallel, schedule, training = config.parallel, config.schedule, config.training
+    seeds = config.run.seeds or []
     if config.model.source_path is None:
-        _check_sizes(config)
+        _check_heads(config.model, parallel)
         if config.model.transferred_layers is not None:
-            raise ConfigError("model.transferred_layers: no model.source to take them from")
+            raise ConfigError(
+                "model.transferred_layers: there is no model.source to take blocks from; leave the "
+                "key out, or give a source"
+            )
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"run.seeds: {seeds} has one twice; give different ones")
+        raise ConfigError(f"run.seeds: {seeds} has a seed twice; give different seeds")
     if seeds and training.resume not in ("auto", "never"):
         raise ConfigError(
-            f"training.resume: {training.resume} is of one seed, and run.seeds has "
+            f"training.resume: the checkpoint {training.resume} has one seed, but run.seeds has "
             f"{len(seeds)}; use auto, or leave run.seeds out"
         )
     if training.max_steps is not None and training.epochs is not None:
         raise ConfigError(
             "training.epochs: training.max_steps is given too; set one of them to null"
         )
-    given = config.schedule.model_fields_set
-    if config.schedule.warmup_fraction is not None and "warmup_steps" in given:
+    if schedule.warmup_fraction is None:
+        _check_decay(schedule, training.max_steps)
+    elif "warmup_steps" in schedule.model_fields_set:
         raise ConfigError(
             "schedule.warmup_fraction: schedule.warmup_steps is given too; leave one of them out"
         )
@@ -36,37 +51,59 @@ def check_combinations(config: Config) -> None:
         raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
 
 
-def _check_sizes(config: Config) -> None:
-    model, parallel = config.model, config.parallel
+def _check_heads(model: ModelConfig, parallel: ParallelConfig) -> None:
+    tensor_parallel_size = parallel.tensor_parallel_size
     if model.hidden_size % model.num_heads:
         raise ConfigError(
-            f"model.num_heads: {model.num_heads} does not divide model.hidden_size "
-            f"{model.hidden_size}; choose a divisor"
+            f"model.hidden_size {model.hidden_size} is not divisible by model.num_heads "
+            f"{model.num_heads}; choose a number of heads that divides it"
         )
-    if model.num_heads % parallel.tensor_parallel_size:
+    if model.num_heads % (model.num_key_value_heads or model.num_heads):
         raise ConfigError(
-            f"parallel.tensor_parallel_size: {parallel.tensor_parallel_size} does not divide "
-            f"model.num_heads {model.num_heads}; each process needs whole heads"
+            f"model.num_heads {model.num_heads} is not divisible by model.num_key_value_heads "
+            f"{model.num_key_value_heads}; choose a number of key and value heads that divides it"
+        )
+    for key in ("num_heads", "num_key_value_heads"):
+        heads = getattr(model, key)
+        if heads and heads % tensor_parallel_size:
+            raise ConfigError(
+                f"model.{key} {heads} is not divisible by parallel.tensor_parallel_size "
+                f"{tensor_parallel_size}; choose a tensor-parallel size that divides the heads"
+            )
+
+
+def _check_decay(schedule: ScheduleConfig, max_steps: int | None) -> None:
+    """Refuse a decay that ends before the warm-up does.
+
+    It may if it ends together with training: then all steps are warm-up, and the run warns of it.
+    """
+    decay_steps, warmup_steps = schedule.decay_steps, schedule.warmup_steps
+    if schedule.shape == "constant" or decay_steps is None or decay_steps == max_steps:
+        return
+    if decay_steps < warmup_steps:
+        raise ConfigError(
+            f"schedule.decay_steps {decay_steps} is less than schedule.warmup_steps "
+            f"{warmup_steps}, so the learning rate would be 0 after the warm-up; choose a shorter "
+            "warm-up, or set schedule.decay_steps to null"
         )
 
 
 def adopt_source(config: Config, source: ModelConfig) -> Config:
-    """Take the sizes of model.source, except for the vocabulary, which the data decides.
+    """Return the configuration with the family and sizes of model.source.
 
-    Raises ConfigError where the configuration gives another.
+    The vocabulary is left to the data. Raises ConfigError where the configuration contradicts the
+    source.
     """
-    given = config.model.model_fields_set
-    for key in ("num_layers", "hidden_size", "num_heads", "sequence_length", "family"):
+    for key in _SIZES:
         own, theirs = getattr(config.model, key), getattr(source, key)
-        if key in given and own != theirs:
+        if key in config.model.model_fields_set and own not in (None, theirs):
             raise ConfigError(
-                f"model.{key}: {own} is not the {theirs} of model.source {config.model.source}; "
-                "leave the key out to take that"
+                f"model.{key}: {own} is not the {'default' if theirs is None else theirs} of "
+                f"model.source {config.model.source}; leave the key out to take that"
             )
-    sizes = source.model_dump(exclude={"vocab_size", "dropout", "source", "transferred_layers"})
-    adopted = config.model_copy(update={"model": config.model.model_copy(update=sizes)})
-    _check_sizes(adopted)
-    return adopted
+    model = config.model.model_copy(update=source.model_dump(include=set(_SIZES)))
+    _check_heads(model, config.parallel)
+    return config.model_copy(update={"model": model})
 
 
 def check_layout(config: Config, world_size: int, device_type: str) -> None:
@@ -91,50 +128,48 @@ def check_layout(config: Config, world_size: int, device_type: str) -> None:
         raise ConfigError("training.precision: fp16 needs a CUDA device; use bf16 or fp32 here")
 
 
-def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> Config:
-    """Fill in what the launch and the data decide, so that nothing is left to defaults later.
+def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> ResolvedConfig:
+    """Return the configuration with everything filled in that the launch and the data decide.
 
-    vocab_size is the data's, and so is the number of samples in an epoch. Raises ConfigError where
-    they contradict the configuration.
+    Args:
+        vocab_size: Number of tokens of the data's tokenizer.
+        samples: Number of training samples in an epoch.
+
+    Raises:
+        ConfigError: Launch or data contradict the configuration.
     """
     training, schedule = config.training, config.schedule
     epochs = training.epochs or 100
     max_steps = training.max_steps or math.ceil(epochs * samples / training.global_batch_size)
     share = training.global_batch_size // config.data_parallel_size(world_size)
-    warmup = schedule.warmup_fraction
     interval = math.ceil(samples / training.global_batch_size) if config.task else 1000
-    sections: dict[str, dict[str, Any]] = {
-        "training": {
-            "max_steps": max_steps,
-            "epochs": None,
-            "micro_batch_size": training.micro_batch_size or share,
-        },
-        "schedule": {
-            "decay_steps": schedule.decay_steps or max_steps,
-            "warmup_steps": schedule.warmup_steps if warmup is None else round(warmup * max_steps),
-            "warmup_fraction": None,
-        },
-        "validation": {"interval": config.validation.interval or interval},
-        "checkpoint": {"interval": config.checkpoint.interval or interval},
-        "model": {"vocab_size": _vocab_size(config, vocab_size)},
-    }
-    resolved = {
-        name: getattr(config, name).model_copy(update=update) for name, update in sections.items()
-    }
-    return config.model_copy(update=resolved)
+    values: dict[str, Any] = config.model_dump()
+    values["model"] = _resolve_model(config.model, config.parallel, vocab_size)
+    values["training"] |= {"max_steps": max_steps, "epochs": None}
+    values["training"]["micro_batch_size"] = training.micro_batch_size or share
+    values["schedule"]["decay_steps"] = schedule.decay_steps or max_steps
+    if schedule.warmup_fraction is not None:
+        warmup_steps = round(schedule.warmup_fraction * max_steps)
+        values["schedule"] |= {"warmup_steps": warmup_steps, "warmup_fraction": None}
+    for section in ("validation", "checkpoint"):
+        values[section]["interval"] = values[section]["interval"] or interval
+    resolved = ResolvedConfig.model_validate(values)
+    _check_decay(resolved.schedule, max_steps)
+    return resolved
 
 
-def _vocab_size(config: Config, vocab_size: int) -> int:
-    model, tensor_parallel_size = config.model, config.parallel.tensor_parallel_size
+def _resolve_model(
+    model: ModelConfig, parallel: ParallelConfig, vocab_size: int
+) -> ResolvedModelConfig:
     if model.vocab_size not in (None, vocab_size):
         raise ConfigError(
             f"model.vocab_size: {model.vocab_size} is not the {vocab_size} of the data's "
             "tokenizer; leave the key out to take that"
         )
-    padded = model.model_copy(update={"vocab_size": vocab_size}).padded_vocab_size
-    if padded % tensor_parallel_size:
+    resolved = ResolvedModelConfig.model_validate(model.model_dump() | {"vocab_size": vocab_size})
+    if resolved.padded_vocab_size % parallel.tensor_parallel_size:
         raise ConfigError(
-            f"parallel.tensor_parallel_size: {tensor_parallel_size} does not divide the "
-            f"vocabulary, {vocab_size} padded to {padded}; use a power of two"
+            f"parallel.tensor_parallel_size: {parallel.tensor_parallel_size} does not divide the "
+            f"vocabulary, {vocab_size} padded to {resolved.padded_vocab_size}; use a power of two"
         )
-    return vocab_size
+    return resolved

@@ -1,6 +1,6 @@
-"""The typed configuration of a run: its sections, their keys, what each key takes.
+"""The typed configuration of a run: its sections and their keys.
 
-Defaults are the paper's of pre-training; FINE_TUNING_DEFAULTS has those that a task changes.
+The defaults are the paper's for pre-training; FINE_TUNING_DEFAULTS has those that a task changes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gpt_dist.config.yaml import write_yaml
+
 VOCABULARY_MULTIPLE = 128
-"""The vocabulary is padded to this multiple in every layout, so that shapes do not depend on it."""
+"""The vocabulary is padded to a multiple of this, so that shapes are the same in every layout."""
 
 NO_SOURCE = "none"
-"""The value of model.source that asks for a model from scratch."""
+"""Value of model.source that asks for a model from scratch."""
 
 FINE_TUNING_DEFAULTS = {
     "run.directory": "runs/finetune",
@@ -26,13 +27,13 @@ FINE_TUNING_DEFAULTS = {
     "training.epochs": 3,
     "training.global_batch_size": 32,
 }
-"""Defaults where a task is given (Radford et al. 2018, section 4.1)."""
+"""Defaults of a configuration with a task (Radford et al. 2018, section 4.1)."""
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A group of keys: unknown keys are refused, values do not change once read."""
+    """A group of keys; unknown keys are refused, and values cannot be changed."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -41,232 +42,269 @@ class Section(BaseModel):
 
 class RunConfig(Section):
     directory: str = "runs/pretrain"
-    """Where the run writes its configuration, metrics and TensorBoard files."""
+    """Directory for the configuration, metrics, checkpoints and results of the run."""
     seed: int = Field(default=42, ge=0, lt=2**32)
-    """Seeds initial weights, dropout and the order of the samples."""
+    """Seed of the initial weights, of dropout and of the order of the samples."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = Field(default=None, min_length=1)
-    """Fine-tunes once with each, in folders of their own, for the median and the spread."""
+    """Seeds of several fine-tuning runs, each in its own folder, for their median and spread."""
 
 
 class ModelConfig(Section):
-    num_layers: int = Field(default=12, ge=1)
-    """Transformer blocks."""
-    hidden_size: int = Field(default=768, ge=1, le=2**20)
-    """Width of the residual stream; the feed-forward layer is four times as wide."""
-    num_heads: int = Field(default=12, ge=1)
-    """Attention heads; must divide hidden_size."""
-    sequence_length: int = Field(default=512, ge=1, le=2**31)
-    """Tokens of context, and the length of a training window."""
-    vocab_size: int | None = Field(default=None, ge=1, le=2**31)
-    """Tokens of the vocabulary; left out, it is the token folder's."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """On embeddings, attention weights and residual branches."""
     family: str = "openai_gpt"
-    """Architecture."""
+    """Architecture: the name of a file in gpt_dist/model/families."""
+    num_layers: int = Field(default=12, ge=1)
+    """Number of Transformer blocks."""
+    hidden_size: int = Field(default=768, ge=1, le=2**20)
+    """Width of the residual stream."""
+    num_heads: int = Field(default=12, ge=1)
+    """Number of attention heads; must divide hidden_size."""
     num_key_value_heads: int | None = Field(default=None, ge=1)
+    """Number of key and value heads, shared by groups of attention heads; must divide num_heads.
+    Left out, num_heads."""
     feed_forward_size: int | None = Field(default=None, ge=1, le=2**24)
+    """Width of the feed-forward layer. Left out, the family's own choice."""
     rotary_base: float | None = Field(default=None, gt=0)
+    """Base of the wavelengths of rotary position embeddings. Left out, the family's own choice."""
     norm_epsilon: float | None = Field(default=None, gt=0)
+    """Term that normalisation adds to the variance. Left out, the family's own choice."""
+    sequence_length: int = Field(default=512, ge=1, le=2**31)
+    """Number of tokens of context, which is also the length of a training window."""
+    vocab_size: int | None = Field(default=None, ge=1, le=2**31)
+    """Number of tokens in the vocabulary. Left out, that of the data's tokenizer."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout rate of embeddings, attention weights and residual branches."""
     source: str | None = None
-    """Weights to start from: a model folder, a sharded checkpoint, a Hugging Face GPT-1 or GPT-2
-    folder, or the released GPT-1 files; sizes left out are then its own. `none`: from scratch."""
+    """Weights to start from: a model folder, a sharded checkpoint, a Hugging Face folder, or the
+    released GPT-1 files. Sizes left out are taken from it. `none` starts from scratch."""
     transferred_layers: int | None = Field(default=None, ge=0)
-    """Blocks taken from model.source, from the first; the others start from scratch. Left out,
-    all."""
+    """Number of blocks to take from model.source, counted from the first; the others start from
+    scratch. Left out, all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate_norm_position(cls, values: Any) -> Any:
+        """Read the key norm_position, by which earlier versions chose one of two families."""
+        if not isinstance(values, dict) or "norm_position" not in values:
+            return values
+        others = {key: value for key, value in values.items() if key != "norm_position"}
+        position = values["norm_position"]
+        family = {"post": "openai_gpt", "pre": "gpt2"}.get(str(position))
+        if family is None:
+            raise ValueError(f"norm_position {position!r} is not 'post' or 'pre'; give family")
+        if others.setdefault("family", family) != family:
+            raise ValueError(
+                f"norm_position {position} means family {family}, not {others['family']}; leave "
+                "norm_position out"
+            )
+        return others
 
     @property
     def source_path(self) -> Path | None:
-        """Where the weights to start from are, if any are."""
+        """Path of the weights to start from; None for a model from scratch."""
         return None if self.source in (None, NO_SOURCE) else Path(str(self.source))
 
     @property
     def head_size(self) -> int:
+        """Number of features of an attention head."""
         return self.hidden_size // self.num_heads
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_norm_position(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "norm_position" in values:
-            values = dict(values)
-            position = values.pop("norm_position")
-            values["family"] = {"post": "openai_gpt", "pre": "gpt2"}[position]
-        return values
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding: vocab_size rounded up to VOCABULARY_MULTIPLE."""
-        assert self.vocab_size is not None, "the configuration is not resolved yet"
-        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class ResolvedModelConfig(ModelConfig):
+    """The configuration of a model whose vocabulary is known."""
+
     vocab_size: int = Field(ge=1, le=2**31)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Number of rows of the embedding: vocab_size rounded up to VOCABULARY_MULTIPLE."""
+        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class DataConfig(Section):
     path: str | None = None
-    """A token folder, made by `python -m data_prep build`; in fine-tuning, the folder of the task's
+    """Token folder made by `python -m data_prep build`; in fine-tuning, the folder of the task's
     files."""
     tokenizer: str | None = None
-    """Fine-tuning without model.source: the folder of a tokenizer, such as a model's."""
+    """Folder with a tokenizer, such as a model's; for fine-tuning without model.source."""
 
 
 class ParallelConfig(Section):
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """Processes that share each layer; the rest of the world is data-parallel."""
+    """Number of processes that share each layer; groups of them train on different data."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed ZeRO partitions: 0 nothing, 1 optimiser, 2 gradients too, 3 weights too."""
+    """State that DeepSpeed ZeRO partitions: 0 nothing, 1 optimiser, 2 also gradients, 3 also
+    weights."""
     offload_optimizer: bool = False
-    """Keep optimiser state and its update in host memory; needs zero_stage 1 or more."""
+    """Keep the optimiser state in host memory and update it there; needs zero_stage 1 or more."""
 
 
 class OptimizerConfig(Section):
     learning_rate: float = Field(default=2.5e-4, gt=0)
-    """The maximum, reached after the warm-up."""
+    """Maximum learning rate, reached at the end of the warm-up."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled, on matrices and embeddings only."""
+    """Decoupled weight decay, applied to matrices and embeddings only."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moment."""
+    """Decay rates of Adam's first and second moment."""
     epsilon: float = Field(default=1e-8, gt=0)
-    """Adam's denominator term."""
+    """Term that Adam adds to the denominator."""
     clip_norm: float = Field(default=1.0, ge=0)
-    """Gradients are scaled down to this norm; 0 turns clipping off."""
+    """Norm to which larger gradients are scaled down; 0 turns clipping off."""
 
 
 class ScheduleConfig(Section):
     warmup_steps: int = Field(default=2000, ge=0)
-    """Steps of linear warm-up from 0."""
+    """Number of steps in which the learning rate rises linearly from 0."""
     warmup_fraction: float | None = Field(default=None, ge=0, le=1)
-    """The warm-up as a part of training.max_steps, in place of warmup_steps."""
+    """Warm-up as a fraction of training.max_steps; give this or warmup_steps."""
     decay_steps: int | None = Field(default=None, ge=1)
-    """Step at which the learning rate reaches 0; left out, it is training.max_steps."""
+    """Step at which the learning rate reaches 0. Left out, training.max_steps."""
     shape: Literal["cosine", "linear", "constant"] = "cosine"
-    """The way down after the warm-up."""
+    """Curve of the learning rate after the warm-up."""
+
+
+class ResolvedScheduleConfig(ScheduleConfig):
+    warmup_fraction: None = None
+    decay_steps: int
 
 
 class TrainingConfig(Section):
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; give this or epochs."""
+    """Number of optimiser steps; give this or epochs."""
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the training windows or examples; 100 when neither is given."""
+    """Number of passes over the training data; 100 if max_steps is left out too."""
     global_batch_size: int = Field(default=64, ge=1)
-    """Sequences of one optimiser step, over all processes."""
+    """Number of sequences in an optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Sequences of one forward pass on one process; the rest is gradient accumulation.
-    Left out, a process takes its whole share at once."""
+    """Number of sequences in a forward pass of one process, whose gradients are accumulated.
+    Left out, the whole share of the process."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of weights and activations; master weights and moments are always fp32. fp16 needs CUDA."""
+    """Number format of weights and activations; fp16 needs CUDA. Master weights and moments are
+    always fp32."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     compile: bool = False
     """Compile the model with torch.compile."""
     deterministic: bool = False
-    """Forbid operations whose result varies between runs."""
+    """Forbid operations whose results vary between runs."""
     resume: str = "auto"
-    """auto: from the newest whole checkpoint of the run's directory, if it has any; never: from
-    scratch; otherwise the path of a checkpoint."""
+    """`auto` resumes from the newest undamaged checkpoint in run.directory, if there is one;
+    `never` starts anew; a path resumes from that checkpoint."""
+
+
+class ResolvedTrainingConfig(TrainingConfig):
+    max_steps: int
+    epochs: None = None
+    micro_batch_size: int
 
 
 class ValidationConfig(Section):
     interval: int | None = Field(default=None, ge=1)
-    """Steps between validations; one more is made before the first step and after the last.
-    Left out, 1000 in pre-training and an epoch in fine-tuning."""
+    """Number of steps between validations; the untrained and the final model are validated too.
+    Left out, 1000 in pre-training and one epoch in fine-tuning."""
     max_samples: int | None = Field(default=None, ge=1)
-    """Validation windows used, from the first; left out, all."""
+    """Number of windows or examples to validate on, counted from the first. Left out, all."""
+
+
+class ResolvedValidationConfig(ValidationConfig):
+    interval: int
 
 
 class CheckpointConfig(Section):
     interval: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; one more is written after the last step. Left out, 1000 in
-    pre-training and an epoch in fine-tuning."""
+    """Number of steps between checkpoints; one more is written after the last step. Left out, 1000
+    in pre-training and one epoch in fine-tuning."""
     keep: int = Field(default=3, ge=1)
-    """The newest so many are kept."""
+    """Number of recent checkpoints to keep."""
     keep_every: int | None = Field(default=None, ge=1)
-    """Checkpoints of every step that this divides are kept too."""
+    """Keep the checkpoints of steps that are multiples of this, too."""
     keep_best: bool = False
-    """Write one after every validation too, and keep the best. Fine-tuning always does."""
+    """Write a checkpoint after each validation, too, and keep the best. Fine-tuning always does."""
     asynchronous: bool = True
-    """Write in the background: a step is held only while the state is copied."""
+    """Write checkpoints in the background; training waits only while the state is copied."""
+
+
+class ResolvedCheckpointConfig(CheckpointConfig):
+    interval: int
 
 
 class ObjectiveConfig(Section):
     auxiliary_weight: float = Field(default=0.5, ge=0)
-    """Lambda of fine-tuning: the weight of the language-model loss beside the task's own."""
+    """Weight of the language-model loss, which is added to the task's loss (the paper's lambda)."""
     head_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """On the activation that the task's head reads."""
+    """Dropout rate of the input of the task's head."""
 
 
 class LoggingConfig(Section):
     interval: int = Field(default=10, ge=1)
-    """Steps between rows of metrics.jsonl."""
+    """Number of steps between rows of metrics.jsonl."""
 
 
 Column = str | int
-"""A column by its name in the header, or by its position from 0."""
+"""Name of a column in the header, or its position counted from 0."""
 
 
 class SplitConfig(Section):
     path: str
-    """The file or folder, below data.path."""
+    """File or folder, relative to data.path."""
     header: bool | None = None
-    """As in `task`, where this file is made otherwise."""
+    """Replaces task.header for this file."""
     columns: dict[str, Column | list[Column]] | None = None
-    """As in `task`, where this file is made otherwise."""
+    """Replaces task.columns for this file."""
     submission: str | None = None
-    """Name of the prediction file in GLUE's form, `….tsv`, for a split without labels. Left out, it
-    is that of the split."""
+    """Name of the prediction file in GLUE's form, `….tsv`, for a split without labels. Left out,
+    the name of the split."""
 
 
 class ZeroShotConfig(Section):
     prompt: str = ""
-    """Put behind the text, for one of `words` to go on with."""
+    """Text put after each example, which the words continue."""
     words: list[str] | None = None
-    """One for each of task.labels, in their order: the likeliest one is the guess."""
+    """One word for each of task.labels, in the same order; the likeliest one is the prediction."""
     likely_label: str | None = None
-    """In place of words: which of two labels have the texts of high average log-probability. The
-    threshold is the one that does best on `train`."""
+    """Label of texts with a high average log-probability, in place of words; for two labels. The
+    threshold is the one that scores best on `train`."""
 
 
 class TaskConfig(Section):
     name: str
-    """What tables call it."""
+    """Name of the task in tables."""
     form: Literal["classification", "entailment", "similarity", "multiple_choice"]
-    """The input transformation (Radford et al. 2018, section 3.3)."""
+    """Input transformation (Radford et al. 2018, section 3.3)."""
     format: Literal["tsv", "csv", "jsonl", "race"]
-    """How files hold examples: lines, or, in RACE, a JSON file a passage."""
+    """Format of the files; `race` is a folder with one JSON file for each passage."""
     header: bool = True
     """Whether the first line of a tsv or csv file names the columns."""
     quoting: bool | None = None
-    """Whether double quotes enclose fields; left out, in csv only."""
+    """Whether double quotes enclose fields. Left out, in csv files only."""
     columns: dict[str, Column | list[Column]] = {}
-    """Where a role is found: `text`; `premise`, `hypothesis`; `a`, `b`; `context`, `question`
-    (optional), `choices`; and `label`, `id` (optional). Several columns of one role are joined by a
-    space, but `choices` are one each, or a list in one column; where a row has fewer than the
-    others, but two at least, its last columns are blank."""
+    """Column or columns of each role. The roles are `text`; `premise`, `hypothesis`; `a`, `b`; or
+    `context`, `question` (optional), `choices`; and in each form `label` and `id` (optional).
+    Several columns of one role are joined by a space, except for `choices`: these have a column
+    each, or one column with a list. A row may leave its last choices blank, but needs two."""
     splits: dict[str, str | SplitConfig]
-    """Files below data.path: `train`; those evaluated, named `dev` or `dev_…`; those predicted,
-    named `test` or `test_…`, which need not be there."""
+    """Files relative to data.path: `train`; `dev` or several `dev_…`, to evaluate; and `test` or
+    several `test_…`, to predict, which may be missing."""
     dev_fraction: float = Field(default=0, ge=0, lt=1)
-    """Held out of `train`, by hash, where no `dev` is named."""
+    """Fraction of `train` to hold out, chosen by hash, if there is no `dev`."""
     labels: list[str] | None = None
-    """The classes, in the order of the head's outputs; left out, `label` is a score. In multiple
-    choice, what `label` calls the choices, in their order; left out, their numbers from 0."""
+    """Names of the classes, in the order of the head's outputs. Left out, `label` is a score. In
+    multiple choice, the names of the choices in their order. Left out, their numbers from 0."""
     ignored_labels: list[str] = []
-    """Rows with one of these have no gold label, and are left out."""
+    """Labels of rows to leave out, because they have no gold label."""
     score_range: tuple[float, float] | None = None
-    """The lowest and highest score: data outside are refused, predictions moved to the nearer."""
+    """Lowest and highest score. Data outside are refused; predictions are clipped."""
     malformed_rows: int = Field(default=0, ge=0)
-    """Rows of a labelled file that may have too few or many fields, or an empty text, and are left
-    out; one more is an error."""
+    """Number of rows of a labelled file that may have too few or too many fields or an empty text,
+    and are left out; one more is an error."""
     metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
-    """What decides which weights are kept, and what the table shows. Of f1, the second of two
+    """Metric that chooses the weights to keep, and that tables show. For f1, the second of two
     labels is the positive one."""
     paper: dict[str, float] = {}
-    """What the paper reports of `metric`, in per cent, by split; `dev` is all of them. Another
-    metric on the command line drops it."""
+    """The paper's values of the metric in per cent, by split; `dev` means all dev splits together.
+    Another metric on the command line drops them."""
     zero_shot: ZeroShotConfig | None = None
-    """How a model that was not fine-tuned classifies a text (section 5 of the paper). Multiple
-    choice needs none: it takes the choice of highest average log-probability."""
+    """Classification of a text without fine-tuning (section 5 of the paper). Multiple choice needs
+    no setting: it takes the choice with the highest average log-probability."""
 
 
 class Config(Section):
@@ -281,12 +319,24 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     task: TaskConfig | None = None
-    """Given for fine-tuning only."""
+    """The task of fine-tuning; left out, the run is pre-training."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    """Of fine-tuning."""
+    """Settings of the loss in fine-tuning."""
 
     def data_parallel_size(self, world_size: int) -> int:
+        """Return the number of data-parallel processes among `world_size` in all."""
         return world_size // self.parallel.tensor_parallel_size
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        """Write the configuration as YAML."""
+        path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf-8")
+
+
+class ResolvedConfig(Config):
+    """A configuration whose source, launch and data are known, with nothing left to defaults."""
+
+    model: ResolvedModelConfig
+    schedule: ResolvedScheduleConfig
+    training: ResolvedTrainingConfig
+    validation: ResolvedValidationConfig
+    checkpoint: ResolvedCheckpointConfig

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_dist.config import Config
+from gpt_dist.config import ResolvedConfig
 
 Item = TypeVar("Item")
 
@@ -30,10 +30,9 @@ class BatchPlan:
     data_parallel_rank: int
 
     @classmethod
-    def of(cls, config: Config, data_parallel_size: int, data_parallel_rank: int) -> Self:
+    def of(cls, config: ResolvedConfig, data_parallel_size: int, data_parallel_rank: int) -> Self:
         """The plan of a resolved configuration for one of its data-parallel processes."""
         training = config.training
-        assert training.micro_batch_size is not None, "the configuration is not resolved yet"
         return cls(
             training.global_batch_size,
             training.micro_batch_size,

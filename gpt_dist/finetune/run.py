@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -16,7 +16,7 @@ from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import model_path
 from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import newest_path
-from gpt_dist.config import NO_SOURCE, Config, OptimizerConfig, TaskConfig
+from gpt_dist.config import NO_SOURCE, Config, OptimizerConfig, ResolvedConfig, TaskConfig
 from gpt_dist.config.resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.tasks.checks import check_task
 from gpt_dist.data.tasks.reading import DEV, TRAIN, write_submission
@@ -39,6 +39,8 @@ from gpt_dist.train.run import Outcome, Plan, run, warner
 from gpt_dist.train.source import OpenedSource, open_source
 from gpt_dist.train.start import Source
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
 _HYPERPARAMETERS = (
     *(f"optimizer.{key}" for key in OptimizerConfig.model_fields),
     *(f"schedule.{key}" for key in ("warmup_steps", "decay_steps", "shape")),
@@ -52,7 +54,7 @@ _HYPERPARAMETERS = (
 class Inputs:
     """What the runs are made of, opened and checked."""
 
-    config: Config
+    config: ResolvedConfig
     task: TaskConfig
     splits: Splits
     data: DataSource
@@ -81,14 +83,14 @@ def check(config: Config, launch: Launch) -> Inputs:
     tokenizer = opened.tokenizer if opened else open_tokenizer(tokenizer_folder)
     splits = read_splits(config, task, folder, tokenizer)
     vocab_size = max(tokenizer.full_vocab_size, (opened and opened.config.vocab_size) or 0)
-    config = resolve(config, launch.world_size, vocab_size, len(splits.encoded[TRAIN]))
-    keep = config.checkpoint.model_copy(update={"keep_best": True})
-    config = config.model_copy(update={"checkpoint": keep})
+    resolved = resolve(config, launch.world_size, vocab_size, len(splits.encoded[TRAIN]))
+    keep = resolved.checkpoint.model_copy(update={"keep_best": True})
+    resolved = resolved.model_copy(update={"checkpoint": keep})
     _check_same_kind(config)
     for one in _each_seed(config):
         check_writable(Path(one.run.directory))
     data = DataSource(digest_of(splits.encoded), *tokenizer_file(tokenizer_folder))
-    return Inputs(config, task, splits, data, source.weights if source else None)
+    return Inputs(resolved, task, splits, data, source.weights if source else None)
 
 
 def finetune(inputs: Inputs, topology: Topology) -> None:
@@ -128,7 +130,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
 
 
 def _train_seed(
-    inputs: Inputs, config: Config, topology: Topology, interruption: Interruption
+    inputs: Inputs, config: ResolvedConfig, topology: Topology, interruption: Interruption
 ) -> tuple[SeedResult, Checkpoint]:
     """Train, and judge the weights that validated best."""
     task = inputs.task
@@ -162,10 +164,9 @@ def _train_seed(
     return SeedResult(seed=config.run.seed, best_step=best.manifest.step, scores=scores), best
 
 
-def _load_best(outcome: Outcome, config: Config, topology: Topology) -> Checkpoint:
+def _load_best(outcome: Outcome, config: ResolvedConfig, topology: Topology) -> Checkpoint:
     """Give the engine the weights that validated best, of those that are whole."""
     folder = Path(config.run.directory) / "checkpoints"
-    assert config.training.max_steps is not None, "the configuration is not resolved yet"
     steps = outcome.best_first or [config.training.max_steps]
     found = [[path for step in steps if (path := step_path(folder, step)).is_dir()]]
     dist.broadcast_object_list(found, src=0)
@@ -200,8 +201,7 @@ def _replace_model(best: Checkpoint, task: TaskConfig, model: Path) -> None:
 
 def _facts(inputs: Inputs) -> RunFacts:
     config, task = inputs.config, inputs.task
-    model, max_steps = config.model, config.training.max_steps
-    assert max_steps is not None, "the configuration is not resolved yet"
+    model = config.model
     return RunFacts(
         task=task.name,
         metric=task.metric,
@@ -220,7 +220,7 @@ def _facts(inputs: Inputs) -> RunFacts:
             for name, split in inputs.splits.encoded.items()
             if name != TRAIN and split.targets is not None
         },
-        max_steps=max_steps,
+        max_steps=config.training.max_steps,
         hyperparameters={name: _value(config, name) for name in _HYPERPARAMETERS},
         versions=package_versions(),
         paper=task.paper,
@@ -258,7 +258,7 @@ def _say_what_was_made(results: Results, directory: Path) -> None:
     print(f"in {directory}: results.json, model/", flush=True)
 
 
-def _each_seed(config: Config) -> list[Config]:
+def _each_seed(config: AnyConfig) -> list[AnyConfig]:
     return [_with_seed(config, seed) for seed in config.run.seeds or [config.run.seed]]
 
 
@@ -276,7 +276,7 @@ def _check_same_kind(config: Config) -> None:
         )
 
 
-def _with_seed(config: Config, seed: int) -> Config:
+def _with_seed(config: AnyConfig, seed: int) -> AnyConfig:
     """The run of one seed; several have folders of their own."""
     directory = Path(config.run.directory)
     if config.run.seeds:

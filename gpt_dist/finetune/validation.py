@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt_dist.config import Config, TaskConfig
+from gpt_dist.config import ResolvedConfig, TaskConfig
 from gpt_dist.data.tasks.examples import EncodedSplit
 from gpt_dist.finetune.head import head_shape, task_losses
 from gpt_dist.finetune.predict import Judged, judge, metrics_of
@@ -22,7 +22,11 @@ class TaskValidator:
     """Scores the dev splits of a task with an engine's weights, the same for every layout."""
 
     def __init__(
-        self, engine: Engine, splits: Mapping[str, EncodedSplit], config: Config, topology: Topology
+        self,
+        engine: Engine,
+        splits: Mapping[str, EncodedSplit],
+        config: ResolvedConfig,
+        topology: Topology,
     ) -> None:
         assert config.task is not None
         self._engine = engine
@@ -43,7 +47,6 @@ class TaskValidator:
     def judge(self, split: EncodedSplit) -> Judged:
         """Predictions for any split; every process calls this, and gets all."""
         size = self._config.training.micro_batch_size
-        assert size is not None, "the configuration is not resolved yet"
         group = self._topology.data_parallel_group
         return judge(self._engine.evaluate, split, self._task, size, group)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from gpt_dist.config import ModelConfig, TaskConfig
+from gpt_dist.config import ResolvedModelConfig, TaskConfig
 from gpt_dist.data.tasks.reading import DEV, TRAIN, Example, dev_splits, read_split
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.data.tokens.shards import Ids
@@ -50,7 +50,7 @@ class ZeroShotTask:
         folder: Path,
         split: str | None,
         tokenizer: Tokenizer,
-        config: ModelConfig,
+        config: ResolvedModelConfig,
     ) -> None:
         """Read and encode one split, or every one named dev or dev_….
 
@@ -145,7 +145,7 @@ def encode_questions(
     examples: Sequence[Example],
     task: TaskConfig,
     tokenizer: Tokenizer,
-    config: ModelConfig,
+    config: ResolvedModelConfig,
 ) -> Questions:
     """What a model is asked about each example: a sequence for each word or choice, or the text.
 
@@ -240,11 +240,10 @@ def predict(
 class _Encoder:
     """Makes the sequences of an example."""
 
-    def __init__(self, task: TaskConfig, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    def __init__(self, task: TaskConfig, tokenizer: Tokenizer, config: ResolvedModelConfig) -> None:
         self._task = task
         self._tokenizer = tokenizer
         self._context = config.sequence_length
-        assert config.vocab_size is not None
         known = tokenizer.end_of_text < config.vocab_size
         self._start = np.array([tokenizer.end_of_text] if known else [], dtype=np.int32)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_dist.config import Config
+from gpt_dist.config import ParallelConfig, ResolvedConfig
 
 INITIAL_LOSS_SCALE_POWER = 16
 
 
-def deepspeed_config(config: Config) -> dict[str, Any]:
+def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
     """The dictionary that `deepspeed.initialize` gets for a resolved configuration.
 
     Gradients are summed and reduced in fp32 wherever DeepSpeed can, so that accumulation and the
@@ -21,7 +21,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_clipping": config.optimizer.clip_norm,
         "communication_data_type": "fp32",
-        "zero_optimization": _zero(config),
+        "zero_optimization": _zero(parallel),
         # The optimiser is torch's fused AdamW, on the host too: it needs no compiled extension.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
@@ -36,8 +36,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     return derived
 
 
-def _zero(config: Config) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.parallel.zero_stage}
-    if config.parallel.offload_optimizer:
+def _zero(parallel: ParallelConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": parallel.zero_stage}
+    if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return zero

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt_dist.checkpoint.state import TrainingState
-from gpt_dist.config import Config
+from gpt_dist.config import ResolvedConfig
 from gpt_dist.errors import LaunchError
 from gpt_dist.model import probe_tokens
 from gpt_dist.topology import Topology, model_parallel_unit
@@ -38,7 +38,7 @@ class Engine:
     change at the last of a global batch.
     """
 
-    def __init__(self, objective: nn.Module, config: Config, topology: Topology) -> None:
+    def __init__(self, objective: nn.Module, config: ResolvedConfig, topology: Topology) -> None:
         _prepare_deepspeed()
         self._topology = topology
         self._model = config.model
@@ -156,10 +156,9 @@ class Engine:
         grad_norm = float(self._engine.get_global_grad_norm()) / scale
         return Update(grad_norm, self._engine.was_step_applied())
 
-    def _check_batch_sizes(self, config: Config) -> None:
+    def _check_batch_sizes(self, config: ResolvedConfig) -> None:
         """DeepSpeed computes these itself, and silently assumes one process where it errs."""
         training, topology = config.training, self._topology
-        assert training.micro_batch_size is not None
         expected = (
             training.global_batch_size,
             training.micro_batch_size,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_dist.checkpoint.save import Saver
-from gpt_dist.config import Config
+from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import flops_per_token, peak_flops
@@ -52,7 +52,7 @@ class Trainer:
     samples: Samples
     validate: Callable[[], Row]
     """Validation figures by name; every process calls it."""
-    config: Config
+    config: ResolvedConfig
     topology: Topology
     saver: Saver
     interruption: Interruption
@@ -67,8 +67,6 @@ class Trainer:
         """
         config = self.config
         max_steps, interval = config.training.max_steps, config.validation.interval
-        assert max_steps is not None, "the configuration is not resolved yet"
-        assert interval is not None
         topology = self.topology
         plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
         if done == 0:
@@ -103,7 +101,6 @@ class Trainer:
     def _save_if_due(self, step: int, wanted: bool) -> bool:
         """Save when wanted, at each interval, and when the job ends; whether it does."""
         interval = self.config.checkpoint.interval
-        assert interval is not None
         interrupted, failed = self.interruption.agreed(self.saver.failed)
         if failed:
             self.saver.wait()

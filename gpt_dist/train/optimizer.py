@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from gpt_dist.config import OptimizerConfig, ScheduleConfig
+from gpt_dist.config import OptimizerConfig, ResolvedScheduleConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -29,7 +29,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
 
 
-def learning_rate(step: int, maximum: float, schedule: ScheduleConfig) -> float:
+def learning_rate(step: int, maximum: float, schedule: ResolvedScheduleConfig) -> float:
     """The rate of update number `step`, counted from 1.
 
     Linear from 0 to the maximum over the warm-up, then down to 0 at decay_steps (Radford et al.
@@ -37,7 +37,6 @@ def learning_rate(step: int, maximum: float, schedule: ScheduleConfig) -> float:
     """
     if step <= schedule.warmup_steps:
         return maximum * step / schedule.warmup_steps
-    assert schedule.decay_steps is not None, "the configuration is not resolved yet"
     if schedule.shape == "constant":
         return maximum
     length = max(1, schedule.decay_steps - schedule.warmup_steps)

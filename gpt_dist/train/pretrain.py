@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
-from gpt_dist.config import Config
+from gpt_dist.config import Config, ResolvedConfig
 from gpt_dist.config.resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.data.tokens.folder import TokenFolder, files_of, find_damage
@@ -32,7 +32,7 @@ VERIFIED_BYTES = 2**30
 class Inputs:
     """What a run is made of, opened and checked."""
 
-    config: Config
+    config: ResolvedConfig
     folder: TokenFolder
     source: Source | None
     """None where there is none, or where the run goes on from a checkpoint."""
@@ -57,11 +57,11 @@ def check(config: Config, launch: Launch) -> Inputs:
         config = adopt_source(source.config, source.model.config)
         _check_tokenizer(config, folder, source.model)
     samples = _samples(config, folder)
-    config = resolve(config, launch.world_size, folder.vocab_size, len(samples))
+    resolved = resolve(config, launch.world_size, folder.vocab_size, len(samples))
     check_writable(Path(config.run.directory))
     if launch.rank == 0:
         _check_hashes(folder)
-    return Inputs(config, folder, source.weights if source else None)
+    return Inputs(resolved, folder, source.weights if source else None)
 
 
 def pretrain(inputs: Inputs, topology: Topology) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.resume import find_checkpoint
 from gpt_dist.checkpoint.save import DataSource, Saver
-from gpt_dist.config import Config
+from gpt_dist.config import ResolvedConfig
 from gpt_dist.model import GPT
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
@@ -48,7 +48,9 @@ class Outcome:
     """Steps, those that validated best first; known to the process that reports."""
 
 
-def run(config: Config, plan: Plan, topology: Topology, interruption: Interruption) -> Outcome:
+def run(
+    config: ResolvedConfig, plan: Plan, topology: Topology, interruption: Interruption
+) -> Outcome:
     """Train as a resolved configuration says, from a checkpoint if training.resume leads to one."""
     directory = Path(config.run.directory)
     if config.training.deterministic:
@@ -59,7 +61,6 @@ def run(config: Config, plan: Plan, topology: Topology, interruption: Interrupti
     done = checkpoint.manifest.step if checkpoint else 0
     engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
     max_steps = config.training.max_steps
-    assert max_steps is not None, "the configuration is not resolved yet"
 
     def report() -> Reporter:
         reporter = Reporter(directory, max_steps, plan.headline, done)
@@ -94,7 +95,11 @@ def warner(topology: Topology) -> Callable[[str], None]:
 
 
 def _describe(
-    config: Config, topology: Topology, parameters: int, plan: Plan, checkpoint: Checkpoint | None
+    config: ResolvedConfig,
+    topology: Topology,
+    parameters: int,
+    plan: Plan,
+    checkpoint: Checkpoint | None,
 ) -> Iterator[str]:
     training, warmup_steps = config.training, config.schedule.warmup_steps
     batch = "examples" if config.task else f"x {config.model.sequence_length} tokens"
@@ -105,7 +110,7 @@ def _describe(
         f"global batch {training.global_batch_size} {batch}, "
         f"{training.max_steps} steps"
     )
-    if training.max_steps and warmup_steps >= training.max_steps:
+    if warmup_steps >= training.max_steps:
         yield (
             f"WARNING: schedule.warmup_steps {warmup_steps}: all {training.max_steps} steps are "
             "warm-up, below optimizer.learning_rate"

@@ -11,7 +11,7 @@ from torch import nn
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import OpenedModel, check_same
 from gpt_dist.checkpoint.state import restore_rng
-from gpt_dist.config import Config
+from gpt_dist.config import ResolvedConfig
 from gpt_dist.errors import CheckpointError, ModelError
 from gpt_dist.model import (
     GPT,
@@ -35,7 +35,7 @@ class Source:
 
 
 def start_engine(
-    config: Config,
+    config: ResolvedConfig,
     topology: Topology,
     objective: Callable[[GPT], nn.Module],
     source: Source | None,
@@ -76,7 +76,7 @@ def start_engine(
     return engine
 
 
-def _prove_checkpoint(engine: Engine, config: Config, checkpoint: Checkpoint) -> None:
+def _prove_checkpoint(engine: Engine, config: ResolvedConfig, checkpoint: Checkpoint) -> None:
     found, stored = engine.probe_loss(), checkpoint.manifest.probe_loss
     if not agrees(found, stored, config.training.precision):
         raise CheckpointError(
@@ -87,7 +87,7 @@ def _prove_checkpoint(engine: Engine, config: Config, checkpoint: Checkpoint) ->
 
 def _prove_source(
     engine: Engine,
-    config: Config,
+    config: ResolvedConfig,
     topology: Topology,
     source: OpenedModel,
     tensors: GrownVocabulary,

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from gpt_dist.config import Config
+from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.data.tokens.windows import Windows, split_labels
 from gpt_dist.model import IGNORED_LABEL
@@ -24,7 +24,7 @@ class PerplexityValidator:
     """Loss and perplexity of the first windows of a split, the same for every layout."""
 
     def __init__(
-        self, engine: Engine, windows: Windows, config: Config, topology: Topology
+        self, engine: Engine, windows: Windows, config: ResolvedConfig, topology: Topology
     ) -> None:
         self._engine = engine
         self._windows = windows

@@ -23,6 +23,7 @@ from tests.checkpoints import (
     RUN,
     SHORT,
     STEPS,
+    forge,
     layout,
     refusal,
     saved_tensors,
@@ -248,3 +249,22 @@ def test_going_back_leaves_the_other_branch_behind(process_group, token_folder, 
     process_group(2).run(train, RUN | {"data.path": token_folder} | fresh, directory)
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-00000001"]
     assert (directory / "earlier-1/checkpoints/step-00000003").is_dir()
+
+
+def test_a_checkpoint_with_the_keys_of_an_earlier_version_is_resumed(
+    process_group, token_folder, checkpoints
+):
+    newer = ("family", "num_key_value_heads", "feed_forward_size", "rotary_base", "norm_epsilon")
+    for path in checkpoints.iterdir():
+        model = Checkpoint.open(path).manifest.config["model"]
+        earlier = {key: value for key, value in model.items() if key not in newer}
+        forge(path, ["config", "model"], earlier | {"norm_position": "post"})
+    settings = RUN | {"data.path": token_folder, "training.max_steps": 5}
+    for message in process_group(2).run(
+        refusal, settings | {"model.family": "gpt2"}, checkpoints.parent
+    ):
+        assert "model.family: 'openai_gpt' there, 'gpt2' here" in message
+    assert process_group(2).run(refusal, settings, checkpoints.parent) == ["", ""]
+    resumed = Checkpoint.open(checkpoints / "step-00000005")
+    assert resumed.manifest.config["model"]["family"] == "openai_gpt"
+    assert "norm_position" not in resumed.manifest.config["model"]

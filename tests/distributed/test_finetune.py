@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 
 from gpt_dist.checkpoint.folder import step_path
 from gpt_dist.config import TaskConfig
@@ -100,7 +99,7 @@ def task_folder(tmp_path_factory) -> Path:
             "validation": {"interval": 3},
             "logging": {"interval": 1},
         }
-        (folder / f"{form}.yaml").write_text(yaml.safe_dump(values))
+        (folder / f"{form}.yaml").write_text(json.dumps(values))
     return folder
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gpt_dist.config import Config
+from gpt_dist.config import Config, ResolvedModelConfig
 from gpt_dist.config.file import load_config
-from gpt_dist.config.resolution import check_layout, resolve
+from gpt_dist.config.resolution import adopt_source, check_layout, resolve
 from gpt_dist.errors import ConfigError
+from gpt_dist.train.optimizer import learning_rate
 
 SHIPPED = sorted(Path("configs/pretrain").glob("*.yaml"))
 
@@ -24,7 +27,7 @@ def test_an_empty_file_gives_the_paper(tmp_path):
     config = load(tmp_path)
     model, optimizer = config.model, config.optimizer
     assert (model.num_layers, model.hidden_size, model.num_heads) == (12, 768, 12)
-    assert (model.sequence_length, model.dropout, model.norm_position) == (512, 0.1, "post")
+    assert (model.sequence_length, model.dropout, model.family) == (512, 0.1, "openai_gpt")
     assert (optimizer.learning_rate, optimizer.weight_decay) == (2.5e-4, 0.01)
     assert optimizer.betas == (0.9, 0.999)
     assert (config.schedule.warmup_steps, config.schedule.shape) == (2000, "cosine")
@@ -58,10 +61,21 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
         ("parallel.zero_stage=4", r"parallel\.zero_stage: .*0, 1, 2 or 3, not 4"),
         ("num_layers=2", r"expected section\.key=value"),
         ("model.num_layers", r"expected section\.key=value"),
-        ("model.num_heads=5", r"model\.num_heads: 5 does not divide model\.hidden_size 768"),
-        ("parallel.tensor_parallel_size=5", r"5 does not divide model\.num_heads 12"),
+        ("model.num_heads=5", r"model\.hidden_size 768 is not divisible by model\.num_heads 5;"),
+        (
+            "parallel.tensor_parallel_size=5",
+            r"model\.num_heads 12 is not divisible by parallel\.tensor_parallel_size 5; choose",
+        ),
+        (
+            "model.num_key_value_heads=5",
+            r"model\.num_heads 12 is not divisible by model\.num_key_value_heads 5; choose",
+        ),
+        ("model.num_key_value_heads=0", r"model\.num_key_value_heads: .*or equal to 1, not 0"),
+        ("model.rotary_base=0", r"model\.rotary_base: .*greater than 0, not 0"),
+        ("model.family=1", r"model\.family: .*valid string, not 1; quote it"),
+        ("model.norm_position=mid", r"model: norm_position 'mid' is not 'post' or 'pre'; give fam"),
         ("parallel.offload_optimizer=true", r"needs parallel\.zero_stage 1, 2 or 3, not 0"),
-        ("model.transferred_layers=1", r"model\.transferred_layers: no model\.source"),
+        ("model.transferred_layers=1", r"model\.transferred_layers: there is no model\.source"),
         ("optimizer.betas=[2, 0.9]", r"optimizer\.betas\.0: .*less than 1, not 2"),
         (
             "task.columns={label:b}",
@@ -151,19 +165,118 @@ def test_steps_and_epochs_exclude_each_other(tmp_path):
         load(tmp_path, "training: {max_steps: 5, epochs: 1}")
 
 
-def test_a_date_is_text_and_a_key_given_twice_an_error(tmp_path):
-    assert load(tmp_path, "", "run.directory=2024-01-01").run.directory == "2024-01-01"
-    with pytest.raises(ConfigError, match="the key 'model' is given twice"):
+@pytest.mark.parametrize(
+    "text", ["yes", "off", "2024-01-01", "1:30", "12:30:45", "=", "<<", "'010'", "!!str 010"]
+)
+def test_yaml_1_1_s_dates_sexagesimals_and_booleans_are_text(tmp_path, text):
+    meant = text.removeprefix("!!str ").strip("'")
+    assert load(tmp_path, f"run: {{directory: {text}}}").run.directory == meant
+    assert load(tmp_path, "", f"run.directory={text}").run.directory == meant
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("model.num_layers", "010", 10),
+        ("model.num_layers", "0x10", 16),
+        ("model.num_layers", "0o17", 15),
+        ("optimizer.learning_rate", "1e-4", 1e-4),
+        ("optimizer.learning_rate", "5", 5.0),
+        ("parallel.offload_optimizer", "FALSE", False),
+        ("model.source", "null", None),
+        ("model.source", "~", None),
+        ("model.source", "", None),
+        ("run.seeds", "[1,2, 3]", [1, 2, 3]),
+    ],
+)
+def test_values_are_those_of_yaml_1_2(tmp_path, key, text, expected):
+    section, name = key.split(".")
+    for config in (
+        load(tmp_path, f"{section}: {{ {name}: {text} }}"),
+        load(tmp_path, "", f"{key}={text}"),
+    ):
+        assert getattr(getattr(config, section), name) == expected
+
+
+def test_a_key_given_twice_is_an_error_that_names_its_line(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: .* line 2: the key 'model' is given twice"
+    ):
         load(tmp_path, "model: {num_layers: 1}\nmodel: {hidden_size: 64}")
 
 
-def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path):
-    for text in ("- a list", "key: [unclosed", "run: !!python/object:os.system {}"):
-        with pytest.raises(ConfigError, match=r"config\.yaml") as refused:
-            load(tmp_path, text)
-        assert "\n" not in str(refused.value)
+# Each alias doubles what the one before stands for.
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 99))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a list",
+        "key: [unclosed",
+        "run: !!python/object:os.system {}",
+        "run: {directory: !!python/name:os.system }",
+        "run: {directory: !!binary aGk=}",
+        "run: {directory: !!timestamp 2024-01-01 , seed: !!int x}",
+        "run: {seed: !!bool maybe}",
+        "run: {seed: !!float ''}",
+        "run: !!set {directory}",
+        "? [a, [b]]\n: c",
+        "? {a: b}\n: c",
+        "run: &a {directory: *a}",
+        "run: &a [*a]",
+        "run: *absent",
+        'run: {directory: "\\ud800"}',
+        "run: {directory: \x01}",
+        f"run: {{seed: {'9' * 5000}}}",
+        "one: 1\n---\ntwo: 2",
+        f"run: {'[' * 1500}",
+        "a0: &a0 []\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 1500)),
+        BOMB,
+        f"{BOMB}run: *a98\nrun: 1",
+        BOMB.replace("[x]", "{x: 1}").replace("[", "{<<: [").replace("]", "]}"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"config\.yaml") as refused:
+        load(tmp_path, text)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def test_a_file_that_is_absent_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "absent.yaml", [])
+
+
+def test_a_section_that_others_repeat_can_be_changed_alone(tmp_path):
+    text = "validation: &every {interval: 5}\ncheckpoint: *every"
+    config = load(tmp_path, text, "validation.interval=7")
+    assert (config.validation.interval, config.checkpoint.interval) == (7, 5)
+
+
+AWKWARD = [
+    *("010", "1:30", "1e-4", "0x10", "1_000", "._", "-_", ".5", "2024-01-01", "-.inf", ".nan"),
+    *("yes", "null", "~", "", "true", "=", "<<", "- a", "a: b", "a:", "#x", "a #x", "-", "? x"),
+    *("[", "{", "&a", "*a", "!a", "|", ">", "%YAML 1.1", "---", "...", "@", "`", "'", '"', "\\"),
+    *(" a", "a ", "\t", "a\tb", "\n", "a\n b\n", "\n\n a", "\r", "a\r\nb", "\x01\x07\x1b\x7f"),
+    *("\x85_", "\xa0", "\u2028", "\u2029a", "\ufeff", "\ufffe", "é🙂", "a" * 999, "word " * 99),
+]
+
+
+def test_what_is_saved_is_read_back_whatever_its_text(tmp_path):
+    draws = random.Random(0)
+    mixtures = ["".join(draws.choices(AWKWARD, k=draws.randint(2, 20))) for _ in range(300)]
+    strings = AWKWARD + mixtures
+    config = resolve(load(tmp_path, TASK), world_size=1, vocab_size=400, samples=10)
+    everywhere: dict[str, Any] = {
+        "labels": strings,
+        "columns": {str(number): string for number, string in enumerate(strings)},
+        "paper": dict.fromkeys(strings, 1e-7),
+    }
+    task = config.task.model_copy(update=everywhere)
+    config.model_copy(update={"task": task}).save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml", []).task == task
 
 
 @pytest.mark.parametrize(
@@ -205,9 +318,122 @@ def test_resolving_fills_in_what_data_and_launch_decide(tmp_path):
 
 
 def test_a_resolved_configuration_is_read_back_the_same(tmp_path):
-    resolved = resolve(load(tmp_path), world_size=2, vocab_size=400, samples=100)
+    overrides = ["schedule.warmup_fraction=0.5", "training.epochs=2", "optimizer.epsilon=1e-16"]
+    resolved = resolve(load(tmp_path, "", *overrides), world_size=2, vocab_size=400, samples=100)
     resolved.save(tmp_path / "saved.yaml")
-    assert load_config(tmp_path / "saved.yaml", []) == resolved
+    saved = load_config(tmp_path / "saved.yaml", [])
+    assert saved.model_dump() == resolved.model_dump()
+    assert resolve(saved, world_size=2, vocab_size=400, samples=7) == resolved
+    assert list(saved.model_dump()["model"]) == list(Config().model_dump()["model"])
+
+
+@pytest.mark.parametrize(("position", "family"), [("post", "openai_gpt"), ("pre", "gpt2")])
+def test_norm_position_of_earlier_versions_means_a_family(tmp_path, position, family):
+    section = f"model: {{norm_position: {position}}}"
+    for config in (
+        load(tmp_path, section),
+        load(tmp_path, "", f"model.norm_position={position}"),
+        load(tmp_path, "model: {family: other}", f"model.norm_position={position}"),
+        load(tmp_path, f"model: {{norm_position: {position}, family: {family}}}"),
+    ):
+        assert config.model.family == family
+        assert "family" in config.model.model_fields_set
+        assert "norm_position" not in config.model_dump(mode="json")["model"]
+    assert load(tmp_path, section, "model.family=other").model.family == "other"
+    with pytest.raises(ConfigError, match=f"norm_position {position} means family {family}, not x"):
+        load(tmp_path, f"model: {{norm_position: {position}, family: x}}")
+
+
+def test_key_and_value_heads_are_shared_by_whole_groups(tmp_path):
+    heads = ["model.num_heads=8", "model.hidden_size=64", "model.num_key_value_heads=2"]
+    assert load(tmp_path, "", *heads, "parallel.tensor_parallel_size=2").model.head_size == 8
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.num_key_value_heads 2 is not divisible by parallel\.tensor_parallel_size 4",
+    ):
+        load(tmp_path, "", *heads, "parallel.tensor_parallel_size=4")
+
+
+SOURCE = ResolvedModelConfig(
+    family="other", hidden_size=64, num_heads=8, num_key_value_heads=2, vocab_size=400
+)
+
+
+def test_a_source_gives_family_and_sizes(tmp_path):
+    text = "model: {source: s, num_heads: 8, num_key_value_heads: null, dropout: 0.5}"
+    model = adopt_source(load(tmp_path, text), SOURCE).model
+    assert (model.family, model.num_key_value_heads, model.hidden_size) == ("other", 2, 64)
+    assert (model.vocab_size, model.dropout, model.source) == (None, 0.5, "s")
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (
+            "family=gpt2",
+            r"model\.family: gpt2 is not the other of model\.source s; leave the key out",
+        ),
+        ("norm_position=post", r"model\.family: openai_gpt is not the other of"),
+        ("num_key_value_heads=4", r"model\.num_key_value_heads: 4 is not the 2 of"),
+        ("feed_forward_size=99", r"model\.feed_forward_size: 99 is not the default of"),
+        ("rotary_base=1e4", r"model\.rotary_base: 10000\.0 is not the default of"),
+    ],
+)
+def test_another_model_than_the_source_s_is_refused(tmp_path, key, expected):
+    with pytest.raises(ConfigError, match=expected):
+        adopt_source(load(tmp_path, "model: {source: s}", f"model.{key}"), SOURCE)
+
+
+def test_a_source_whose_heads_cannot_be_shared_is_refused(tmp_path):
+    config = load(tmp_path, "model: {source: s}", "parallel.tensor_parallel_size=4")
+    with pytest.raises(ConfigError, match=r"model\.num_key_value_heads 2 is not divisible by"):
+        adopt_source(config, SOURCE)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule.decay_steps=50", "schedule.warmup_steps=100"],
+        ["schedule.decay_steps=50", "schedule.warmup_steps=100", "training.max_steps=100"],
+        ["schedule.decay_steps=50", "training.max_steps=3000"],
+    ],
+)
+def test_a_decay_that_ends_before_the_warm_up_is_refused(tmp_path, overrides):
+    with pytest.raises(
+        ConfigError,
+        match=r"schedule\.decay_steps 50 is less than schedule\.warmup_steps \d+, .* to null",
+    ):
+        load(tmp_path, "", *overrides)
+
+
+def test_so_is_one_within_a_fraction_of_the_run(tmp_path):
+    overrides = [
+        "schedule.decay_steps=50",
+        "schedule.warmup_fraction=0.5",
+        "training.max_steps=200",
+    ]
+    config = load(tmp_path, "", *overrides)
+    with pytest.raises(
+        ConfigError, match=r"decay_steps 50 is less than schedule\.warmup_steps 100"
+    ):
+        resolve(config, world_size=1, vocab_size=400, samples=10)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.max_steps=50"],
+        ["training.max_steps=50", "schedule.decay_steps=50"],
+        ["training.max_steps=50", "schedule.warmup_fraction=1"],
+        ["training.max_steps=50", "schedule.decay_steps=20", "schedule.shape=constant"],
+    ],
+)
+def test_a_run_may_be_all_warm_up(tmp_path, overrides):
+    config = load(tmp_path, "", *overrides)
+    resolved = resolve(config, world_size=1, vocab_size=400, samples=10)
+    rates = [learning_rate(step, 1.0, resolved.schedule) for step in range(1, 51)]
+    assert min(rates) > 0
+    assert rates == sorted(rates)
 
 
 @pytest.mark.parametrize("nodes", [1, 8])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from gpt_dist.config import OptimizerConfig, ScheduleConfig
+from gpt_dist.config import OptimizerConfig, ResolvedScheduleConfig
 from gpt_dist.train.optimizer import build_optimizer, learning_rate
 
 
 def test_the_papers_schedule():
-    schedule = ScheduleConfig(warmup_steps=2000, decay_steps=10_000)
+    schedule = ResolvedScheduleConfig(warmup_steps=2000, decay_steps=10_000)
     rate = [learning_rate(step, 2.5e-4, schedule) for step in range(1, 10_001)]
     assert rate[0] == pytest.approx(2.5e-4 / 2000)
     assert rate[1999] == 2.5e-4
@@ -25,7 +25,7 @@ def test_the_schedule_is_transformers_cosine():
     transformers = pytest.importorskip("transformers")
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     theirs = transformers.get_cosine_schedule_with_warmup(optimizer, 10, 100)
-    schedule = ScheduleConfig(warmup_steps=10, decay_steps=100)
+    schedule = ResolvedScheduleConfig(warmup_steps=10, decay_steps=100)
     for step in range(100):
         expected = theirs.get_last_lr()[0]
         ours = 0.0 if step == 0 else learning_rate(step, 1e-3, schedule)
@@ -36,14 +36,29 @@ def test_the_schedule_is_transformers_cosine():
 
 @pytest.mark.parametrize(("shape", "middle", "end"), [("linear", 0.5, 0), ("constant", 1, 1)])
 def test_other_shapes(shape, middle, end):
-    schedule = ScheduleConfig(warmup_steps=0, decay_steps=10, shape=shape)
+    schedule = ResolvedScheduleConfig(warmup_steps=0, decay_steps=10, shape=shape)
     assert learning_rate(5, 1.0, schedule) == pytest.approx(middle)
     assert learning_rate(10, 1.0, schedule) == pytest.approx(end)
 
 
-def test_a_run_shorter_than_its_warm_up_only_warms_up():
-    schedule = ScheduleConfig(warmup_steps=100, decay_steps=10)
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_a_run_shorter_than_its_warm_up_only_warms_up(shape):
+    schedule = ResolvedScheduleConfig(warmup_steps=100, decay_steps=10, shape=shape)
     assert [learning_rate(step, 1.0, schedule) for step in (1, 10)] == [0.01, 0.1]
+    schedule = ResolvedScheduleConfig(warmup_steps=10, decay_steps=10, shape=shape)
+    assert [learning_rate(step, 1.0, schedule) for step in (1, 10)] == [0.1, 1]
+
+
+@pytest.mark.parametrize(("shape", "after"), [("cosine", 0), ("linear", 0), ("constant", 1)])
+def test_the_rate_stays_where_the_decay_ends(shape, after):
+    for warmup_steps in (0, 4, 5):
+        schedule = ResolvedScheduleConfig(warmup_steps=warmup_steps, decay_steps=5, shape=shape)
+        assert [learning_rate(step, 1.0, schedule) for step in (6, 7, 100)] == [after] * 3
+
+
+def test_a_constant_rate_does_not_need_a_decay():
+    schedule = ResolvedScheduleConfig(warmup_steps=4, decay_steps=2, shape="constant")
+    assert [learning_rate(step, 1.0, schedule) for step in (2, 4, 5, 9)] == [0.5, 1, 1, 1]
 
 
 def test_biases_and_gains_do_not_decay():

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from gpt_dist.config import SplitConfig, TaskConfig
+from gpt_dist.config.file import load_config
 from gpt_dist.data.tasks.checks import check_task
 from gpt_dist.data.tasks.reading import Example, read_split, write_submission
 from gpt_dist.errors import ConfigError, DataError
@@ -27,7 +27,9 @@ def make_task(**keys: Any) -> TaskConfig:
 
 
 def official(name: str) -> TaskConfig:
-    return make_task(**yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["task"])
+    task = load_config(CONFIGS / f"{name}.yaml", []).task
+    assert task is not None
+    return task
 
 
 def sentiment(**keys: Any) -> TaskConfig:
