@@ -1,7 +1,5 @@
 """Keys and values of the tokens seen so far, so that generation computes each token once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

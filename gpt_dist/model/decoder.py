@@ -4,8 +4,6 @@ Shapes: B batch, T time, D hidden, V padded vocabulary; `/tp` where a dimension 
 tensor-parallel group.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

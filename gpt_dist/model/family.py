@@ -1,7 +1,5 @@
 """The contract of a model family: its modules, and its translation to and from Hugging Face."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Arithmetic of a model and peak rate of a device: the two sides of MFU."""
 
-from __future__ import annotations
-
 import math
 
 import torch

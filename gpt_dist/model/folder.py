@@ -1,7 +1,5 @@
 """Model folders: a configuration, weights and tokenizer files, as `transformers` opens them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tensor-parallel group as far as a model needs it."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

@@ -3,8 +3,6 @@
 Each family states its own names and keys with the parts that are defined here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

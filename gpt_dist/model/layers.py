@@ -4,11 +4,7 @@ Shapes: B batch, T time, D hidden, H query heads, G key-value heads, S head size
 vocabulary; `/tp` where a dimension is split over the tensor-parallel group.
 """
 
-from __future__ import annotations
-
-import math
 import warnings
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -36,18 +32,9 @@ INIT_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
 
 
-@dataclass(frozen=True)
-class Initializer:
-    """The distribution that a parameter's initial values are drawn from, as a full tensor."""
-
-    std: float
-    """Standard deviation around 0."""
-    is_vocabulary: bool = False
-    """Whether the rows of the parameter stand for tokens."""
-
-    def mark(self, parameter: Tensor) -> None:
-        """Attach this initializer to the parameter that it was used for."""
-        parameter.initializer = self  # type: ignore[attr-defined]
+def declare_initial(weight: Tensor, std: float, is_vocabulary: bool = False) -> None:
+    """Record on a weight how it was drawn, and whether its rows stand for tokens."""
+    weight.init_std, weight.is_vocabulary = std, is_vocabulary  # type: ignore[attr-defined]
 
 
 class ColumnParallel(ColumnParallelLinear):
@@ -75,7 +62,7 @@ class ColumnParallel(ColumnParallelLinear):
         )
         self.group = group
         if own_weight:
-            Initializer(INIT_STD, is_vocabulary).mark(self.weight)
+            declare_initial(self.weight, INIT_STD, is_vocabulary)
 
     def forward(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
         """Map hidden states by `weight`, or by the layer's own."""
@@ -104,7 +91,7 @@ class RowParallel(RowParallelLinear):
             tp_group=group,
         )
         self.group = group
-        Initializer(std).mark(self.weight)
+        declare_initial(self.weight, std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Add up what the processes of the group make of their features, and the bias once."""
@@ -127,7 +114,7 @@ class TokenEmbedding(VocabParallelEmbedding):
             tp_group=group,
         )
         self.group = group
-        Initializer(INIT_STD, is_vocabulary=True).mark(self.weight)
+        declare_initial(self.weight, INIT_STD, is_vocabulary=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the rows of these tokens, complete on every process."""
@@ -143,7 +130,27 @@ class PositionEmbedding(nn.Embedding):
         """Draw a row for every position of the context."""
         super().__init__(config.sequence_length, config.hidden_size)
         nn.init.normal_(self.weight, std=INIT_STD)
-        Initializer(INIT_STD).mark(self.weight)
+        declare_initial(self.weight, INIT_STD)
+
+
+class Rotation:
+    """Rotary position embedding (Su et al. 2021), in the layout of Llama's released weights.
+
+    Feature i of a head and feature i + S/2 are the two coordinates that one angle turns.
+    """
+
+    def __init__(self, positions: Tensor, head_size: int, base: float) -> None:
+        """Compute the angles of positions [T] for heads of `head_size` features."""
+        exponents = torch.arange(0, head_size, 2, device=positions.device).float() / head_size
+        angles = positions[:, None].float() / base**exponents  # [T, S/2]
+        self._cos = torch.cat([angles, angles], dim=-1).cos()
+        self._sin = torch.cat([angles, angles], dim=-1).sin()
+
+    def apply(self, heads: Tensor) -> Tensor:
+        """Turn queries or keys [B, H, T, S] by the angles of their positions."""
+        first, second = heads.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return heads * self._cos.to(heads.dtype) + turned * self._sin.to(heads.dtype)
 
 
 class Attention(nn.Module):
@@ -213,26 +220,6 @@ class Attention(nn.Module):
             )
 
 
-class Rotation:
-    """Rotary position embedding (Su et al. 2021), in the layout of Llama's released weights.
-
-    Feature i of a head and feature i + S/2 are the two coordinates that one angle turns.
-    """
-
-    def __init__(self, positions: Tensor, head_size: int, base: float) -> None:
-        """Compute the angles of positions [T] for heads of `head_size` features."""
-        exponents = torch.arange(0, head_size, 2, device=positions.device).float() / head_size
-        angles = positions[:, None].float() / base**exponents  # [T, S/2]
-        self._cos = torch.cat([angles, angles], dim=-1).cos()
-        self._sin = torch.cat([angles, angles], dim=-1).sin()
-
-    def apply(self, heads: Tensor) -> Tensor:
-        """Turn queries or keys [B, H, T, S] by the angles of their positions."""
-        first, second = heads.chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        return heads * self._cos.to(heads.dtype) + turned * self._sin.to(heads.dtype)
-
-
 class FeedForward(nn.Module):
     """Two linear layers with GELU (tanh form) between them, four times as wide inside."""
 
@@ -250,11 +237,6 @@ class FeedForward(nn.Module):
         inner = F.gelu(self.expansion(hidden), approximate="tanh")  # [B, T, 4D/tp]
         output: Tensor = self.projection(inner)
         return output
-
-
-def residual_std(num_layers: int) -> float:
-    """Return the spread of weights that end a residual branch, 2 a block (GPT-2, section 2.3)."""
-    return INIT_STD / math.sqrt(2 * num_layers)
 
 
 def _parallel(group: Group | ProcessGroup) -> ModelParallelConfig:

@@ -1,7 +1,5 @@
 """The table of a model's parameters, read off the model itself, and what follows from it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +10,6 @@ from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.families import build_model, family_of
 from gpt_dist.model.group import SingleProcess
 from gpt_dist.model.hugging_face import Stored
-from gpt_dist.model.layers import Initializer
 
 Shape = tuple[int, ...]
 
@@ -25,15 +22,12 @@ class ParameterSpec:
     """Of the full tensor, with the padding of the vocabulary."""
     split_dimension: int | None
     """The dimension that tensor parallelism splits; None where every process holds all."""
-    initializer: Initializer | None
-    """None where initial values are constants: biases and norms."""
+    init_std: float | None
+    """Standard deviation of its initial values; None where they are constants."""
+    is_vocabulary: bool
+    """Whether its rows stand for tokens."""
     stored: Stored
     """Its form in a Hugging Face model."""
-
-    @property
-    def is_vocabulary(self) -> bool:
-        """Return whether its rows stand for tokens."""
-        return self.initializer is not None and self.initializer.is_vocabulary
 
     @property
     def stored_shapes(self) -> list[Shape]:
@@ -55,7 +49,8 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
         name: ParameterSpec(
             tuple(parameter.shape),
             split_dimension(parameter),
-            getattr(parameter, "initializer", None),
+            getattr(parameter, "init_std", None),
+            getattr(parameter, "is_vocabulary", False),
             stored_parameter(name, config),
         )
         for name, parameter in model.named_parameters()

@@ -1,7 +1,5 @@
 """The loss of stored weights on a few fixed tokens, by which they prove to be what they were."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Random draws that differ between tensor-parallel peers, although their generators agree."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

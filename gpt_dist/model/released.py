@@ -1,7 +1,5 @@
 """The released GPT-1's weights: one long vector in pieces, and a list of shapes."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping

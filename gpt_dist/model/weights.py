@@ -1,7 +1,5 @@
 """Whole weights: translated to and from Hugging Face's layout, and loaded into a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -60,9 +58,9 @@ class GrownVocabulary(Mapping[str, Tensor]):
         tensor, spec = self._tensors[name], self._table[name]
         if not spec.is_vocabulary:
             return tensor
-        assert spec.initializer is not None
+        assert spec.init_std is not None
         rows = torch.empty(spec.shape)
-        rows.normal_(std=spec.initializer.std, generator=torch.Generator().manual_seed(self._seed))
+        rows.normal_(std=spec.init_std, generator=torch.Generator().manual_seed(self._seed))
         drawn = rows[self._unused]
         rows[: self._known] = tensor[: self._known]
         rows[self._unused] = drawn

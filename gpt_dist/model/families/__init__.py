@@ -1,7 +1,5 @@
 """The model families: one file an architecture; `model.family` names one of them."""
 
-from __future__ import annotations
-
 from gpt_dist.config import ModelConfig, ResolvedModelConfig
 from gpt_dist.errors import ConfigError
 from gpt_dist.model.decoder import GPT

@@ -3,8 +3,6 @@
 Weights that end a residual branch start smaller by 1/sqrt(2 * num_layers) (section 2.3).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ Linear layers have no bias, and the head has a weight of its own. Dropout is on 
 only, as in Hugging Face's class.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """GPT-1 (Radford et al. 2018): LayerNorm after each residual sum, learned positions, tied head."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
