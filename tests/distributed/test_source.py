@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from gpt_dist.checkpoint.opened import open_model, save_model
-from gpt_dist.config import ModelConfig
 from gpt_dist.model import GrownVocabulary
 from tests.checkpoints import refusal
 from tests.distributed.test_layouts import SMALL
@@ -58,12 +57,16 @@ def test_sources_that_do_not_fit_are_refused(process_group, token_folder, finish
         assert expected in message
 
 
-def test_new_tokens_are_drawn_and_the_others_kept():
-    before = small_config("openai_gpt")
-    after = ModelConfig.model_validate({**before.model_dump(), "vocab_size": 520})
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("openai_gpt", "token_embedding.weight"), ("llama", "head.weight")],
+)
+def test_new_tokens_are_drawn_and_the_others_kept(family, name):
+    before = small_config(family)
+    after = before.model_copy(update={"vocab_size": 520})
     tensors = random_weights(before)
-    grown = GrownVocabulary(tensors, before, after, unused=[7], seed=1)["token_embedding.weight"]
-    known = tensors["token_embedding.weight"][:500]
+    grown = GrownVocabulary(tensors, before, after, unused=[7], seed=1)[name]
+    known = tensors[name][:500]
     assert grown.shape == (after.padded_vocab_size, 48)
     kept = [row for row in range(500) if row != 7]
     assert torch.equal(grown[kept], known[kept])
