@@ -24,7 +24,7 @@ class TrainingError(GptDistError):
 
 
 class Interrupted(GptDistError):  # noqa: N818 -- it is not an error
-    """The run was pre-empted, and saved; it can be resumed."""
+    """The run was preempted, and saved; it can be resumed."""
 
 
 class CheckpointError(GptDistError):
