@@ -16,11 +16,11 @@ from gpt_dist.data.tokens import folder as tokens
 from gpt_dist.data.tokens.folder import (
     BuildOptions,
     FileEntry,
-    Manifest,
     ShardEntry,
     SplitEntry,
     TokenizerEntry,
     TokenizerName,
+    TokenManifest,
 )
 from gpt_dist.data.tokens.shards import token_dtype
 from gpt_dist.errors import DataError
@@ -39,7 +39,7 @@ def build(
     tokenizer: Path | None,
     pool: Pool,
     progress: Progress,
-) -> Manifest:
+) -> TokenManifest:
     """Make a token folder, every byte of which depends on inputs, options and tokenizer alone.
 
     Args:
@@ -147,9 +147,9 @@ def _manifest(
     splits: dict[str, SplitEntry],
     used: TokenizerEntry,
     tokenizer: Tokenizer,
-) -> Manifest:
+) -> TokenManifest:
     ids = (tokenizer.end_of_text, tokenizer.start, tokenizer.delimiter, tokenizer.extract)
-    return Manifest(
+    return TokenManifest(
         format=tokens.FORMAT,
         version=tokens.VERSION,
         vocab_size=tokenizer.full_vocab_size,

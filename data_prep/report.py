@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from gpt_dist.data.tokens.folder import Manifest
+from gpt_dist.data.tokens.folder import TokenManifest
 
 # A held-out share that differs from the wanted one by more than this factor gets a warning.
 _SHARE_FACTOR = 2
@@ -54,7 +54,7 @@ class Progress:
         self._console.print(f"{title}: {_amount(done, unit)} in {seconds:.1f} s", soft_wrap=True)
 
 
-def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
+def print_summary(manifest: TokenManifest, output: Path, seconds: float) -> None:
     """Print the closing table of a build and the command to type next."""
     totals, train = manifest.totals, manifest.splits["train"]
     validation = manifest.splits["validation"]

@@ -1,4 +1,4 @@
-"""The errors that a user can cause: each message names the culprit and says the remedy."""
+"""Errors that a user can cause; each message names the culprit and the remedy."""
 
 from pydantic import ValidationError
 
@@ -23,7 +23,7 @@ class TrainingError(GptDistError):
     """Training cannot go on: its numbers are no longer finite."""
 
 
-class Interrupted(GptDistError):  # noqa: N818 -- it is no error
+class Interrupted(GptDistError):  # noqa: N818 -- it is not an error
     """The run was preempted, and saved; it can be resumed."""
 
 
@@ -36,7 +36,7 @@ class ModelError(GptDistError):
 
 
 def first_problem(error: ValidationError) -> str:
-    """What a record that does not validate has wrong first: `key: why`."""
+    """Return the first fault of a record that does not validate, as `key: reason`."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "the file"
     return f"{where}: {first['msg']}"

@@ -1,4 +1,4 @@
-"""Progress of long work: how it is told, and how commands show it."""
+"""Report the progress of long work, and show it on the console."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 Report = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it this process has done, and how much it has to do."""
+"""Called with the name of the work, the amount this process has done, and the amount to do."""
 
 
 def silent(_name: str, _done: int, _total: int) -> None:
-    """Shows nothing."""
+    """Show nothing."""
 
 
 @contextmanager
 def show_progress(is_main: bool = True) -> Iterator[Report]:
-    """Bars on standard error, from the first report on; where that is no terminal, the finished
-    ones.
-    """
+    """Show bars on standard error once there is a report; only finished ones without a terminal."""
     bars = Progress(console=Console(stderr=True), disable=not is_main)
     tasks: dict[str, TaskID] = {}
 

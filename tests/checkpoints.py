@@ -1,4 +1,4 @@
-"""Small runs that leave checkpoints, and what tests do to these."""
+"""Make small runs that leave checkpoints, and damage or forge these."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def layout(zero_stage: int, tensor_parallel_size: int) -> dict[str, Any]:
 
 
 def saved_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Everything in a checkpoint that training depends on, whole."""
+    """Return all tensors in a checkpoint that training depends on, whole."""
     checkpoint = Checkpoint.open(path)
     checkpoint.verify()
     return {
@@ -53,7 +53,7 @@ def saved_tensors(path: Path) -> dict[str, torch.Tensor]:
 def refusal(
     launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
 ) -> str:
-    """What a run is refused with; nothing if it is not."""
+    """Return the message that refuses a run, or an empty text."""
     try:
         train(launch, device, overrides, directory)
     except GptDistError as error:
@@ -62,7 +62,7 @@ def refusal(
 
 
 class Bomb:
-    """Unpickled, it leaves a file."""
+    """Object that leaves a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -72,7 +72,7 @@ class Bomb:
 
 
 def vouch_for(checkpoint: Path, name: str) -> None:
-    """Have the manifest state a file as it is now, as whoever planted it would."""
+    """Change the manifest to state a file as it is now, as its planter would."""
     manifest = Manifest.model_validate_json((checkpoint / "manifest.json").read_bytes())
     content = (checkpoint / name).read_bytes()
     entry = FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -98,7 +98,7 @@ def forge(checkpoint: Path, keys: list[Any], value: Any) -> None:
 
 
 def read_all(directory: Path) -> str:
-    """Open the model of a run, its tensors and its tokenizer; the refusal, if it is refused."""
+    """Open a run's model, tensors and tokenizer; return the message of a refusal, if any."""
     try:
         opened = open_model(directory)
         assert all(tensor.isfinite().all() for tensor in opened.tensors.values())
@@ -109,7 +109,7 @@ def read_all(directory: Path) -> str:
 
 
 def damages(folder: Path, rng: random.Random, count: int) -> Iterator[tuple[Path, bytes]]:
-    """Files of a folder with a bit flipped or their end cut off, and what they held before.
+    """Damage the files of a folder by a flipped bit or a cut; yield each with its old content.
 
     Each damage is undone before the next.
     """
@@ -128,7 +128,7 @@ def damages(folder: Path, rng: random.Random, count: int) -> Iterator[tuple[Path
 
 
 def means_the_same(file: Path, content: bytes) -> bool:
-    """JSON has bits that carry no meaning: white space, and the case of an escape."""
+    """Return whether a JSON file still means `content`; white space and escapes may differ."""
     with suppress(ValueError):
         return file.suffix == ".json" and json.loads(file.read_bytes()) == json.loads(content)
     return False

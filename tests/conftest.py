@@ -14,7 +14,7 @@ from tests.process_group import ProcessGroup
 
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[Callable[[int], ProcessGroup]]:
-    """Connected processes by number; each group is started once."""
+    """Return a function that gives connected processes by number; each group starts once."""
     groups: dict[int, ProcessGroup] = {}
 
     def get(size: int) -> ProcessGroup:
@@ -29,7 +29,7 @@ def process_group() -> Iterator[Callable[[int], ProcessGroup]]:
 
 @pytest.fixture(scope="session")
 def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled books as tokens of a small vocabulary, made by the command that users type."""
+    """Build a token folder of the bundled books with a small vocabulary, as users do."""
     folder = tmp_path_factory.mktemp("data") / "tokens"
     subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""Starts the scripts that train as users do, under every launcher."""
+"""Start the training scripts as users do, under every launcher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
-    # By Python: the first line of the script itself does not hold a path with spaces.
+    # By Python, since a script's first line cannot hold a path with spaces.
     "deepspeed": [sys.executable, f"{BIN}/deepspeed", "--num_gpus", "2", "--master_port"],
     "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port"],
     "torchrun --max-restarts": [
@@ -53,7 +53,7 @@ def start(
 
 
 def _port(launcher: str) -> list[str]:
-    """A port that nobody uses, where the launcher asks for one."""
+    """Return a free port if the launcher asks for one."""
     if not LAUNCHERS[launcher][-1].startswith("--master"):
         return []
     with socket.socket() as free:
@@ -69,7 +69,7 @@ def launch(launcher: str, *arguments: str, **what: str) -> subprocess.CompletedP
 
 
 def find_rank(process: subprocess.Popen[str], rank: int) -> psutil.Process:
-    """The process of one rank, below its launcher."""
+    """Return the process of one rank below its launcher."""
     for child in psutil.Process(process.pid).children(recursive=True):
         environment = child.environ()
         found = environment.get("RANK", environment.get("OMPI_COMM_WORLD_RANK"))

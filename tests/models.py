@@ -1,4 +1,4 @@
-"""Small random models as folders, with a tokenizer made of the bundled books; damage to files."""
+"""Make folders of small random models with a tokenizer of the bundled books, and damage files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gpt_dist.errors import GptDistError
 from gpt_dist.model import from_hugging_face, parameter_table, write_model_folder
 
 SAMPLE_BOOKS = Path(__file__).parents[1] / "data_prep/sample_books"
-VOCAB_SIZE = 500  # no multiple of 128
+VOCAB_SIZE = 500  # not a multiple of 128
 
 
 def sample_texts() -> Iterator[str]:
-    """The bundled books, a paragraph a line."""
+    """Return the bundled books, one paragraph per line."""
     for file in sorted(SAMPLE_BOOKS.glob("*.txt")):
         paragraphs = file.read_text(encoding="utf-8").split("\n\n")
         yield "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
@@ -48,7 +48,7 @@ def small_config(family: str) -> ResolvedModelConfig:
 
 
 def random_weights(config: ResolvedModelConfig) -> dict[str, Tensor]:
-    """Full tensors, every one random, biases and gains too."""
+    """Return full tensors, all of them random, even biases and gains."""
     draws = torch.Generator().manual_seed(0)
     state = {}
     for spec in parameter_table(config).values():
@@ -60,7 +60,7 @@ def random_weights(config: ResolvedModelConfig) -> dict[str, Tensor]:
 
 @cache
 def sample_tokenizer() -> bytes:
-    """A sentencepiece model of VOCAB_SIZE tokens."""
+    """Return a sentencepiece model of VOCAB_SIZE tokens."""
     return train_sentencepiece(
         (line for text in sample_texts() for line in text.split("\n")), VOCAB_SIZE
     )
@@ -69,9 +69,9 @@ def sample_tokenizer() -> bytes:
 def count_refused(
     file: Path, read: Callable[[], object], error: type[GptDistError], count: int, size: int = 2**40
 ) -> int:
-    """How often `read` raises `error` where a bit is flipped, or all from it on cut off.
+    """Count how often `read` raises `error` after a bit is flipped, or the file is cut there.
 
-    The bits are drawn from the first `size` bytes. Anything else that `read` raises is raised.
+    The bits are drawn from the first `size` bytes. Any other exception of `read` is raised.
     """
     original = file.read_bytes()
     refused = 0
@@ -89,7 +89,7 @@ def count_refused(
 
 
 def write_model_folders(parent: Path) -> dict[str, Path]:
-    """A model folder of each family, with random weights."""
+    """Write a model folder of each family, with random weights."""
     source = parent / "tokenizer"
     source.mkdir()
     (source / SENTENCEPIECE_NAME).write_bytes(sample_tokenizer())

@@ -1,4 +1,4 @@
-"""Worker processes that stay connected, so that many cases share one start-up."""
+"""Keep worker processes connected, so that many tests share one start-up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 
 class ProcessGroup:
-    """`size` processes joined in a torch.distributed group, on the CPU."""
+    """Group of `size` processes joined in a torch.distributed group, on the CPU."""
 
     def __init__(self, size: int) -> None:
         context = mp.get_context("spawn")
@@ -35,7 +35,7 @@ class ProcessGroup:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
-        """function(launch, device, *arguments) on every rank; their results by rank.
+        """Run function(launch, device, *arguments) on every rank, and return the results by rank.
 
         A failure names the rank; a rank that does not answer in time ends the group.
         """

@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl, read and compared."""
+"""Read and compare the rows of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Rows = list[dict[str, Any]]
 
 
 def read_rows(directory: Path) -> Rows:
-    """The rows of a run."""
+    """Return the rows of a run."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same(found: Rows, expected: Rows, tolerance: float) -> None:
-    """Equal steps, and losses, norms and rates within a relative tolerance."""
+    """Check that steps are equal, and losses, norms and rates within a relative tolerance."""
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, reference in zip(found, expected, strict=True):
         assert row.keys() == reference.keys()

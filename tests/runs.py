@@ -1,4 +1,4 @@
-"""Runs made inside a test's processes, through the functions that launch/pretrain.py calls."""
+"""Run pre-training in a test's processes, through the functions that launch/pretrain.py calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def prepare(
     launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
 ) -> tuple[Inputs, Topology]:
-    """Inputs of tiny.yaml with other values, checked, and the groups of their layout."""
+    """Return the checked inputs of tiny.yaml with other values, and the groups of their layout."""
     from gpt_dist.config.file import load_config
     from gpt_dist.train.pretrain import check
 
@@ -33,7 +33,7 @@ def prepare(
 
 
 def train(launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path) -> None:
-    """A whole pre-training run."""
+    """Do a whole pre-training run."""
     from gpt_dist.train.pretrain import pretrain
 
     pretrain(*prepare(launch, device, overrides, directory))
@@ -41,7 +41,7 @@ def train(launch: Launch, device: torch.device, overrides: dict[str, Any], direc
 
 @dataclass(frozen=True)
 class Run:
-    """A run between its start and its first step."""
+    """Started run, before its first step."""
 
     engine: Engine
     saver: Saver
@@ -49,7 +49,7 @@ class Run:
 
 
 def start(launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path) -> Run:
-    """A run begun, or resumed from the newest checkpoint of its directory."""
+    """Start a run, or resume it from the newest checkpoint of its directory."""
     from gpt_dist.checkpoint.resume import find_checkpoint
     from gpt_dist.checkpoint.save import Saver
     from gpt_dist.train.objective import LanguageModelObjective

@@ -1,4 +1,4 @@
-"""A keyed permutation of 0 … size-1, computed for any positions without storing it."""
+"""Permute range(size) by a key, for any positions, without storing the permutation."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from numpy.typing import NDArray
 ROUNDS = 8
 
 _GOLDEN = 0x9E3779B97F4A7C15
-_WORD = 2**64
 
 
 def permutation_key(seed: int, name: str) -> int:
-    """A key for `permute`, 64 bits: another for each seed and name."""
+    """Return a 64-bit key for `permute`, different for each seed and name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 
 def permute(positions: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
-    """The images of positions under the permutation of range(size) that key selects.
+    """Return the images of positions under the permutation of range(size) that key selects.
 
     A Feistel network over pairs (x mod columns, x // columns), each round adding a hash of one half
     to the other, permutes the smallest rectangle that holds range(size); images that fall outside
-    are mapped again until they fall inside (cycle walking; Black and Rogaway 2002). The time is
-    that of a few hashes a position, and does not depend on size.
+    are mapped again until they fall inside (cycle walking; Black and Rogaway 2002). The time
+    per position is that of a few hashes, and does not depend on size.
     """
     assert np.all((positions >= 0) & (positions < size))
     columns = math.isqrt(size - 1) + 1
@@ -50,8 +49,8 @@ def _feistel(
 
 
 def _hash(values: NDArray[np.uint64], key: int, step: int) -> NDArray[np.uint64]:
-    """SplitMix64's output function (Steele et al. 2014) of values offset by the key and round."""
-    x = values + np.uint64((key + (step + 1) * _GOLDEN) % _WORD)
+    """Apply SplitMix64's output function (Steele et al. 2014) to values offset by key and round."""
+    x = values + np.uint64((key + (step + 1) * _GOLDEN) % 2**64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

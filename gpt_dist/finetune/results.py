@@ -1,4 +1,4 @@
-"""`results.json` of a fine-tuning run: what was trained on what, and how it scored."""
+"""Read and write `results.json` of a fine-tuning run: its settings and its scores."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeFloat,
@@ -21,70 +19,67 @@ from pydantic import (
 
 from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import DataError, first_problem
-from gpt_dist.files.folders import sync, write_synced
+from gpt_dist.files.output import write_result
+from gpt_dist.files.records import Record
 
 RESULTS_NAME = "results.json"
 FORMAT: Final = "gpt_dist.results"
 VERSION: Final = 1
 
-Scores = dict[str, dict[str, FiniteFloat]]
-"""By split, then by metric, as fractions."""
+ScoresBySplit = dict[str, dict[str, FiniteFloat]]
+"""Scores as fractions, by split, then by metric."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RunFacts(_Record):
-    """What a run was, whatever its seed."""
+class RunFacts(Record):
+    """Facts of a run that its seeds share."""
 
     format: Literal["gpt_dist.results"] = FORMAT
     version: Literal[1] = VERSION
     task: str
     metric: str
-    """The one that decided which weights were kept."""
+    """Metric that decided which weights were kept."""
     form: str
     source: str
-    """As model.source: `none` is a model without pre-training."""
+    """Value of model.source; `none` is a model without pre-training."""
     source_step: NonNegativeInt | None
     auxiliary_weight: NonNegativeFloat
     transferred_layers: NonNegativeInt | None
-    """None is all."""
+    """Number of layers taken from the source; None for all."""
     num_layers: PositiveInt
     hidden_size: PositiveInt
     parameters: PositiveInt
     data_digest: str
-    """Stands for every example, encoded."""
+    """Hash of all encoded examples."""
     train_examples: PositiveInt
     examples: dict[str, PositiveInt]
-    """By split that was scored."""
+    """Number of examples of each scored split."""
     max_steps: PositiveInt
-    hyperparameters: dict[str, float | int | str | tuple[float, ...]] = {}
-    """Keys of the configuration that decide a score beside those above, by their dotted names."""
+    hyperparameters: dict[str, float | int | str | tuple[float, ...]] = Field(default_factory=dict)
+    """Other keys of the configuration that affect a score, by dotted name."""
     versions: dict[str, str]
     paper: dict[str, float]
-    """What the paper reports, in per cent, by split."""
+    """Scores that the paper reports, in per cent, by split."""
 
 
-class SeedResult(_Record):
-    """What one seed came to."""
+class SeedResult(Record):
+    """Result of one seed."""
 
     seed: NonNegativeInt
     best_step: NonNegativeInt
-    scores: Scores
+    scores: ScoresBySplit
 
 
 class Results(RunFacts):
     """Content of `results.json`."""
 
     seeds: tuple[SeedResult, ...] = Field(min_length=1)
-    median: Scores
-    spread: Scores
-    """The highest less the lowest."""
+    median: ScoresBySplit
+    spread: ScoresBySplit
+    """Highest score minus lowest score of the seeds."""
 
     @classmethod
     def of(cls, facts: RunFacts, seeds: Sequence[SeedResult]) -> Self:
-        """The results of a run's seeds, each scored on the same splits."""
+        """Return the results of a run's seeds, each scored on the same splits."""
         return cls(
             **facts.model_dump(),
             seeds=tuple(seeds),
@@ -94,7 +89,7 @@ class Results(RunFacts):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file that `write` made; raises DataError naming it."""
+        """Read a file that `write` made; raise DataError if it cannot be read or is damaged."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
@@ -109,18 +104,8 @@ class Results(RunFacts):
             ) from None
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all; raises DataError where it cannot be written."""
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            write_synced(partial, (self.model_dump_json(indent=2) + "\n").encode())
-            partial.rename(path)
-            sync(path.parent)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror}); make room or correct its "
-                "permissions, and start the run again, which goes on from its last checkpoint"
-            ) from None
+        """Write the file atomically; raise DataError if it cannot be written."""
+        write_result(path, self.model_dump_json(indent=2) + "\n")
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -1,4 +1,4 @@
-"""Fine-tuned runs side by side, beside what the paper reports."""
+"""Compare fine-tuned runs with one another and with the paper."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ _ABLATIONS: dict[tuple[bool, float, int | None], float] = {
 }
 """Averages over tasks, in per cent (Radford et al. 2018, table 5)."""
 
-
 _Experiment = tuple[str, str, int, str]
-"""What two variants must share to be compared: task, data, steps and hyper-parameters."""
+"""Task, data, steps and hyper-parameters, which compared variants share."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns."""
+    """Table of texts."""
 
     title: str
     header: tuple[str, ...]
@@ -43,7 +42,7 @@ class Table:
     caption: str
 
     def rich(self) -> RichTable:
-        """For a console that takes no markup."""
+        """Return the table for a console that takes no markup."""
         table = RichTable(
             title=self.title, title_justify="left", caption=self.caption, caption_justify="left"
         )
@@ -59,7 +58,7 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """As GitHub shows it."""
+        """Return the table in GitHub's Markdown."""
         rule = ["---" if name in _TEXT_COLUMNS else "---:" for name in self.header]
         rows = [self.header, rule, *([cell.replace("|", r"\|") for cell in r] for r in self.rows)]
         lines = (f"| {' | '.join(row)} |" for row in rows)
@@ -68,11 +67,11 @@ class Table:
 
 @dataclass(frozen=True)
 class _Variant:
-    """What is compared: one of the paper's ablations, or another choice of the same kind."""
+    """Variant of training: one of the paper's ablations, or another choice of the same kind."""
 
     pretrained: bool
     auxiliary_weight: float
-    layers: int | None  # transferred; None: all
+    layers: int | None  # transferred; None for all
 
     @property
     def paper(self) -> float | None:
@@ -80,18 +79,19 @@ class _Variant:
 
     @property
     def rank(self) -> tuple[bool, bool, bool, float, int]:
-        """The paper's full model first."""
+        """Sort key that puts the paper's full model first."""
         other_weight = self.auxiliary_weight != _PAPER_WEIGHT
         partial = self.layers is not None
         return not self.pretrained, partial, other_weight, self.auxiliary_weight, self.layers or 0
 
 
 def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
-    """The results of runs given by directory or file, and how many other things were given.
+    """Read the results of runs, given by directory or file, and count the other paths.
 
-    They go by the names of their directories, or by whole paths where two have one name.
+    A run's name is that of its directory, or the whole path if two directories share a name.
 
-    Raises DataError where none is a fine-tuning run, something is missing, or a file is damaged.
+    Raises:
+        DataError: No path is a fine-tuning run, a path is missing, or a file is damaged.
     """
     found: dict[Path, Results] = {}
     skipped = 0
@@ -105,7 +105,7 @@ def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
             found[file.resolve().parent] = Results.read(file)
     if not found:
         raise DataError(
-            f"none of {skipped} is a finished fine-tuning run: none has a {RESULTS_NAME}; "
+            f"no finished fine-tuning run among {skipped} given: no {RESULTS_NAME} found; "
             "launch/finetune.py makes them"
         )
     names = [directory.name for directory in found]
@@ -116,7 +116,7 @@ def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
 
 
 def score_table(runs: Mapping[str, Results]) -> Table:
-    """Every run's splits, by its name; runs of one task follow one another."""
+    """Return the table of every run's splits; runs of one task follow one another."""
     tasks = list(dict.fromkeys(run.task for run in runs.values()))
     by_task = sorted(runs.items(), key=lambda item: tasks.index(item[1].task))
     return Table(
@@ -127,17 +127,18 @@ def score_table(runs: Mapping[str, Results]) -> Table:
         ),
         rows=tuple(_score_row(name, run, split) for name, run in by_task for split in _splits(run)),
         caption=(
-            "In per cent: the median of the seeds (lowest to highest). Of dev sets where no test "
-            "set is named, the paper's of test sets. Layers: those transferred."
+            "In per cent: the median of the seeds (lowest to highest). Scores are of dev "
+            "sets unless a test set is named, the paper's of test sets. Layers: transferred ones."
         ),
     )
 
 
 def ablation_tables(runs: Sequence[Results]) -> list[Table]:
-    """What each choice is worth: a table for each pre-trained model that has several variants."""
+    """Return a table of ablations for each pre-trained model that has several variants."""
     tables = []
-    for source in dict.fromkeys(_model(run) for run in runs if run.source != NO_SOURCE):
-        compared = [run for run in runs if _model(run) in (source, _untrained(source))]
+    for model in dict.fromkeys(_model(run) for run in runs if run.source != NO_SOURCE):
+        untrained = NO_SOURCE, None, *model[2:]
+        compared = [run for run in runs if _model(run) in (model, untrained)]
         if table := _ablation_table(compared):
             tables.append(table)
     return tables
@@ -163,7 +164,7 @@ def _score_row(name: str, run: Results, split: str) -> tuple[str, ...]:
 
 
 def _splits(run: Results) -> list[str]:
-    """The splits to show: those that the paper has, or else all, dev first."""
+    """Return the splits to show: those that the paper has, or else all, dev first."""
     return [split for split in run.paper if split in run.median] or sorted(run.median)
 
 
@@ -174,7 +175,7 @@ def _layers(run: Results) -> str:
 
 
 def _short(source: str) -> str:
-    """The last two names of a path, without the folder that every checkpoint is in."""
+    """Return the last two names of a path, without the folder `checkpoints`."""
     parts = [part for part in Path(source).parts if part != "checkpoints"]
     return str(Path(*parts[-2:]))
 
@@ -183,12 +184,8 @@ def _model(run: Results) -> tuple[str, int | None, int, int]:
     return run.source, run.source_step, run.num_layers, run.hidden_size
 
 
-def _untrained(model: tuple[str, int | None, int, int]) -> tuple[str, int | None, int, int]:
-    return NO_SOURCE, None, *model[2:]
-
-
 def _ablation_table(runs: Sequence[Results]) -> Table | None:
-    """The variants beside the first of them, each over the experiments that both have."""
+    """Compare each variant with the first over the experiments that both have."""
     scores: dict[_Variant, dict[_Experiment, list[float]]] = {}
     for run in runs:
         of_task = scores.setdefault(_variant(run), {}).setdefault(_experiment(run), [])
@@ -257,7 +254,7 @@ def _name(variant: _Variant, num_layers: int) -> str:
 
 
 def _headline(run: Results) -> str:
-    """The split that stands for the task: `dev` is all of them."""
+    """Return the split that stands for the task: `dev` covers all dev splits."""
     return DEV if DEV in run.median else min(run.median)
 
 

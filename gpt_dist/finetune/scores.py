@@ -1,4 +1,4 @@
-"""The metrics of a task: predictions against what they should be."""
+"""Compute the metrics of a task from targets and predictions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gpt_dist.config import TaskConfig
 from gpt_dist.data.tasks.reading import DEV
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
-"""What should be predicted, and what is."""
+"""Targets and predictions."""
 
 
 def score_splits(task: TaskConfig, splits: Mapping[str, Pair]) -> dict[str, dict[str, float]]:
-    """The metrics of each split, and of all dev splits together under `dev`."""
+    """Return the metrics of each split, and of all dev splits together under `dev`."""
     dev = [pair for name, pair in splits.items() if name.startswith(DEV)]
     pooled: dict[str, Pair] = {}
     if DEV not in splits and dev:
@@ -28,11 +28,11 @@ def score_splits(task: TaskConfig, splits: Mapping[str, Pair]) -> dict[str, dict
 
 
 def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
-    """The metrics of at least one example by name, task.metric among them, from -1 to 1.
+    """Return metrics of at least one example by name, task.metric among them, from -1 to 1.
 
-    Of classes and choices, given by number: accuracy, and f1 (class 1 is the positive one) or
-    matthews where task.metric is that. Of scores: pearson and spearman. A correlation with what
-    does not vary is 0.
+    Classes and choices, given by number, have accuracy, and f1 (class 1 is positive) or matthews
+    if that is task.metric. Scores have pearson and spearman. A correlation is 0 if targets or
+    predictions do not vary.
     """
     if task.metric in ("pearson", "spearman"):
         return _correlations(targets.astype(np.float64), predictions.astype(np.float64))

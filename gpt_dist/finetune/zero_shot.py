@@ -1,4 +1,4 @@
-"""Solves tasks with a model that was only pre-trained (Radford et al. 2018, section 5)."""
+"""Solve tasks with a model that was only pre-trained (Radford et al. 2018, section 5)."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from gpt_dist.progress import Report
 
 _PERCENTILES = range(1, 100)
 
-Row = dict[str, str | int | float]
+ScoreRow = dict[str, str | int | float]
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """The examples of a split as token sequences, of which a model is to predict the ends."""
+    """Examples of a split as token sequences whose ends a model is to predict."""
 
     sequences: list[Ids]
-    """Of sequence_length + 1 tokens at most: the last one is only predicted."""
+    """Each has at most sequence_length + 1 tokens; the last one is only predicted."""
     answer_lengths: NDArray[np.int64]
-    """How many of a sequence's last tokens are to be predicted."""
+    """Number of last tokens to predict in each sequence."""
     example_starts: NDArray[np.int64]
     """Example i has the sequences from example_starts[i] up to example_starts[i + 1]."""
 
 
 class ZeroShotTask:
-    """A task's examples, encoded once for any number of models of one tokenizer and context."""
+    """Examples of a task, encoded once for all models with one tokenizer and context length."""
 
     def __init__(
         self,
@@ -54,8 +54,9 @@ class ZeroShotTask:
     ) -> None:
         """Read and encode one split, or every one named dev or dev_….
 
-        Raises ConfigError where the task has no heuristic or the split no labels, DataError for bad
-        input.
+        Raises:
+            ConfigError: The task has no heuristic, or the split has no labels.
+            DataError: The input is bad.
         """
         check_zero_shot(task)
         self.task = task
@@ -72,11 +73,11 @@ class ZeroShotTask:
 
     def evaluate(
         self, model: GPT, batch_size: int, group: ProcessGroup, report: Report
-    ) -> list[Row]:
-        """A row of figures for each split, and for several together under `dev`.
+    ) -> list[ScoreRow]:
+        """Return a row of scores for each split, and for several together under `dev`.
 
-        All processes of the data-parallel group call this, and get the same. A batch
-        holds as many tokens as batch_size windows of the model's whole context.
+        All processes of the data-parallel group call this and get the same rows. A batch holds as
+        many tokens as batch_size windows of the model's whole context.
         """
         found = {
             name: log_probabilities(model, questions, batch_size, group, partial(report, name))
@@ -107,11 +108,11 @@ class ZeroShotTask:
 
 
 def check_zero_shot(task: TaskConfig) -> None:
-    """Refuse a task that has no heuristic; ConfigError names the key."""
+    """Raise ConfigError, naming the key, for a task that has no heuristic."""
     given = task.zero_shot
     if task.form == "multiple_choice":
         if given is not None:
-            raise ConfigError("task.zero_shot: multiple_choice needs none; leave it out")
+            raise ConfigError("task.zero_shot: multiple_choice does not use it; leave it out")
         return
     if task.form != "classification":
         raise ConfigError(
@@ -147,11 +148,11 @@ def encode_questions(
     tokenizer: Tokenizer,
     config: ResolvedModelConfig,
 ) -> Questions:
-    """What a model is asked about each example: a sequence for each word or choice, or the text.
+    """Encode each example as one sequence per word or choice, or as its text alone.
 
-    A text follows the token that ends the one before, if the model knows it; otherwise a text's
-    first token is not predicted. Of a text too long for the model's context the end is kept, before
-    all answers of an example the same; of an answer too long, the beginning.
+    A text follows the end-of-text token if the model knows it; otherwise the text's first token is
+    not predicted. A text too long for the model's context loses its beginning, by the same amount
+    before all answers of an example. An answer too long loses its end.
     """
     encoder = _Encoder(task, tokenizer, config)
     sequences, lengths, starts = [], [], [0]
@@ -170,15 +171,17 @@ def log_probabilities(
     group: ProcessGroup,
     report: Callable[[int, int], None],
 ) -> NDArray[np.float64]:
-    """The log-probability, in nats, of each sequence's answer [R].
+    """Return the log-probability, in nats, of each sequence's answer [R].
 
-    The sequences are shared out over the processes of `group`, the data-parallel one, which all
-    call this and get the same. Raises ModelError where a model's training diverged.
+    All processes of the data-parallel group `group` call this, share the work and get the same.
+
+    Raises:
+        ModelError: A probability is not finite, since the model's training diverged.
     """
     device = next(model.parameters()).device
     lengths = np.array([len(sequence) for sequence in questions.sequences])
     asked = np.flatnonzero(questions.answer_lengths)
-    # Like lengths need little padding; the longest first, so that memory runs out early or never.
+    # Similar lengths need little padding. The longest come first: memory runs out early or never.
     order = asked[np.argsort(-lengths[asked], kind="stable")][group.rank() :: group.size()]
     total = torch.zeros(len(lengths), dtype=torch.float64, device=device)
     first, done, tokens = 0, 0, int(lengths[order].sum())
@@ -201,9 +204,9 @@ def find_threshold(
     log_probabilities: NDArray[np.float64],
     targets: NDArray[Any],
 ) -> float:
-    """Above which average log-probability texts have task.zero_shot.likely_label.
+    """Return the average log-probability above which texts get task.zero_shot.likely_label.
 
-    Of the percentiles of labelled examples, the one with the best task.metric.
+    It is the percentile of the labelled examples that gives the best task.metric.
     """
     candidates = np.percentile(_averages(questions, log_probabilities), _PERCENTILES).tolist()
 
@@ -220,10 +223,10 @@ def predict(
     log_probabilities: NDArray[np.float64],
     threshold: float | None = None,
 ) -> NDArray[np.int64]:
-    """The class or choice of each example.
+    """Return the class or choice of each example.
 
-    Words compare by their whole log-probability, choices by the average of their tokens'; a text's
-    average is held against the threshold.
+    Words are compared by their total log-probability, choices by the average over their tokens. A
+    text's average is compared with the threshold.
     """
     averages = _averages(questions, log_probabilities)
     if _by_threshold(task):
@@ -238,17 +241,17 @@ def predict(
 
 
 class _Encoder:
-    """Makes the sequences of an example."""
+    """Encoder of examples as sequences."""
 
     def __init__(self, task: TaskConfig, tokenizer: Tokenizer, config: ResolvedModelConfig) -> None:
         self._task = task
-        self._tokenizer = tokenizer
+        self._encode = partial(encode_as_trained, tokenizer)
         self._context = config.sequence_length
         known = tokenizer.end_of_text < config.vocab_size
         self._start = np.array([tokenizer.end_of_text] if known else [], dtype=np.int32)
 
     def sequences(self, example: Example) -> list[tuple[Ids, int]]:
-        """Each sequence, and how many of its last tokens are to be predicted."""
+        """Return each sequence with the number of its last tokens to predict."""
         if _by_threshold(self._task):
             before, answers = self._start, [self._encode(example.texts[0])]
         else:
@@ -268,16 +271,13 @@ class _Encoder:
         ]
 
     def _encode_after(self, text: str, answer: str) -> Ids:
-        """The tokens by which an answer follows a text: the space between belongs to the first."""
+        """Return the tokens of an answer after a text; the first contains the space between."""
         last = text.rpartition(" ")[2]
         return self._encode(f"{last} {answer}".strip())[len(self._encode(last)) :]
 
-    def _encode(self, text: str) -> Ids:
-        return encode_as_trained(self._tokenizer, text)
-
 
 def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Inputs and labels [B, T] of some sequences, padded on the right."""
+    """Return inputs and labels [B, T] of some sequences, padded on the right."""
     sequences = [questions.sequences[number] for number in numbers]
     inputs = torch.zeros(len(sequences), max(map(len, sequences)) - 1, dtype=torch.int64)
     labels = torch.full_like(inputs, IGNORED_LABEL)
@@ -292,17 +292,17 @@ def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, 
 
 @torch.no_grad()
 def _answer_log_probabilities(model: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
-    """The sum [B] over the labels of each row [B, T] that are not padding, in fp64."""
+    """Return the log-probability [B] of the labels in each row [B, T], in fp64."""
     hidden = model(inputs)  # [B, T, D]
     asked = labels != IGNORED_LABEL  # [B, T], N of them
-    # Only these go through the head, whose output is by far the largest tensor.
+    # Only these positions go through the head, whose output is by far the largest tensor.
     losses = model.token_losses(hidden[asked][None], labels[asked][None])[0]  # [N]
     total = torch.zeros(len(labels), dtype=torch.float64, device=losses.device)
     return total.index_add(0, asked.nonzero()[:, 0], -losses.double())
 
 
 def _averages(questions: Questions, log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Per token; 0 where no token could be predicted."""
+    """Return averages per token; 0 where no token could be predicted."""
     return log_probabilities / np.maximum(questions.answer_lengths, 1)
 
 

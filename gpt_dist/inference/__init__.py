@@ -1,1 +1,1 @@
-"""A trained model and its tokenizer together: opening, scoring text, writing text."""
+"""Open a trained model with its tokenizer, score text and generate text."""

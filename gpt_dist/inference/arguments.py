@@ -21,6 +21,7 @@ def model_parser(description: str, example: str, model: str = ANY_MODEL) -> argp
 
 
 def add_tensor_parallel_size(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--tensor-parallel-size`."""
     parser.add_argument(
         "--tensor-parallel-size",
         type=positive,

@@ -1,4 +1,4 @@
-"""Scores a model by its perplexity on a token folder's held-out text, or on text files."""
+"""Score a model by its perplexity on a token folder's held-out text, or on text files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gpt_dist.model import GPT
 from gpt_dist.progress import Report, silent
 from gpt_dist.topology import Topology
 
-Scores = dict[str, float]
+PerplexityScores = dict[str, float]
 
 
 class Texts:
-    """Text files as token streams, each after the token that ends a text, as in training."""
+    """Text files as token streams; each starts with the end-of-text token, as in training."""
 
     def __init__(self, files: Sequence[Path], opened: OpenedModel) -> None:
-        """Read and encode; DataError where a file cannot be read or has no token to predict."""
+        """Encode files; raise DataError if one cannot be read or has no token to predict."""
         tokenizer = opened.tokenizer
         texts = [_read_text(file) for file in files]
-        # The released GPT-1 knows no such token: there, the first token is context only.
+        # The released GPT-1 has no such token: its first token is context only.
         before = [] if opened.end_of_text is None else [opened.end_of_text]
         self.streams: list[Ids] = [
             np.concatenate([np.array(before, dtype=np.int32), tokenizer.encode(text)])
@@ -42,7 +42,7 @@ class Texts:
 
 
 def open_validation_split(path: Path, opened: OpenedModel) -> TokenStream:
-    """The held-out tokens of a token folder; DataError where another tokenizer made them."""
+    """Open a token folder's held-out tokens; raise DataError if another tokenizer made them."""
     folder = TokenFolder.open(path)
     own = opened.tokenizer_folder / folder.manifest.tokenizer.name
     differs = own.is_file() and file_sha256(own) != folder.manifest.tokenizer.sha256
@@ -59,7 +59,7 @@ def open_validation_split(path: Path, opened: OpenedModel) -> TokenStream:
 
 
 def choose_stride(opened: OpenedModel, stride: int | None) -> int:
-    """Tokens from one window to the next; ConfigError beyond a window's length."""
+    """Return the tokens from one window to the next; raise ConfigError beyond the context."""
     length = opened.config.sequence_length
     if stride is not None and stride > length:
         raise ConfigError(
@@ -76,8 +76,8 @@ def score_tokens(
     batch_size: int,
     topology: Topology,
     report: Report = silent,
-) -> Scores:
-    """Mean loss and perplexity of a split."""
+) -> PerplexityScores:
+    """Return mean loss and perplexity of a split."""
     windows = SlidingWindows(stream.num_tokens, model.config.sequence_length, stride)
     group = topology.data_parallel_group
     total = total_loss(model, windows, stream.read, batch_size, group, partial(report, "scoring"))
@@ -91,8 +91,8 @@ def score_texts(
     batch_size: int,
     topology: Topology,
     report: Report = silent,
-) -> Scores:
-    """Mean loss and perplexity of texts, also by units that do not depend on a tokenizer."""
+) -> PerplexityScores:
+    """Return mean loss and perplexity of texts, with figures that do not depend on a tokenizer."""
     total, tokens = 0.0, 0
     for number, ids in enumerate(texts.streams, 1):
         windows = SlidingWindows(len(ids), model.config.sequence_length, stride)
@@ -112,7 +112,7 @@ def score_texts(
     }
 
 
-def _per_token(total: float, tokens: int) -> Scores:
+def _per_token(total: float, tokens: int) -> PerplexityScores:
     return {"tokens": tokens, "loss": total / tokens, "perplexity": _exp(total / tokens)}
 
 

@@ -1,4 +1,4 @@
-"""Continues token sequences with a model: greedily, or by sampling from what filters leave."""
+"""Continue token sequences with a model: greedily, or by sampling from filtered probabilities."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gpt_dist.model.cache import LayerCache
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen from a distribution."""
+    """Rules by which a token is chosen from a distribution."""
 
     temperature: float = 1.0
-    """Logits are divided by it; at 0 the likeliest token is taken."""
+    """Divisor of the logits; 0 takes the likeliest token."""
     top_k: int | None = None
     """Only this many of the likeliest tokens can be drawn."""
     top_p: float | None = None
     """Only the likeliest tokens that together reach this probability can be drawn."""
     seed: int = 42
-    """Prompt number i draws from a generator seeded with seed + i, whatever its neighbours."""
+    """Prompt i draws from its own generator, seeded with seed + i."""
 
 
 def generate(
@@ -34,12 +34,12 @@ def generate(
     sampling: Sampling,
     end_of_text: int,
 ) -> Iterator[tuple[int, int]]:
-    """Continue each prompt; yields (number of the prompt, new token) as tokens are made.
+    """Continue each prompt, and yield (number of the prompt, new token) as tokens are generated.
 
     A prompt ends at `end_of_text`, which is not yielded, after `max_tokens`, or when it fills the
-    model's sequence_length: positions beyond were never trained, so nothing slides. All prompts
-    step together from the end of the shortest; a longer one is fed its own tokens meanwhile, so
-    that no prompt needs padding. Every process of the model's group yields the same.
+    model's sequence_length, since later positions were never trained. All prompts step together
+    from the end of the shortest; a longer one is fed its own tokens meanwhile, so that no prompt
+    needs padding. Every process of the model's group yields the same.
     """
     longest = model.config.sequence_length
     assert all(0 < len(prompt) <= longest for prompt in prompts), "a prompt is empty or too long"
@@ -68,14 +68,14 @@ def generate(
 
 
 def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distributions [..., V] that tokens are drawn from, given logits [..., V].
+    """Return the distributions [..., V] to draw tokens from, given logits [..., V].
 
-    Temperature is applied first, then top_k, then top_p (Holtzman et al. 2020) on what is left.
+    Temperature is applied first, then top_k, then top_p (Holtzman et al. 2020) to the rest.
     """
     if sampling.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, best, 1.0)
-    # Only quotients of 0 and below, which cannot overflow, and which any temperature divides.
+    # Differences of 0 and below cannot overflow, whatever temperature divides them.
     below_best = (logits - logits.amax(-1, keepdim=True)).double()
     probabilities = (below_best / sampling.temperature).softmax(-1).float()
     ranked, order = probabilities.sort(stable=True, descending=True)
@@ -92,7 +92,7 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 def _next_probabilities(
     model: GPT, tokens: Tensor, caches: Sequence[LayerCache], sampling: Sampling
 ) -> Tensor:
-    """What the token after each row is drawn from, on the CPU: the same on every device's host."""
+    """Return the distributions [B, V] of the next tokens, on the CPU: the same on every host."""
     logits = model.logits(model(tokens, caches)[:, -1])  # [B, V/tp]
     parts = [torch.empty_like(logits) for _ in range(model.group.size())]
     dist.all_gather(parts, logits.contiguous(), group=model.group)

@@ -1,4 +1,4 @@
-"""How well a model predicts a stream of tokens: windows over it, and the sum of their losses."""
+"""Sum a model's losses over sliding windows of a token stream."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.distributed import ProcessGroup
 from gpt_dist.model import GPT, IGNORED_LABEL
 
 Read = Callable[[int, int], NDArray[Any]]
-"""Tokens [start, stop) of a stream."""
+"""Function that returns tokens [start, stop) of a stream."""
 
 
 @dataclass(frozen=True)
 class SlidingWindows:
     """Windows over a stream of `num_tokens` tokens, each `stride` further than the one before.
 
-    A window predicts the tokens that no earlier one did: every token but the stream's first is
-    predicted once, from at least sequence_length - stride tokens on its left, where there are.
+    A window predicts the tokens that no earlier one did. So every token but the stream's first is
+    predicted once, from at least sequence_length - stride tokens before it, or all there are.
     """
 
     num_tokens: int
@@ -36,7 +36,7 @@ class SlidingWindows:
         return math.ceil(beyond_first / self.stride) + (self.num_tokens > 1)
 
     def read(self, number: int, read: Read) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Inputs and labels [T] of a window; a label that is not its to predict is negative."""
+        """Return inputs and labels [T] of a window; labels not to predict are negative."""
         length, start = self.sequence_length, number * self.stride
         stop = min(start + length + 1, self.num_tokens)
         ids = read(start, stop)
@@ -56,10 +56,10 @@ def total_loss(
     group: ProcessGroup,
     report: Callable[[int, int], None],
 ) -> float:
-    """The sum of the losses, in nats, of all tokens that the windows predict.
+    """Return the sum of the losses, in nats, of all tokens that the windows predict.
 
-    The windows are shared out over the processes of `group`, the data-parallel one, which all call
-    this and get the same sum; `report` is told how many a process has done, and of how many.
+    All processes of the data-parallel group `group` call this, share the work and get the same.
+    `report` is called with the numbers of windows that this process has done and has to do.
     """
     device = next(model.parameters()).device
     numbers = range(group.rank(), len(windows), group.size())

@@ -1,4 +1,4 @@
-"""Has a model continue prompts of text, showing it as it is made."""
+"""Continue text prompts with a model, and yield the text as it is generated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from gpt_dist.inference.generate import Sampling, generate
 from gpt_dist.model import GPT
 
 _INCOMPLETE = "\ufffd"
-"""What the bytes of half a character are decoded to."""
+"""Character that the bytes of half a character decode to."""
 
 
 def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int]]:
-    """The tokens of each prompt; an empty one is the beginning of a text.
+    """Return the tokens of each prompt; an empty prompt is the beginning of a text.
 
-    Raises ConfigError where one is no text, or fills the model's context, or is empty for a model
-    that knows no token between texts.
+    Raises:
+        ConfigError: A prompt is not UTF-8 text, fills the model's context, or is empty though the
+            model has no end-of-text token.
     """
     tokenizer, longest = opened.tokenizer, opened.config.sequence_length
     encoded = []
@@ -45,9 +46,9 @@ def continue_texts(
     sampling: Sampling,
     tokenizer: Tokenizer,
 ) -> Iterator[str]:
-    """Each prompt with its continuation, an empty line between them, in pieces to print.
+    """Yield each prompt with its continuation, in pieces to print, with empty lines between.
 
-    Those of the first prompt come while they are made.
+    The pieces of the first prompt come while they are generated.
     """
     made: list[list[int]] = [[] for _ in prompts]
     steps = generate(model, encoded, max_tokens, sampling, tokenizer.end_of_text)
@@ -66,7 +67,7 @@ def continue_texts(
 
 
 def _decode_stream(prompt: list[int], tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Decoded behind its prompt, since a piece at the beginning loses its space."""
+    """Decode tokens after their prompt, since a piece at the beginning loses its space."""
     ids = list(prompt)
     shown = len(tokenizer.decode(ids))
     text = ""

@@ -1,4 +1,4 @@
-"""The released GPT-1's weights: one long vector in pieces, and a list of shapes."""
+"""Read the released GPT-1's weights: one long vector in pieces, and a list of shapes."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from gpt_dist.model.parameters import Shape, parameter_table
 
 SHAPES_NAME = "params_shapes.json"
 HEAD_SIZE = 64
-"""Of the released model (Radford et al. 2018, section 4.1); its files do not state it."""
+"""Of the released model (Radford et al. 2018, section 4.1), whose files do not state it."""
 
 _SHAPES_BYTES = 2**20
 _TENSORS_PER_LAYER = 12
@@ -26,10 +26,10 @@ _REMEDY = "copy the released files again"
 
 
 class ReleasedWeights(Mapping[str, Tensor]):
-    """The full tensors of `params_*.npy` under this model's names, each read when asked for."""
+    """Full tensors of `params_*.npy` under this model's names, each read on demand."""
 
     def __init__(self, path: Path) -> None:
-        """Check shapes and sizes; ModelError where the files are damaged or hold pickles."""
+        """Check shapes and sizes; raise ModelError if the files are damaged or hold pickles."""
         self.config = _read_config(path / SHAPES_NAME)
         self._shapes = released_shapes(self.config)
         self._names = list(self._shapes)
@@ -66,7 +66,7 @@ class ReleasedWeights(Mapping[str, Tensor]):
 
 
 def _read_config(path: Path) -> ResolvedModelConfig:
-    """The model of a list of shapes; ModelError where it is not a GPT-1's."""
+    """Return the model of a list of shapes; raise ModelError if it is not a GPT-1's."""
     try:
         if path.stat().st_size > _SHAPES_BYTES:
             raise ValueError(f"larger than {_SHAPES_BYTES} bytes")

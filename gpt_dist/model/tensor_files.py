@@ -1,4 +1,4 @@
-"""A model's safetensors files: written one tensor at a time, opened with every claim checked."""
+"""Write a model's safetensors files a tensor at a time, and open them with every claim checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARD_BYTES = 5 * 10**9
 """Weights larger than this are spread over several files."""
 
 INDEX_BYTES = 2**26
-"""A larger index is refused unread: GPT-3's would take about a hundredth of this."""
+"""Largest index that is read; GPT-3's would take about a hundredth of it."""
 
 _REMEDY = "copy the model folder again, or export it again"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -94,7 +94,7 @@ class WeightFiles:
 
     @property
     def names(self) -> set[str]:
-        """The tensors there are."""
+        """Names of the tensors."""
         return set(self._where)
 
     def path(self, name: str) -> Path:
@@ -149,12 +149,12 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _is_file_name(name: Any) -> bool:
-    """Whether it can be a shard's: it leads out of no folder, and every system can store it."""
+    """Return whether it can be a shard's name: inside the folder, and valid on every system."""
     return isinstance(name, str) and name == Path(name).name and name.isprintable()
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """The object in a JSON file of `limit` bytes at most; ModelError where it is none."""
+    """Read the object in a JSON file of at most `limit` bytes; raise ModelError if that fails."""
     try:
         if path.stat().st_size > limit:
             raise ModelError(f"{path}: larger than {limit} bytes; {_REMEDY}")

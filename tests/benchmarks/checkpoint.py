@@ -1,4 +1,4 @@
-"""How long a step is held by a checkpoint, and how long loading takes, beside DeepSpeed's own.
+"""Time the saving and loading of checkpoints, beside DeepSpeed's own.
 
 Run by `make bench-checkpoint`: two processes, the same engine and state, the two kinds in turn.
 """
@@ -25,7 +25,7 @@ SIZES = {"model.num_layers": 6, "model.hidden_size": 512, "model.num_heads": 8}
 def measure(
     launch: Launch, device: torch.device, zero_stage: int, tokens: Path, directory: Path
 ) -> dict[str, list[float]]:
-    """Seconds of each round, by kind, on this rank."""
+    """Return the seconds of each round, by kind, on this rank."""
     from gpt_dist.checkpoint.folder import step_path
     from gpt_dist.checkpoint.format import Checkpoint
 

@@ -23,7 +23,7 @@ from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer
 from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.zero_shot import (
-    Row,
+    ScoreRow,
     ZeroShotTask,
     check_zero_shot,
     encode_questions,
@@ -249,7 +249,7 @@ def evaluate(
     task: TaskConfig,
     data: Path,
     split: str | None,
-) -> list[Row]:
+) -> list[ScoreRow]:
     opened = open_model(model)
     solver = ZeroShotTask(task, data, split, opened.tokenizer, opened.config)
     topology = form_groups(launch, device, 1)

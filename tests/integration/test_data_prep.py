@@ -91,7 +91,7 @@ def folder(books: Path) -> TokenFolder:
 
 def test_every_kept_document_comes_back(folder: TokenFolder) -> None:
     expected = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES]
-    (end,) = documents_of(folder, "validation")  # of a document that is cut
+    (end,) = documents_of(folder, "validation")  # the end of a document that is cut
     found = [
         f"{text}\n{end}" if f"{text}\n{end}" in expected else text
         for text in documents_of(folder, "train")

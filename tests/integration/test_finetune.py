@@ -1,4 +1,4 @@
-"""Fine-tuning, prediction and the score table, as users type them."""
+"""Test fine-tuning, prediction and the score table through the commands that users type."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logging: {interval: 1}
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> Path:
-    """A task that is easily learnt: whether the text has a fish in it."""
+    """Write a task that is easy to learn: decide whether a text has a fish in it."""
     folder = tmp_path_factory.mktemp("fish")
     (folder / "fish.yaml").write_text(TASK)
     words = ["the", "old", "man", "went", "down", "to", "sea", "and", "came", "home"]
@@ -63,7 +63,7 @@ def run(*command: str, given: str | None = None) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def finished(task, source, tmp_path_factory) -> Path:
-    """The directory of a run under deepspeed, with two processes."""
+    """Return the directory of a run under deepspeed, with two processes."""
     directory = tmp_path_factory.mktemp("run")
     done = launch(
         "deepspeed",

@@ -1,4 +1,4 @@
-"""A run over two hosts, made of network namespaces, whose own names stand for 127.0.1.1."""
+"""Test a run on two hosts: network namespaces whose own names stand for 127.0.1.1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ip(arguments: str) -> None:
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """Two connected network namespaces; in each the own name stands for 127.0.1.1, as on Debian."""
+    """Connect two network namespaces whose own names stand for 127.0.1.1, as on Debian."""
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("network namespaces need root, and the command ip of iproute2")
     names = [f"{host}-{os.getpid()}" for host in HOSTS]
@@ -62,7 +62,7 @@ def test_hosts_whose_own_names_stand_for_a_loopback_address(namespaces, token_fo
     ]
     processes = []
     for rank, (namespace, host) in enumerate(zip(namespaces, HOSTS, strict=True)):
-        # As the deepspeed launcher of each host does.
+        # The deepspeed launcher of each host does the same.
         environment = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
         environment |= {"MASTER_ADDR": HOSTS[0], "MASTER_PORT": "29500", "CUDA_VISIBLE_DEVICES": ""}
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]

@@ -1,4 +1,4 @@
-"""`launch/pretrain.py` as users start it: every launcher, and every refusal."""
+"""Test `launch/pretrain.py` as users start it: with every launcher, and with bad input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEPS = 20
 
 
 def short_run(launcher: str, token_folder: Path, directory: Path) -> list[str]:
-    """Overrides of a short run; under a launcher two processes share the layers."""
+    """Return the overrides of a short run; under a launcher two processes share the layers."""
     return [
         f"data.path={token_folder}",
         f"run.directory={directory}",
@@ -45,7 +45,7 @@ def short_run(launcher: str, token_folder: Path, directory: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(token_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """The directory and console output of a run under a launcher; each is started once."""
+    """Return directory and console output of a run under a launcher; each is started once."""
     cache: dict[str, tuple[Path, str]] = {}
 
     def run(launcher: str) -> tuple[Path, str]:
@@ -102,7 +102,7 @@ def test_a_run_from_scratch_sets_an_earlier_one_aside(token_folder, tmp_path):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
 def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
-    """SIGTERM to one rank: all agree on a step, save, and say that the run can be resumed."""
+    """Check that all save the same step after SIGTERM to one rank, and that the run goes on."""
     settings = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
     settings += ["validation.max_samples=1", "parallel.zero_stage=2"]
     process = start(launcher, *settings, "training.max_steps=100000")
@@ -120,7 +120,7 @@ def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
 
 
 def test_torchrun_restarts_a_run_to_the_same_end(run, token_folder, tmp_path):
-    """The second attempt meets in the store that holds the addresses of the first."""
+    """Check a second attempt, whose store still holds the addresses of the first."""
     launcher = "torchrun --max-restarts"
     process = start(launcher, *short_run(launcher, token_folder, tmp_path), "checkpoint.interval=5")
     wait_for_step(tmp_path, 6)
@@ -199,7 +199,7 @@ def test_a_refusal_is_one_line_and_a_failure(launcher, tmp_path):
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_the_rank_that_meets_damage_names_it(launcher, damaged, tmp_path):
-    """An impossible id that only rank 1 reads, and that the hashes do not give away."""
+    """Check an impossible id that only rank 1 reads and that no hash shows."""
     folder = TokenFolder.open(damaged)
     samples = ShuffledWindows(Windows(folder.split("train"), 128), seed=42)
     start = int(samples.window_numbers(np.array([9]))[0]) * 128
@@ -225,7 +225,7 @@ def refuse(folder: Path | str, *overrides: str, world_size: int = 1) -> None:
 
 @pytest.fixture
 def damaged(token_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the token folder, to be damaged."""
+    """Copy the token folder, to damage it."""
     return shutil.copytree(token_folder, tmp_path / "tokens")
 
 

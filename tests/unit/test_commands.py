@@ -1,4 +1,4 @@
-"""Command lines are answered before the libraries that take seconds to import are loaded."""
+"""Test that command lines are checked before slow libraries are imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations: what is read, what is refused, and in which words."""
+"""Test how configurations are read and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dictionary that DeepSpeed gets from each shipped configuration, spelled out."""
+"""Test the dictionary that DeepSpeed gets from each shipped configuration."""
 
 from __future__ import annotations
 

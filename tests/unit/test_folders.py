@@ -1,4 +1,4 @@
-"""A new folder: whole and on the disk, or not there at all."""
+"""Test that a new folder is published whole and synced, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated tokens: transformers' when greedy, the filtered distribution when sampled."""
+"""Test generated tokens against transformers if greedy, else against the filtered distribution."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def without_cache(launch: Launch, device: torch.device, folder: Path) -> list[li
 
 
 def cached_difference(launch: Launch, device: torch.device, folder: Path) -> float:
-    """The largest difference of hidden states, computed token by token and all at once."""
+    """Return the largest difference of hidden states computed token by token and all at once."""
     model = load(launch, device, folder)
     tokens = torch.randint(500, (3, 32), generator=torch.Generator().manual_seed(1))
     caches = [LayerCache(32) for _ in model.blocks]
@@ -172,7 +172,7 @@ def test_the_lowest_temperatures_take_the_likeliest(temperature, limits):
 def first_tokens(
     launch: Launch, device: torch.device, folder: Path, sampling: Sampling, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How often each token was drawn, and its probability."""
+    """Return how often each token was drawn, and its probability."""
     model = load(launch, device, folder)
     drawn = torch.zeros(500)
     for _, token in generate(model, [[5, 6]] * count, 1, sampling, NEVER):
@@ -208,7 +208,7 @@ def test_the_command_continues_prompts(model_folders):
 def pieces(
     launch: Launch, device: torch.device, folder: Path, prompts: list[str]
 ) -> tuple[list[str], str]:
-    """What the command prints, piece by piece, and the whole text of the first prompt's tokens."""
+    """Return the command's output in pieces, and the whole text of the first prompt's tokens."""
     opened, model = open_model(folder), load(launch, device, folder)
     tokenizer, encoded = opened.tokenizer, encode_prompts(prompts, opened)
     tokens = [token for _, token in generate(model, encoded[:1], 20, Sampling(), NEVER)]

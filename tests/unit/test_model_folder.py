@@ -1,4 +1,4 @@
-"""Model folders: opened by transformers and from it, byte for byte again, and never trusted."""
+"""Test that model folders are exchanged with transformers, reproduced exactly, and not trusted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def own_logits(launch: Launch, device: torch.device, folder: Path) -> Tensor:
 
 
 def draw_and_compare_marks(launch: Launch, device: torch.device, folder: Path) -> list[str]:
-    """Parameters that do not carry what a constructed model's do; nothing may be drawn."""
+    """Return the parameters whose marks differ from a constructed model's; nothing may be drawn."""
     opened = open_model(folder)
     group = form_groups(launch, device, 2).tensor_parallel_group
     before = torch.get_rng_state()
@@ -181,7 +181,7 @@ def test_a_failed_export_leaves_nothing(model_folders, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# What hostile or damaged folders hold: each function spoils a good one.
+# Each function makes a good folder hostile or damaged.
 
 
 def edit_weights(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
@@ -260,7 +260,7 @@ HOSTILE = {
 
 
 def copy_without_checksums(source: Path, folder: Path) -> None:
-    """As a folder from elsewhere, whose files nothing vouches for."""
+    """Copy a folder without its checksums, like one from elsewhere."""
     shutil.copytree(source, folder)
     (folder / "checksums.json").unlink()
 
@@ -371,7 +371,7 @@ def test_flipped_bits_of_the_header_are_refused_or_change_no_tensor(model_folder
 
 
 class Bomb:
-    """Unpickled, it writes a file."""
+    """Object that writes a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -434,11 +434,11 @@ def test_auto_tokenizer_gives_the_same_ids(model_folders):
     assert len(theirs) == ours.vocab_size
 
 
-# The released GPT-1's layout, with random weights.
+# Random weights in the released GPT-1's layout.
 
 
 def write_released(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Random weights as the released files hold them; returns them by transformers' names."""
+    """Write random weights as the released files hold them; return them by transformers' names."""
     width, layers, positions, tokens = 128, 2, 32, 300
     block = [
         *(("attn.c_attn.weight", [1, width, 3 * width]), ("attn.c_attn.bias", [3 * width])),

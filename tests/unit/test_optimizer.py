@@ -1,4 +1,4 @@
-"""The learning-rate schedule and which parameters decay."""
+"""Test the learning-rate schedule and the choice of parameters that decay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The released GPT-1's tokenizer, and GPT-2's, against transformers'."""
+"""Test the tokenizers of the released GPT-1 and of GPT-2 against those of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of training samples: a permutation, the same however many processes share it."""
+"""Test that training samples come in a permutation that does not depend on the processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt_dist.errors import DataError
 
 
 class Counting:
-    """A stream in which token i is i."""
+    """Stream in which token i is i."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens

@@ -1,4 +1,4 @@
-"""Results of fine-tuning runs: written, read, refused; the tables made of them."""
+"""Test the results of fine-tuning runs and the tables made of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RACE_PAPER = {"dev": 59.0, "dev_middle": 62.9, "dev_high": 57.4}
 
 
 def make(task: str, *scores: dict[str, float] | float, **keys: Any) -> Results:
-    """The results of a run, from the accuracies of each seed by split (one number is `dev`)."""
+    """Return the results of a run from each seed's accuracies by split (a number is `dev`'s)."""
     by_split = [one if isinstance(one, dict) else {"dev": one} for one in scores]
     facts = {
         "task": task,
@@ -126,7 +126,9 @@ def test_runs_are_found_and_others_are_counted(tmp_path):
 
 def test_refused_only_where_there_is_no_run_at_all(tmp_path):
     (tmp_path / "pretraining").mkdir()
-    with pytest.raises(DataError, match=r"none of 1 is a finished fine-tuning run.*results\.json"):
+    with pytest.raises(
+        DataError, match=r"no finished fine-tuning run among 1 given.*results\.json"
+    ):
         find_results([tmp_path / "pretraining"])
     with pytest.raises(DataError, match="absent: no such directory"):
         find_results([tmp_path / "absent"])

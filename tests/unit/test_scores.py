@@ -1,4 +1,4 @@
-"""Metrics of tasks: known values, published formulas, and predictions that do not vary."""
+"""Test the metrics of tasks against known values and formulas, and on constant predictions."""
 
 from __future__ import annotations
 

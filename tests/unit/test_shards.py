@@ -1,4 +1,4 @@
-"""Token shards and token folders: Megatron reads them, faults are named, opening costs nothing."""
+"""Test that Megatron reads token shards, that faults are named, and that opening is cheap."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def write_shard(prefix: Path, documents: list[np.ndarray], vocab_size: int) -> S
 
 
 def write_manifest(folder: Path, vocab_size: int, train: list[dict]) -> None:
-    """A manifest around `train` shards, with an empty tokenizer file."""
+    """Write a manifest around `train` shards, with an empty tokenizer file."""
     (folder / "tokenizer.model").write_bytes(b"")
     shards = [{"name": f"train/shard-{i:05d}", **shard} for i, shard in enumerate(train)]
     tokens = sum(shard["tokens"] for shard in train)
@@ -66,7 +66,7 @@ def write_manifest(folder: Path, vocab_size: int, train: list[dict]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three shards of random documents; `documents.npy` holds the ids in order."""
+    """Write three shards of random documents; `documents.npy` holds the ids in order."""
     rng = np.random.default_rng(0)
     shards, everything = [], []
     for number, count in enumerate([3, 1, 5]):
@@ -125,7 +125,7 @@ def flip_magic(file: Path) -> None:
 
 
 def fewer_documents(file: Path) -> None:
-    """A well-formed index of other documents, padded to the stated size."""
+    """Make an index well-formed for fewer documents, padded to the stated size."""
     data = bytearray(file.read_bytes())
     data[18] -= 2
     file.write_bytes(data)
@@ -218,7 +218,7 @@ def test_find_damage_names_the_flipped_file(folder: Path) -> None:
 
 
 def synthetic_folder(folder: Path, tokens: int) -> None:
-    """One shard of `tokens` zeros that takes no room on the disk, and ids 1 to 9 at its end."""
+    """Write a sparse shard of `tokens` zeros with ids 1 to 9 at its end."""
     prefix = folder / "train/shard-00000"
     info = write_shard(prefix, [np.zeros(1, dtype=np.int64)], 1000)
     with bin_path(prefix).open("r+b") as stream:
@@ -232,7 +232,7 @@ def synthetic_folder(folder: Path, tokens: int) -> None:
 
 
 def bytes_read() -> int:
-    """Bytes this process has asked the system to read so far."""
+    """Return the bytes this process has asked the system to read so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
 

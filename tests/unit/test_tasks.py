@@ -1,4 +1,4 @@
-"""Readers of task files: every official format with its traps, the generic forms, bad input."""
+"""Test the readers of task files: all official formats, the generic forms, and bad input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def official(name: str) -> TaskConfig:
 
 
 def sentiment(**keys: Any) -> TaskConfig:
-    """A user's own task: CSV with a header."""
+    """Return a user's own task: CSV with a header."""
     defaults = {
         "name": "mine",
         "form": "classification",
@@ -136,7 +136,7 @@ def test_mrpc_has_a_byte_order_mark_and_lone_quotes(tmp_path):
 
 QQP_HEADER = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
 QQP_TORN = [
-    '5\t1\t2\t"Was he real? ',  # one row, torn by the line end in a question
+    '5\t1\t2\t"Was he real? ',  # one row, broken by the line end in a question
     '"\tWhat is the evidence?\t0',
     "6\t3\t4\tHow can I develop android app?\t\t0",
 ]
@@ -191,7 +191,7 @@ def test_what_is_no_score_is_refused(tmp_path, score):
     columns = {"a": "x", "b": "y", "label": "z"}
     task = official("stsb").model_copy(update={"columns": columns})
     put(tmp_path, "dev.tsv", "x\ty\tz", "A\tB\t4", f"A\tB\t{score}")
-    with pytest.raises(DataError, match=rf"dev\.tsv, line 3: '{score}' is no score from 0 to 5"):
+    with pytest.raises(DataError, match=rf"dev\.tsv, line 3: '{score}' is not a score from 0 to 5"):
         read_split(tmp_path, task, "dev")
 
 
@@ -333,7 +333,7 @@ def test_a_dev_split_is_carved_by_content(tmp_path):
     put(tmp_path, name, STORY_HEADER, *rows)
     train, dev = (read_split(tmp_path, task, split) for split in ("train", "dev"))
     assert sorted(ids(train) + ids(dev)) == sorted(f"id{n}" for n in range(1000))
-    assert 150 < len(dev) < 250  # a fifth, four standard deviations
+    assert 150 < len(dev) < 250  # a fifth, within four standard deviations
     put(tmp_path, name, STORY_HEADER, *reversed(rows[:500]), *rows[500:])
     assert set(ids(read_split(tmp_path, task, "dev"))) == set(ids(dev))
 
@@ -406,7 +406,7 @@ def test_json_lines_with_any_number_of_choices(tmp_path):
 
 
 def quiz(**keys: Any) -> TaskConfig:
-    """Multiple choice whose choices have a column each."""
+    """Return a multiple-choice task with a column for each choice."""
     defaults = {
         "form": "multiple_choice",
         "columns": {"context": "q", "choices": ["A", "B", "C", "D"], "label": "right"},
@@ -474,7 +474,7 @@ JSON = {"format": "jsonl"}
         (
             {},
             b'stars,review\ngood,"Fine\ngood,Fine\n',
-            "line 2: no row with quoted fields begins here",
+            "line 2: the row's quoted fields cannot be read",
         ),
         ({}, b"stars,review\ngood, \t \n", "line 2: the text is empty"),
         ({}, b"stars,review\ngood,caf\xe9\n", "line 2: not UTF-8"),
@@ -482,7 +482,7 @@ JSON = {"format": "jsonl"}
         (JSON, b"", "no examples in it"),
         (JSON, b'{"review": "a", "stars": "bad"}\n{"review": "a"\n', "line 2: not JSON"),
         (JSON, b'{"review": "a", "stars": "bad"}\n["a"]\n', "line 2: expected {"),
-        (JSON, b'{"review": NaN, "stars": "bad"}\n', r"line 1: not JSON \(NaN .*; mend the line"),
+        (JSON, b'{"review": NaN, "stars": "bad"}\n', r"line 1: not JSON \(NaN .*; fix the line"),
         (JSON, b'{"review": "a", "x": [-Infinity]}\n', r"line 1: not JSON \(-Infinity "),
         (
             JSON,
@@ -528,7 +528,7 @@ FILES = {"train": "train.csv", "dev": "dev.csv"}
 
 
 def submissions(first: str, second: str | None = None) -> dict[str, Any]:
-    """Two splits to be predicted, by the names of their files of predictions."""
+    """Return splits of which two are predicted, into files of these names."""
     tests = {
         name: {"path": f"{name}.csv", "submission": submission}
         for name, submission in (("test", first), ("test_2", second))
@@ -572,10 +572,10 @@ def submissions(first: str, second: str | None = None) -> dict[str, Any]:
         ({"metric": "pearson"}, "task.metric: pearson does not judge classes"),
         ({"labels": None}, "task.metric: accuracy does not judge scores"),
         ({"labels": ["a", "b", "c"], "metric": "f1"}, "task.metric: f1 needs two"),
-        ({"score_range": [0, 1]}, "task.score_range: .* no range of scores"),
+        ({"score_range": [0, 1]}, "task.score_range: .* not a range of scores"),
         (
             {"labels": None, "metric": "pearson", "score_range": [1, 0]},
-            "task.score_range: .* no range of scores",
+            "task.score_range: .* not a range of scores",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The tokenizer in pieces against sentencepiece on the whole text."""
+"""Test encoding in pieces against sentencepiece on the whole text."""
 
 from __future__ import annotations
 

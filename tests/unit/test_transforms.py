@@ -1,4 +1,4 @@
-"""Token sequences of the four forms, their batches, and the order of training samples."""
+"""Test the token sequences of the four forms, their batches, and the order of training samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ START, DELIMITER, EXTRACT = 1, 2, 3
 
 
 class Words:
-    """The word wN is token N; any other, 9 and the number of its letters."""
+    """Tokenizer for which word wN is token N, and any other word is 9 and its number of letters."""
 
     vocab_size = 1000
     lowercases = False
@@ -164,7 +164,7 @@ def test_questions_of_race_with_the_released_tokenizer():
 
 
 def encode_sample() -> EncodedSplit:
-    """Three examples of two, three and two choices."""
+    """Encode three examples of two, three and two choices."""
     examples = [
         Example(("w10 w11 w12",), ("w20", "w21 w22"), 1, "a"),
         Example(("w13",), ("w23", "w24", "w25"), 2, "b"),
@@ -250,7 +250,7 @@ def test_examples_of_a_global_batch_are_of_like_length():
     order = BucketedOrder(LENGTHS, 8, seed=1)
     lengths = LENGTHS[order.numbers(np.arange(8 * 376))].reshape(376, 8)
     spread = lengths.max(axis=1) - lengths.min(axis=1)
-    assert (spread > 30).sum() <= 3  # a batch where two epochs meet
+    assert (spread > 30).sum() <= 3  # only batches where two epochs meet
     assert np.median(spread) <= 5
     means = lengths.mean(axis=1)
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.15  # batches follow in any order

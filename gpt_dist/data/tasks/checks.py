@@ -1,4 +1,4 @@
-"""Refuses a task whose description contradicts itself, before its data are read."""
+"""Refuse a task that contradicts itself, before its data are read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ _SPLIT_NAME = re.compile(r"train|(dev|test)(_[\w.-]+)?")
 
 
 def check_task(folder: Path, task: TaskConfig) -> None:
-    """Refuse, without reading the data, a task that contradicts itself or whose files are missing.
+    """Refuse a task that contradicts itself or whose files are missing, without reading them.
 
-    Raises ConfigError naming the key, or DataError naming the file; `test` files may be missing.
+    Raises:
+        ConfigError: The task contradicts itself; the message names the key.
+        DataError: A file is missing, other than a `test` file; the message names it.
     """
     _check_splits(task)
     _check_submissions(task)
@@ -37,8 +39,8 @@ def _check_splits(task: TaskConfig) -> None:
     for name in task.splits:
         if not _SPLIT_NAME.fullmatch(name):
             raise ConfigError(
-                f"task.splits.{name}: not train, dev, dev_…, test or test_…, with letters, digits, "
-                "_, - and . behind; rename it"
+                f"task.splits.{name}: not train, dev, dev_…, test or test_…, where … is made of "
+                "letters, digits, _, - and .; rename it"
             )
     if "train" not in task.splits:
         raise ConfigError(f"task.splits: no train; it has {', '.join(task.splits) or 'nothing'}")
@@ -53,7 +55,7 @@ def _check_submissions(task: TaskConfig) -> None:
     owners: dict[str, str] = {}
     for name in task.splits:
         if not name.startswith("test") and not split_of(task, name).submission:
-            continue  # none is written
+            continue  # no file is written
         key, file = f"task.splits.{name}.submission", submission_name(task, name)
         if Path(file).name != file or not file.endswith(".tsv") or not file.isprintable():
             raise ConfigError(
@@ -103,4 +105,4 @@ def _check_labels(task: TaskConfig) -> None:
     if task.score_range is not None and (
         not is_score or task.score_range[0] >= task.score_range[1]
     ):
-        raise ConfigError(f"task.score_range: {task.score_range} is no range of scores; correct it")
+        raise ConfigError(f"task.score_range: {task.score_range} is not a range of scores; fix it")

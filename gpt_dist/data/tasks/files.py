@@ -1,4 +1,4 @@
-"""The rows of a task's files: delimited text, JSON lines, or RACE's folder of passages."""
+"""Read the rows of a task's files: delimited text, JSON lines, or RACE's folder of passages."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ RACE_COLUMNS: dict[str, Column | list[Column]] = {
     "label": "answer",
     "id": "id",
 }
-"""What `read_rows` calls the parts of a question of RACE."""
+"""Names that `read_rows` gives to the parts of a RACE question."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one example is made of."""
+class FileRow:
+    """Row of a task's file, from which one example is made."""
 
     where: str
-    """The file and line, as errors name them."""
+    """File and line, as errors name them."""
     fields: Mapping[Column, Any]
     problem: str = ""
-    """Why there are no fields, where the row has not as many as the file's first."""
+    """Reason why there are no fields: the row has more or fewer than the file's first."""
 
 
 def read_rows(
     path: Path, task: TaskConfig, header: bool, columns: Collection[Column]
-) -> Iterator[Row]:
-    """The rows of one file, or of one folder of RACE, in order.
+) -> Iterator[FileRow]:
+    """Yield the rows of one file, or of one folder of RACE, in order.
 
-    A byte order mark and blank last lines are passed over. Raises DataError naming file and line
-    where the file cannot be read, is not UTF-8 or of another format, or lacks one of `columns`.
+    A byte order mark and blank last lines are skipped.
+
+    Raises:
+        DataError: The file is not as the task says or cannot be read; the message names the line.
     """
     if task.format == "race":
         return _passages(path)
@@ -48,17 +50,17 @@ def read_rows(
         return _json_lines(path)
     delimiter = {"tsv": "\t", "csv": ","}[task.format]
     quoting = task.format == "csv" if task.quoting is None else task.quoting
-    return _delimited(_records(path, delimiter, quoting), path, header, columns)
+    return _delimited(_split_fields(path, delimiter, quoting), path, header, columns)
 
 
 def _delimited(
-    records: Iterator[tuple[int, list[str]]],
+    rows: Iterator[tuple[int, list[str]]],
     path: Path,
     header: bool,
     columns: Collection[Column],
-) -> Iterator[Row]:
-    """Rows by the names of the header, if there is one, and by position."""
-    first = next(records, None)
+) -> Iterator[FileRow]:
+    """Yield rows whose fields have positions, and names too if there is a header."""
+    first = next(rows, None)
     if first is None:
         raise DataError(f"{path}, line 1: the file is empty; copy it again")
     width = len(first[1])
@@ -68,7 +70,7 @@ def _delimited(
             known = ", ".join(map(repr, names)) or f"no header, but positions 0 to {width - 1}"
             raise DataError(
                 f"{path}, line 1: no column {column!r}: it has {known}; correct task.columns, or, "
-                "where only this file is made so, give it columns in task.splits"
+                "if only this file has other columns, name them in task.splits"
             )
         if isinstance(column, str) and names.count(column) > 1:
             raise DataError(
@@ -76,18 +78,18 @@ def _delimited(
                 "of the right one, from 0, in task.columns"
             )
     if not header:
-        records = chain([first], records)
-    for line, values in records:
+        rows = chain([first], rows)
+    for line, values in rows:
         where = f"{path}, line {line}"
         if len(values) == width:
             by_name = zip(names, values, strict=bool(names))
-            yield Row(where, {**dict(enumerate(values)), **dict(by_name)})
+            yield FileRow(where, {**dict(enumerate(values)), **dict(by_name)})
         else:
-            yield Row(where, {}, f"{len(values)} fields instead of {width}")
+            yield FileRow(where, {}, f"{len(values)} fields instead of {width}")
 
 
-def _records(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[int, list[str]]]:
-    """Each record's first line and fields; only a quoted field may hold line ends."""
+def _split_fields(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row's first line and its fields; only quoted fields may hold line ends."""
     lines = _lines(path)
     if not quoting:
         for number, line in enumerate(lines, 1):
@@ -103,21 +105,21 @@ def _records(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[int, l
             return
         except csv.Error as error:
             raise DataError(
-                f"{path}, line {number}: no row with quoted fields begins here ({error}); "
-                "mend the quotes, or set task.quoting to false"
+                f"{path}, line {number}: the row's quoted fields cannot be read ({error}); "
+                "fix the quotes, or set task.quoting to false"
             ) from None
         yield number, fields
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path) -> Iterator[FileRow]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             raise DataError(f"{path}, line {number}: the line is blank; remove it")
-        yield Row(f"{path}, line {number}", _json_object(line.rstrip("\r\n"), path, number))
+        yield FileRow(f"{path}, line {number}", _json_object(line.rstrip("\r\n"), path, number))
 
 
-def _passages(folder: Path) -> Iterator[Row]:
-    """A row for each question of RACE: its number, from 0, follows the passage's id."""
+def _passages(folder: Path) -> Iterator[FileRow]:
+    """Yield a row for each question of RACE; its id is the passage's id and its number, from 0."""
     files = sorted(folder.rglob("*.txt"))
     if not files:
         raise DataError(f"{folder}: no passages (.txt files) in it; copy the folder again")
@@ -135,7 +137,7 @@ def _passages(folder: Path) -> Iterator[Row]:
                     "answer": answer,
                     "id": f"{passage['id']}/{number}",
                 }
-                yield Row(f"{file}, line 1, question {number}", fields)
+                yield FileRow(f"{file}, line 1, question {number}", fields)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{file}, line 1: not a passage of RACE, with id, article, and as many questions, "
@@ -148,23 +150,23 @@ def _json_object(text: str, path: Path, line: int) -> dict[Column, Any]:
         value = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         number = line + error.lineno - 1
-        raise DataError(f"{path}, line {number}: not JSON ({error.msg}); mend the line") from None
+        raise DataError(f"{path}, line {number}: not JSON ({error.msg}); fix the line") from None
     except ValueError as error:  # NaN, or a number of thousands of digits
-        raise DataError(f"{path}, line {line}: not JSON ({error}); mend the line") from None
+        raise DataError(f"{path}, line {line}: not JSON ({error}); fix the line") from None
     except RecursionError:
-        raise DataError(f"{path}, line {line}: JSON too deep; mend the line") from None
+        raise DataError(f"{path}, line {line}: JSON too deep; fix the line") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}, line {line}: expected {{…}}, found {text[:40]!r}; mend the line")
+        raise DataError(f"{path}, line {line}: expected {{…}}, found {text[:40]!r}; fix the line")
     return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    """Of NaN, Infinity and -Infinity, which Python's reader takes for numbers."""
-    raise ValueError(f"{name} is no value of JSON")
+    """Refuse NaN, Infinity and -Infinity, which Python's JSON reader accepts."""
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends, without byte order mark and blank last lines."""
+    """Yield a UTF-8 file's lines with their ends, without byte order mark and blank last lines."""
     blank: list[str] = []
     try:
         with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""The examples of a fine-tuning task: read as its YAML says, and predicted in GLUE's form."""
+"""Read the examples of a fine-tuning task, and write predictions in GLUE's format."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt_dist.config import Column, SplitConfig, TaskConfig
-from gpt_dist.data.tasks.files import RACE_COLUMNS, Row, read_rows
+from gpt_dist.data.tasks.files import RACE_COLUMNS, FileRow, read_rows
 from gpt_dist.errors import ConfigError, DataError
+from gpt_dist.files.output import write_result
 
 TRAIN = "train"
 DEV = "dev"
-"""The dev split; where a task has several, all of them together."""
+"""Name of the dev split, or of all dev splits together if a task has several."""
 
 TEXT_ROLES = {
     "classification": ("text",),
@@ -24,45 +25,46 @@ TEXT_ROLES = {
     "similarity": ("a", "b"),
     "multiple_choice": ("context", "question", "choices"),
 }
-"""What the texts of each form are called."""
+"""Names of the texts in each form of task."""
 
 _LARGEST = 3e38
-"""Scores are kept in fp32."""
+"""Bound of scores, which are kept in fp32."""
 
 Columns = dict[str, list[Column]]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One example of a task, its texts stripped and their white space collapsed."""
+    """Example of a task; white space in its texts is stripped and collapsed."""
 
     texts: tuple[str, ...]
     """(text,); (premise, hypothesis); (a, b); or (context,) or (context, question)."""
     choices: tuple[str, ...]
-    """Of multiple choice, else empty."""
+    """Choices of multiple choice, else empty."""
     label: int | float | None
-    """Number of the class or of the right choice, or a score; None in a split without labels."""
+    """Number of the class or right choice, or a score; None in a split without labels."""
     id: str
-    """What the task's `id` column holds, or the number of the row, from 0."""
+    """Content of the task's `id` column, or the number of the row, from 0."""
     where: str = ""
-    """The file and line, as errors name them."""
+    """File and line, as errors name them."""
 
 
 class _MalformedRowError(DataError):
-    """Has not as many fields as its file's first row, or an empty text."""
+    """A row has more or fewer fields than its file's first, or an empty text."""
 
 
 def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
-    """The examples of one split, in the order of its file.
+    """Read the examples of one split, in the order of its file.
 
     Rows without a gold label (task.ignored_labels) are left out, and so are up to
-    task.malformed_rows rows of a labelled file. A split without labels keeps every row, even one
-    with an empty text, since each needs its prediction. With task.dev_fraction, `dev` is carved
-    from the file of `train`: an example goes by a hash of its first text, so neither by the order
-    of the rows nor apart from others on the same passage.
+    task.malformed_rows malformed rows of a labelled file. A split without labels keeps every row,
+    even with an empty text, since each needs a prediction. With task.dev_fraction, `dev` is taken
+    from the file of `train` by a hash of the first text. The order of the rows does not matter, and
+    examples on the same passage stay together.
 
-    Raises ConfigError for a split that the task has not, DataError naming file and line for bad
-    input.
+    Raises:
+        ConfigError: The task does not have the split, or task.dev_fraction leaves it empty.
+        DataError: The input is bad; the message names file and line.
     """
     carved = task.dev_fraction > 0 and name in ("train", "dev")
     split = split_of(task, "train" if carved else name)
@@ -83,12 +85,12 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
 
 
 def dev_splits(task: TaskConfig) -> list[str]:
-    """The splits by which a model is judged; one that is carved from `train` is `dev`."""
+    """Return the splits that judge a model; one that is taken from `train` is `dev`."""
     return [name for name in task.splits if name.startswith(DEV)] or [DEV]
 
 
 def present_splits(folder: Path, task: TaskConfig) -> list[str]:
-    """The splits that can be read: all but the `test` ones whose files are not there."""
+    """Return the splits that can be read: all but `test` splits whose files are missing."""
     named = [
         name
         for name in task.splits
@@ -98,10 +100,12 @@ def present_splits(folder: Path, task: TaskConfig) -> list[str]:
 
 
 def read_unlabelled(path: Path, task: TaskConfig) -> list[Example]:
-    """Examples without labels from lines of JSON whose keys are the roles of the task's form.
+    """Read examples without labels from lines of JSON whose keys are the TEXT_ROLES of the form.
 
-    That is `text`; `premise`, `hypothesis`; `a`, `b`; or `context`, `choices`, and `question` where
-    the task has one. Raises DataError naming file and line for bad input.
+    A line has a `question` only if the task has one.
+
+    Raises:
+        DataError: The input is bad; the message names file and line.
     """
     known = columns_of(task, split_of(task, TRAIN))
     columns: dict[str, Column | list[Column]] = {
@@ -121,28 +125,24 @@ def write_submission(
     examples: Sequence[Example],
     predictions: Sequence[int | float],
 ) -> Path:
-    """Write predictions in GLUE's form, `index` and `prediction`, and return the file.
+    """Write predictions in GLUE's format, `index` and `prediction`, and return the file.
 
-    It has the split's `submission` name, or else the split's. A prediction is the number of a class
-    or choice, written as task.labels names it, or a score. Raises DataError where the file cannot
-    be written.
+    Its name is the split's `submission` or else the split's own. A prediction is a score, or the
+    number of a class or choice, written as task.labels names it.
+
+    Raises:
+        DataError: The file cannot be written.
     """
     path = folder / submission_name(task, split)
     lines = ["index\tprediction"]
     for example, prediction in zip(examples, predictions, strict=True):
         lines.append(f"{example.id}\t{_named(task, prediction)}")
-    try:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or correct its "
-            "permissions, and start the run again, which goes on from its last checkpoint"
-        ) from None
+    write_result(path, "\n".join(lines) + "\n")
     return path
 
 
 def submission_name(task: TaskConfig, split: str) -> str:
-    """The prediction file of a split."""
+    """Return the name of a split's prediction file."""
     return split_of(task, split).submission or f"{split}.tsv"
 
 
@@ -165,15 +165,15 @@ def _examples(path: Path, task: TaskConfig, split: SplitConfig) -> Iterator[Exam
             if "label" in columns and malformed <= task.malformed_rows:
                 continue
             raise DataError(
-                f"{error}; mend it, or let task.malformed_rows ({task.malformed_rows}) allow it "
+                f"{error}; fix it, or let task.malformed_rows ({task.malformed_rows}) allow it "
                 "in a labelled file"
             ) from None
         if example is not None:
             yield example
 
 
-def _example(row: Row, number: int, task: TaskConfig, columns: Columns) -> Example | None:
-    """The example of a row; None if it has no gold label."""
+def _example(row: FileRow, number: int, task: TaskConfig, columns: Columns) -> Example | None:
+    """Return the example of a row, or None if it has no gold label."""
     if row.problem:
         raise _MalformedRowError(f"{row.where}: {row.problem}")
     named = _string(row, columns["label"][0]).strip() if "label" in columns else None
@@ -190,7 +190,7 @@ def _example(row: Row, number: int, task: TaskConfig, columns: Columns) -> Examp
     return Example(texts, choices, label, index, row.where)
 
 
-def _choices(row: Row, columns: list[Column], labels: list[str] | None) -> tuple[str, ...]:
+def _choices(row: FileRow, columns: list[Column], labels: list[str] | None) -> tuple[str, ...]:
     values = [_field(row, column) for column in columns]
     if len(columns) == 1:
         values = values[0]
@@ -200,7 +200,7 @@ def _choices(row: Row, columns: list[Column], labels: list[str] | None) -> tuple
             "name a column that holds lists, or several columns"
         )
     choices = [_text([_as_string(row, columns[0], value)]) for value in values]
-    # Of several columns, a row of fewer choices leaves the last ones blank.
+    # A row with fewer choices leaves the last of several columns blank.
     while len(columns) > 1 and len(choices) > 2 and not choices[-1]:
         choices.pop()
     if labels is not None and len(choices) > len(labels):
@@ -208,7 +208,7 @@ def _choices(row: Row, columns: list[Column], labels: list[str] | None) -> tuple
     return tuple(choices)
 
 
-def _label(row: Row, named: str, task: TaskConfig, num_choices: int) -> int | float:
+def _label(row: FileRow, named: str, task: TaskConfig, num_choices: int) -> int | float:
     if task.labels is None and task.form != "multiple_choice":
         return _score(row, named, task.score_range)
     labels = task.labels or [str(number) for number in range(num_choices)]
@@ -216,13 +216,13 @@ def _label(row: Row, named: str, task: TaskConfig, num_choices: int) -> int | fl
         labels = labels[:num_choices]
     if named not in labels:
         raise DataError(
-            f"{row.where}: unknown label {named!r}, not one of {', '.join(labels)}; mend it, "
-            "correct task.labels, or leave such rows out by task.ignored_labels"
+            f"{row.where}: unknown label {named!r}, not one of {', '.join(labels)}; fix it, "
+            "correct task.labels, or leave such rows out with task.ignored_labels"
         )
     return labels.index(named)
 
 
-def _score(row: Row, named: str, score_range: tuple[float, float] | None) -> float:
+def _score(row: FileRow, named: str, score_range: tuple[float, float] | None) -> float:
     low, high = score_range or (-_LARGEST, _LARGEST)
     try:
         score = float(named)
@@ -231,29 +231,29 @@ def _score(row: Row, named: str, score_range: tuple[float, float] | None) -> flo
     if not (math.isfinite(score) and low <= score <= high):
         expected = f" from {low:g} to {high:g}" if score_range else ""
         raise DataError(
-            f"{row.where}: {named!r} is no score{expected}; mend it, or name the classes in "
+            f"{row.where}: {named!r} is not a score{expected}; fix it, or name the classes in "
             "task.labels"
         )
     return score
 
 
-def _string(row: Row, column: Column) -> str:
+def _string(row: FileRow, column: Column) -> str:
     return _as_string(row, column, _field(row, column))
 
 
-def _field(row: Row, column: Column) -> Any:
+def _field(row: FileRow, column: Column) -> Any:
     if column not in row.fields:
         known = ", ".join(map(repr, row.fields))
         raise DataError(f"{row.where}: no {column!r}, only {known}; add it, or name another")
     return row.fields[column]
 
 
-def _as_string(row: Row, column: Column, value: Any) -> str:
-    """A field of a JSON file as a field of a text file would say it; null is empty."""
+def _as_string(row: FileRow, column: Column, value: Any) -> str:
+    """Return a field of a JSON file as a text file would hold it; null becomes empty."""
     if value is None:
         return ""
     if not isinstance(value, str | int | float):
-        raise DataError(f"{row.where}: {column!r} is {value!r:.40}, not a text; mend it")
+        raise DataError(f"{row.where}: {column!r} is {value!r:.40}, not a text; fix it")
     text = value if isinstance(value, str) else json.dumps(value)
     try:
         text.encode()
@@ -272,7 +272,7 @@ def _is_held_out(example: Example, fraction: float) -> bool:
 
 
 def split_of(task: TaskConfig, name: str) -> SplitConfig:
-    """A split as the task describes it; ConfigError where it has none of that name."""
+    """Return the configuration of a split; raise ConfigError if the task does not have it."""
     if name not in task.splits:
         raise ConfigError(f"task.splits: no {name!r}; it has {', '.join(task.splits)}")
     split = task.splits[name]
@@ -280,7 +280,7 @@ def split_of(task: TaskConfig, name: str) -> SplitConfig:
 
 
 def columns_of(task: TaskConfig, split: SplitConfig) -> Columns:
-    """The columns of a split's file by role."""
+    """Return the columns of a split's file by role."""
     columns = task.columns if split.columns is None else split.columns
     if task.format == "race":
         columns = RACE_COLUMNS

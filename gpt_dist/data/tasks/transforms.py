@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -20,12 +20,12 @@ _REMEMBERED_TEXTS = 64  # neighbouring rows share a passage or a premise
 
 
 class Transformation:
-    """Makes the token sequences of one form of task, each of sequence_length tokens at most.
+    """Converter of one form of example into sequences of at most sequence_length tokens.
 
-    The released code cuts each of two texts to its first `sequence_length // 2 - 2` tokens. Here
-    too, but a text may also take the room that the other leaves: nothing is cut that fits, and
-    nothing that the released code keeps. In multiple choice only the context is cut, to the same
-    tokens before every choice; the question and the choices stay whole.
+    The released code cuts each of two texts to its first `sequence_length // 2 - 2` tokens. Here,
+    a text may also take the room that the other leaves, so that no text is cut that fits, and no
+    token is lost that the released code keeps. In multiple choice only the context is cut, to the
+    same tokens before every choice.
     """
 
     def __init__(self, form: Form, tokenizer: Tokenizer, sequence_length: int) -> None:
@@ -37,12 +37,13 @@ class Transformation:
         self._form = form
         self._tokenizer = tokenizer
         self._sequence_length = sequence_length
-        self._encode = lru_cache(_REMEMBERED_TEXTS)(self._encode_text)
+        self._encode = lru_cache(_REMEMBERED_TEXTS)(partial(encode_as_trained, tokenizer))
 
     def sequences(self, example: Example) -> list[NDArray[np.int32]]:
-        """One sequence; for similarity one in each order; for multiple choice one a choice.
+        """Return one sequence, or one for each order (similarity) or choice (multiple choice).
 
-        Raises DataError where a question and its longest choice leave no room for the context.
+        Raises:
+            DataError: A question and its longest choice leave no room for the context.
         """
         texts = [self._encode(text) for text in example.texts]
         match self._form:
@@ -77,13 +78,10 @@ class Transformation:
         return [self._join(before, choice) for choice in choices]
 
     def _join(self, *texts: NDArray[np.int32]) -> NDArray[np.int32]:
-        """start, the texts with a delimiter between, extract."""
+        """Join start, the texts with a delimiter between them, and extract."""
         tokenizer = self._tokenizer
         parts: list[NDArray[np.int32] | list[int]] = [[tokenizer.start]]
         for text in texts:
             parts += [text, [tokenizer.delimiter]]
         parts[-1] = [tokenizer.extract]
         return np.concatenate(parts, dtype=np.int32)
-
-    def _encode_text(self, text: str) -> NDArray[np.int32]:
-        return encode_as_trained(self._tokenizer, text)

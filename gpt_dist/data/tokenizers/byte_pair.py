@@ -1,4 +1,4 @@
-"""The byte-pair tokenizers of other models: the released GPT-1's, and any in a `tokenizer.json`."""
+"""Byte-pair tokenizers of other models: GPT-1's, GPT-2's, and any in a `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS
+from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, join_ids
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
 
@@ -22,22 +21,22 @@ _UNKNOWN = "<unk>"
 _PIECE_CHARACTERS = 2**16
 _SPACE_BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
 _FILE_BYTES = 2**27
-"""A larger file is refused unread; a vocabulary of 256,000 tokens takes about an eighth of it."""
+"""Largest file that is read; a vocabulary of 256,000 tokens takes about an eighth of it."""
 
 
 class BytePairTokenizer:
-    """A byte-pair encoding behind the `tokenizers` library.
+    """Byte-pair tokenizer that uses the `tokenizers` library.
 
-    A reserved token that the vocabulary lacks gets an id behind it, as in the released fine-tuning
-    code: a model meets it only once its embedding has grown.
+    A reserved token that the vocabulary lacks gets an id after the vocabulary, as in the released
+    fine-tuning code. A model is given such ids only once its embedding has grown.
     """
 
     def __init__(self, backend: Backend) -> None:
-        # Some files ask for what others do to short inputs: a corpus must not be cut.
+        # Some files ask for truncation or padding, but a corpus must stay as it is.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.lowercases = False  # its normalizer does so itself where it should
+        self.lowercases = False  # the normalizer lower-cases where needed
         self._piece_characters = _PIECE_CHARACTERS if _can_be_cut(backend) else None
         self.vocab_size = backend.get_vocab_size()
         known = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
@@ -47,29 +46,25 @@ class BytePairTokenizer:
         self.end_of_text, self.start, self.delimiter, self.extract = ids
 
     def encode(self, text: str) -> Ids:
-        """Ids (int32 vector) of a text."""
-        # The library's own result takes 500 bytes a token.
+        """Return the ids (int32 vector) of a text."""
+        # In pieces, since the library's result takes 500 bytes a token.
         pieces = _cut_before_words(text, self._piece_characters or len(text))
-        ids = [
-            np.array(self._backend.encode(piece, add_special_tokens=False).ids, dtype=np.int32)
-            for piece in pieces
-        ]
-        return np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
+        return join_ids(self._backend.encode(p, add_special_tokens=False).ids for p in pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; reserved tokens are left out."""
+        """Return the text of `ids`, without reserved tokens."""
         known = [int(index) for index in ids if index < self.vocab_size]
         return self._backend.decode(known)
 
     def files(self) -> dict[str, bytes]:
-        """The files by which `transformers.AutoTokenizer` makes this tokenizer."""
+        """Return the files from which `transformers.AutoTokenizer` makes this tokenizer."""
         reserved = SPECIAL_TOKENS[:1] if self.end_of_text < self.vocab_size else ()
         settings = tokenizer_settings(eos_token=next(iter(reserved), None))
         return {"tokenizer.json": self._backend.to_str().encode(), **settings}
 
 
 def _can_be_cut(backend: Backend) -> bool:
-    """Whether a space between words begins a token, or is none, whatever stands before it."""
+    """Return whether a space between words begins a token or is dropped, whatever precedes it."""
     normalizer, words = backend.normalizer, backend.pre_tokenizer
     if not (normalizer is None or isinstance(normalizer, normalizers.BertNormalizer)):
         return False
@@ -94,14 +89,14 @@ def _cut_before_words(text: str, length: int) -> Iterator[str]:
 
 
 def tokenizer_settings(**settings: Any) -> dict[str, bytes]:
-    """The file that has `transformers` read a `tokenizer.json` as it is."""
+    """Return the file that makes `transformers` read a `tokenizer.json` as it is."""
     common = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     text = json.dumps({**common, **settings}, indent=2, sort_keys=True)
     return {"tokenizer_config.json": f"{text}\n".encode()}
 
 
 def read_tokenizer_json(path: Path) -> BytePairTokenizer:
-    """The tokenizer in a `tokenizer.json`; DataError where it is damaged or of another kind."""
+    """Read a `tokenizer.json`; raise DataError if it is damaged or not a byte-pair encoding."""
     try:
         text = _read(path)
         values = json.loads(text)
@@ -109,7 +104,7 @@ def read_tokenizer_json(path: Path) -> BytePairTokenizer:
         if model["type"] != "BPE":
             raise ValueError(f"a model of type {model['type']}, not BPE")
         if prefix := model.get("continuing_subword_prefix"):
-            # No GPT has one; where a token is shorter, the library panics past `except Exception`.
+            # No GPT has one. If a token is shorter, the library panics past `except Exception`.
             raise ValueError(f"continuing_subword_prefix is {prefix!r}; only null can be opened")
         merges = [
             merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
@@ -122,10 +117,12 @@ def read_tokenizer_json(path: Path) -> BytePairTokenizer:
 
 
 def read_openai_gpt(vocabulary: Path, merges: Path) -> BytePairTokenizer:
-    """The released GPT-1's tokenizer, with the ids of `transformers.OpenAIGPTTokenizer`.
+    """Read the released GPT-1's tokenizer; it gives the ids of `transformers.OpenAIGPTTokenizer`.
 
-    Words are split as BERT's are, not as spaCy and ftfy did for the paper: so does transformers.
-    Raises DataError where a file is damaged.
+    Like transformers, it splits words as BERT does, not as spaCy and ftfy did for the paper.
+
+    Raises:
+        DataError: A file is damaged.
     """
     backend = _read_merges(vocabulary, merges, end_of_word_suffix=_END_OF_WORD, unk_token=_UNKNOWN)
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -136,7 +133,7 @@ def read_openai_gpt(vocabulary: Path, merges: Path) -> BytePairTokenizer:
 
 
 def read_gpt2(vocabulary: Path, merges: Path) -> BytePairTokenizer:
-    """GPT-2's tokenizer, on bytes; DataError where a file is damaged."""
+    """Read GPT-2's byte-level tokenizer; raise DataError if a file is damaged."""
     backend = _read_merges(vocabulary, merges)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -156,13 +153,13 @@ def _read_merges(vocabulary: Path, merges: Path, **options: str) -> Backend:
 
 
 def _check(vocabulary: Any, merges: Iterable[Sequence[str]], added: Mapping[str, int]) -> None:
-    """Raise ValueError for what would have the `tokenizers` library abort, or give strange ids."""
+    """Raise ValueError for content that makes `tokenizers` abort or give wrong ids."""
     ids = sorted({**vocabulary, **added}.values())
     if ids != list(range(len(ids))):
-        raise ValueError("ids are not numbered without gaps")
+        raise ValueError("the ids have gaps")
     for left, right in merges:
         if not {left, right, left + right} <= vocabulary.keys():
-            raise ValueError(f"a merge of {left!r} and {right!r}, which are not all tokens")
+            raise ValueError(f"the merge of {left!r} and {right!r} needs tokens that are missing")
 
 
 def _read(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""The tokenizer of a folder: which files say it, and what they hold."""
+"""Find, open and convert the tokenizer of a folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import sentencepiece
 from tokenizers import Tokenizer as Backend
@@ -17,7 +17,7 @@ from gpt_dist.data.tokenizers.byte_pair import (
     read_tokenizer_json,
     tokenizer_settings,
 )
-from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer
+from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer, is_text
 from gpt_dist.data.tokens.folder import TokenizerName
 from gpt_dist.errors import DataError
 
@@ -28,28 +28,13 @@ _SPACE = "▁"
 FolderTokenizer = SentencePieceTokenizer | BytePairTokenizer
 
 
-class _Pieces(Protocol):
-    """What is asked of a sentencepiece processor."""
-
-    def get_piece_size(self) -> int: ...
-
-    def id_to_piece(self, index: int) -> str: ...
-
-    def get_score(self, index: int) -> float: ...
-
-    def is_control(self, index: int) -> bool: ...
-
-    def is_unknown(self, index: int) -> bool: ...
-
-    def is_byte(self, index: int) -> bool: ...
-
-
 def open_tokenizer(folder: Path) -> FolderTokenizer:
-    """The tokenizer of a model folder, ours or Hugging Face's, or of the released GPT-1 files.
+    """Open the tokenizer of a token folder, a checkpoint, a model folder or the released GPT-1.
 
-    Token folders and checkpoints hold one too.
+    Hugging Face's model folders are read too.
 
-    Raises DataError where there is none, or it is damaged.
+    Raises:
+        DataError: The folder has no tokenizer, or a damaged one.
     """
     if (folder / SENTENCEPIECE_NAME).is_file():
         return SentencePieceTokenizer(folder / SENTENCEPIECE_NAME)
@@ -59,7 +44,7 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
         return read_openai_gpt(folder / "encoder_bpe_40000.json", folder / "vocab_40000.bpe")
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if vocabulary.is_file():
-        # Only GPT-1's marks the ends of words.
+        # Only GPT-1's tokens mark the ends of words.
         ends_words = b"</w>" in merges.read_bytes() if merges.is_file() else False
         return (read_openai_gpt if ends_words else read_gpt2)(vocabulary, merges)
     raise DataError(
@@ -69,9 +54,10 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
 
 
 def tokenizer_file(folder: Path) -> tuple[TokenizerName, bytes]:
-    """Name and content of the one file by which `open_tokenizer` opens a folder's tokenizer again.
+    """Return name and content of the one file by which `open_tokenizer` reopens a tokenizer.
 
-    Raises DataError where the folder has none.
+    Raises:
+        DataError: The folder has no tokenizer, or a damaged one.
     """
     tokenizer = open_tokenizer(folder)
     if isinstance(tokenizer, BytePairTokenizer):
@@ -80,16 +66,16 @@ def tokenizer_file(folder: Path) -> tuple[TokenizerName, bytes]:
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """The tokenizer files of a new model folder, from another, a token folder, or released files.
+    """Return the tokenizer files for a new model folder from any folder with a tokenizer.
 
-    `transformers.AutoTokenizer` makes from them a tokenizer of the same ids.
+    `transformers.AutoTokenizer` makes a tokenizer with the same ids from them.
     """
     tokenizer = open_tokenizer(folder)
     if isinstance(tokenizer, BytePairTokenizer):
         return tokenizer.files()
     model = (folder / SENTENCEPIECE_NAME).read_bytes()
     end_of_text, *others = SPECIAL_TOKENS
-    # Reserved tokens never come from text: there, their names are words like any.
+    # Text never gives reserved tokens: their names in it are ordinary words.
     settings = tokenizer_settings(
         eos_token=end_of_text, additional_special_tokens=others, split_special_tokens=True
     )
@@ -98,8 +84,8 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     return {SENTENCEPIECE_NAME: model, BYTE_PAIR_NAME: backend.encode(), **settings}
 
 
-def _as_tokenizers(processor: _Pieces) -> Backend:
-    """A sentencepiece model as a pipeline of `tokenizers`, with `SentencePieceTokenizer`'s ids."""
+def _as_tokenizers(processor: sentencepiece.SentencePieceProcessor) -> Backend:
+    """Convert a sentencepiece model to a pipeline of `tokenizers` that gives the same ids."""
     ids = range(processor.get_piece_size())
     backend = Backend(
         BPE(
@@ -116,7 +102,7 @@ def _as_tokenizers(processor: _Pieces) -> Backend:
             normalizers.Replace(" ", _SPACE),
         ]
     )
-    # No piece holds a space but at its start: words can be encoded one by one.
+    # Only the start of a piece can be a space, so that words can be encoded one by one.
     backend.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
     backend.decoder = decoders.Sequence(
         [
@@ -130,17 +116,15 @@ def _as_tokenizers(processor: _Pieces) -> Backend:
     return backend
 
 
-def _merges(processor: _Pieces) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, the best piece first.
+def _merges(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
+    """Return every way to make a piece from two others, the best piece first.
 
-    sentencepiece joins the neighbours whose union is the best piece, wherever that is cut.
+    sentencepiece joins the neighbours whose union is the best piece, wherever it is cut.
     """
     pieces = [
         (-processor.get_score(index), processor.id_to_piece(index))
         for index in range(processor.get_piece_size())
-        if not (
-            processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index)
-        )
+        if is_text(processor, index)
     ]
     known = {piece for _, piece in pieces}
     return [

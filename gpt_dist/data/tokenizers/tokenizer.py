@@ -1,8 +1,8 @@
-"""Turn text into token ids and back: a small interface, and sentencepiece behind it."""
+"""Convert text to token ids and back: the interface, and sentencepiece behind it."""
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,58 +14,71 @@ from gpt_dist.errors import DataError
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>")
 
-# A text goes to sentencepiece in pieces of about this many characters: the fastest by measurement,
-# and its memory grows with the piece alone.
+# Texts are encoded in pieces of about this length: it was measured to be the fastest, and memory
+# grows with the piece only.
 _PIECE_CHARACTERS = 1024
 _TRAINING_LINE_CHARACTERS = 4096
-# Recorded in the model file, so it is fixed: a model must not depend on the machine's cores.
+# Fixed, since the model file records it and must not depend on the machine's cores.
 _TRAINING_THREADS = 4
 _TOO_LARGE = re.compile(r"Vocabulary size too high .* value <= (\d+)")
 _TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
 
 
 class Tokenizer(Protocol):
-    """What others ask of a tokenizer; the last four attributes are the ids of reserved tokens."""
+    """Interface of all tokenizers; the last four attributes are the ids of reserved tokens."""
 
     vocab_size: int
-    """Tokens of its files: a text has no others."""
+    """Number of tokens in the tokenizer's files; texts give no others."""
     full_vocab_size: int
-    """The same and the reserved tokens that its files lack, whose ids follow them."""
+    """The same with the reserved tokens that the files lack, whose ids come last."""
     lowercases: bool
-    """Whether it was made of lower-cased text, and texts should be lower-cased before."""
+    """True if it was trained on lower-cased text, so that texts must be lower-cased first."""
     end_of_text: int
     start: int
     delimiter: int
     extract: int
 
     def encode(self, text: str) -> Ids:
-        """Ids (int32 vector) of a text whose paragraphs are separated by a line end."""
+        """Return the ids (int32 vector) of a text with a line end between paragraphs."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; reserved tokens have none."""
+        """Return the text of some ids, without reserved tokens."""
 
 
 def encode_as_trained(tokenizer: Tokenizer, text: str) -> Ids:
-    """The ids of a text that is lower-cased where the tokenizer knows lower case only."""
+    """Encode a text, lower-cased first if the tokenizer knows only lower case."""
     return tokenizer.encode(text.lower() if tokenizer.lowercases else text)
 
 
-class SentencePieceTokenizer:
-    """A sentencepiece model made by `train_sentencepiece`.
+def join_ids(parts: Iterable[Sequence[int]]) -> Ids:
+    """Join lists of ids into one int32 vector."""
+    vectors = [np.array(part, dtype=np.int32) for part in parts]
+    return np.concatenate([np.empty(0, dtype=np.int32), *vectors])
 
-    A line end is the byte piece `<0x0A>` and the word after it starts afresh, so that a text's ids
-    are those of its paragraphs, with `<0x0A>` between. `decode(encode(text)) == text` holds for
-    text without runs of spaces and without spaces beside line ends, as `data_prep` cleans it.
+
+def is_text(processor: sentencepiece.SentencePieceProcessor, index: int) -> bool:
+    """Return whether a token of a sentencepiece model is text, not a byte and not reserved."""
+    return not (
+        processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index)
+    )
+
+
+class SentencePieceTokenizer:
+    """Tokenizer with a sentencepiece model made by `train_sentencepiece`.
+
+    A line end is the byte piece `<0x0A>`, and the word after it is encoded like the first of a
+    text: a text's ids are those of its paragraphs with `<0x0A>` between. `decode` reverses `encode`
+    if a text has no runs of spaces and no spaces beside line ends, as `data_prep` cleans it.
     """
 
     def __init__(self, model: Path) -> None:
-        """Load a model file; DataError where it is damaged or lacks the reserved tokens."""
+        """Load a model file; raise DataError if it is damaged or lacks the reserved tokens."""
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
             ids = [self._processor.piece_to_id(token) for token in SPECIAL_TOKENS]
             known = all(self._processor.is_control(index) for index in ids)
             pieces = [self._processor.id_to_piece(i) for i in range(len(self._processor))]
-        except (OSError, RuntimeError, ValueError) as error:  # a piece may be no UTF-8
+        except (OSError, RuntimeError, ValueError) as error:  # a piece may not be UTF-8
             raise DataError(
                 f"{model}: cannot be read as a sentencepiece model ({error}); "
                 "prepare the token folder again"
@@ -79,25 +92,17 @@ class SentencePieceTokenizer:
         self.vocab_size = len(pieces)
         self.full_vocab_size = self.vocab_size
         self.lowercases = not any(
-            piece != piece.lower() for index, piece in enumerate(pieces) if self._is_text(index)
-        )
-
-    def _is_text(self, index: int) -> bool:
-        """Whether a token is a piece of text: not a byte, and not reserved."""
-        processor = self._processor
-        return not (
-            processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index)
+            piece != piece.lower() for i, piece in enumerate(pieces) if is_text(self._processor, i)
         )
 
     def encode(self, text: str) -> Ids:
-        """Ids (int32 vector) of `text`; memory beyond the result does not grow with its length."""
-        # No token holds a space but at its start: cutting at a space changes no id.
+        """Return the ids (int32 vector) of `text`; beside the result, memory is bounded."""
+        # Only the start of a token can be a space, so that cutting at spaces changes no id.
         pieces = cut_at_spaces(text.replace("\n", "\n "), _PIECE_CHARACTERS)
-        ids = [np.array(self._processor.encode(piece), dtype=np.int32) for piece in pieces]
-        return np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
+        return join_ids(self._processor.encode(piece) for piece in pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; reserved tokens are left out."""
+        """Return the text of `ids`, without reserved tokens."""
         text: str = self._processor.decode([int(index) for index in ids])
         return text.replace("\n ", "\n")
 
@@ -108,7 +113,8 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
     Text is taken as it is (identity normalisation); a character too rare for the vocabulary falls
     back to its UTF-8 bytes. The result depends on the lines and `vocab_size` only.
 
-    Raises DataError where the text cannot give `vocab_size` tokens, or its characters need more.
+    Raises:
+        DataError: The text cannot give `vocab_size` tokens, or its characters need more.
     """
     model = io.BytesIO()
     try:
@@ -136,9 +142,9 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
 
 
 def cut_at_spaces(text: str, length: int) -> Iterator[str]:
-    """Cut `text` at the first space after every `length` characters; those spaces are left out.
+    """Cut `text` at the first space after every `length` characters and drop these spaces.
 
-    A space that ends the text stays: it is a token.
+    A space at the end of the text stays, since it is a token.
     """
     begin = 0
     while begin < len(text):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from gpt_dist.data.tokens.shards import Ids, bin_path, idx_path, read_index_header
 from gpt_dist.errors import DataError, first_problem
+from gpt_dist.files.records import Record
 
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation")
@@ -22,11 +23,7 @@ TokenizerName = Literal["tokenizer.model", "tokenizer.json"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
-
-
-class FileEntry(_Record):
+class FileEntry(Record, from_attributes=True):
     """Size in bytes and SHA-256 of a file of the folder."""
 
     bytes: NonNegativeInt
@@ -39,7 +36,7 @@ class TokenizerEntry(FileEntry):
     name: TokenizerName = "tokenizer.model"
 
 
-class ShardEntry(_Record):
+class ShardEntry(Record):
     """One shard: `name` is its path in the folder without `.bin` or `.idx`."""
 
     name: Annotated[str, Field(pattern=r"^(train|validation)/shard-\d{5,}$")]
@@ -49,7 +46,7 @@ class ShardEntry(_Record):
     idx: FileEntry
 
 
-class SplitEntry(_Record):
+class SplitEntry(Record):
     """The shards of one split, in reading order; a document cut in two counts in both splits."""
 
     tokens: NonNegativeInt
@@ -57,37 +54,37 @@ class SplitEntry(_Record):
     shards: tuple[ShardEntry, ...]
 
 
-class SourceEntry(_Record):
-    """A file the corpus was made from."""
+class SourceEntry(Record):
+    """Source file of the corpus."""
 
     name: str
     bytes: NonNegativeInt
     sha256: Sha256
 
 
-class DropEntry(_Record):
-    """A document or file that was left out, and why."""
+class DropEntry(Record):
+    """Document or file that was left out, with the reason."""
 
     name: str
     reason: str
 
 
-class BuildOptions(_Record):
-    """The choices a corpus depends on, beside its sources and a tokenizer that was given."""
+class BuildOptions(Record, from_attributes=True):
+    """Options that decide the content of a build, beside the sources and a given tokenizer."""
 
     vocab_size: PositiveInt
-    """Of the tokenizer, trained or given."""
+    """Vocabulary size of the tokenizer, trained or given."""
     lowercase: bool
     min_characters: NonNegativeInt
     validation_fraction: Annotated[float, Field(ge=0, lt=1)]
     text_field: str
     tokenizer_sample_mb: PositiveInt | None
-    """None, as `seed`: the tokenizer was given, and no text drawn to train one."""
+    """Size of the text that trained the tokenizer; None, like `seed`, if it was given."""
     seed: int | None
 
 
-class Totals(_Record):
-    """What went in and what was kept."""
+class Totals(Record):
+    """Amounts of text that were read and kept."""
 
     source_bytes: NonNegativeInt
     documents_read: NonNegativeInt
@@ -97,7 +94,7 @@ class Totals(_Record):
     tokens: NonNegativeInt
 
 
-class Manifest(_Record):
+class TokenManifest(Record):
     """Content of `manifest.json`; nothing in it depends on time, machine or number of workers."""
 
     format: Literal["gpt_dist.tokens"]
@@ -109,13 +106,13 @@ class Manifest(_Record):
     options: BuildOptions
     totals: Totals
     sources: tuple[SourceEntry, ...]
-    dropped: dict[str, NonNegativeInt]  # reason → how many
-    drops: tuple[DropEntry, ...]  # the first of them, by name
+    dropped: dict[str, NonNegativeInt]  # number of drops by reason
+    drops: tuple[DropEntry, ...]  # the first thousand, in order
     splits: dict[Literal["train", "validation"], SplitEntry]
 
 
 class TokenStream:
-    """The ids of one split: its shards' documents, one after another."""
+    """Token ids of one split: the documents of its shards, one after another."""
 
     def __init__(self, folder: Path, split: SplitEntry, dtype: str, vocab_size: int) -> None:
         """Describe the stream; no shard is opened before it is read."""
@@ -127,10 +124,10 @@ class TokenStream:
         self._maps: dict[int, Ids] = {}
 
     def read(self, start: int, stop: int) -> Ids:
-        """A copy of ids `start` to `stop` of the split, in the shards' own type.
+        """Return a copy of ids `start` to `stop` of the split, in the shards' own type.
 
-        Raises DataError, naming the shard, where an id is not of the vocabulary: the shard is
-        corrupt.
+        Raises:
+            DataError: A shard holds an id outside the vocabulary; the message names it.
         """
         assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
         ids = np.empty(stop - start, dtype=self._dtype)
@@ -155,10 +152,10 @@ class TokenStream:
 
 
 class TokenFolder:
-    """A folder made by `python -m data_prep build`, checked for being whole."""
+    """A folder made by `python -m data_prep build`, checked to be complete."""
 
-    def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
-        """Use `TokenFolder.open`."""
+    def __init__(self, path: Path, manifest: TokenManifest, digest: str) -> None:
+        """Use `TokenFolder.open` instead."""
         self.path = path
         self.manifest = manifest
         self.digest = digest
@@ -166,12 +163,13 @@ class TokenFolder:
 
     @classmethod
     def open(cls, path: Path) -> "TokenFolder":
-        """Read the manifest and check every file's size and every index header, but no token.
+        """Read the manifest and check every file's size and every index header, but no tokens.
 
-        `digest` is the SHA-256 of the manifest, and so stands for the whole content.
+        `digest`, the SHA-256 of the manifest, stands for the whole content.
 
-        Raises DataError where the folder or a file of it is missing, is of another format, or has
-        not the size the manifest states.
+        Raises:
+            DataError: The folder or one of its files is missing, has another format, or does not
+                have the size that the manifest states.
         """
         manifest, digest = _read_manifest(path)
         _check_size(path / manifest.tokenizer.name, manifest.tokenizer.bytes)
@@ -184,11 +182,11 @@ class TokenFolder:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The file of the tokenizer that the ids were made with."""
+        """The file of the tokenizer that encoded the ids."""
         return self.path / self.manifest.tokenizer.name
 
     def split(self, name: Literal["train", "validation"]) -> TokenStream:
-        """The ids of one split; an empty split has `num_tokens` 0."""
+        """Return the ids of one split; an empty split has `num_tokens` 0."""
         manifest = self.manifest
         return TokenStream(self.path, manifest.splits[name], manifest.dtype, self.vocab_size)
 
@@ -215,8 +213,8 @@ def find_damage(
         progress(entry.bytes)
 
 
-def files_of(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
-    """Every file a manifest states, by its path in the folder."""
+def files_of(manifest: TokenManifest) -> Iterator[tuple[str, FileEntry]]:
+    """Yield every file of a manifest with its path in the folder."""
     yield manifest.tokenizer.name, manifest.tokenizer
     for split in manifest.splits.values():
         for shard in split.shards:
@@ -224,19 +222,14 @@ def files_of(manifest: Manifest) -> Iterator[tuple[str, FileEntry]]:
             yield shard.name + ".idx", shard.idx
 
 
-def _read_manifest(path: Path) -> tuple[Manifest, str]:
+def _read_manifest(path: Path) -> tuple[TokenManifest, str]:
     file = path / MANIFEST_NAME
-    if not path.is_dir():
-        what = "a file, not a token folder" if path.exists() else "no such folder"
-        raise DataError(f"{path}: {what}; make one with `python -m data_prep build`")
     if not file.is_file():
-        raise DataError(
-            f"{path}: not a token folder (it has no {MANIFEST_NAME}); "
-            "make one with `python -m data_prep build`"
-        )
+        what = f"not a token folder (no {MANIFEST_NAME})" if path.exists() else "no such folder"
+        raise DataError(f"{path}: {what}; make one with `python -m data_prep build`")
     try:
         content = file.read_bytes()
-        manifest = Manifest.model_validate_json(content)
+        manifest = TokenManifest.model_validate_json(content)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}){_REMEDY}") from error
     except ValidationError as error:

@@ -38,7 +38,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a finished shard holds, and its two files."""
+    """Counts and files of a finished shard."""
 
     tokens: int
     documents: int
@@ -48,7 +48,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class IndexHeader:
-    """The fixed-size start of an index: the ids' type, and how many sequences and documents."""
+    """Fixed-size start of an index: the ids' type, the numbers of sequences and documents."""
 
     dtype: np.dtype[Any]
     sequences: int
@@ -56,22 +56,22 @@ class IndexHeader:
 
 
 def bin_path(prefix: Path) -> Path:
-    """The file of a shard that holds the ids."""
+    """Return the file of a shard that holds the ids."""
     return prefix.with_name(prefix.name + ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
-    """The file of a shard that holds the documents' bounds."""
+    """Return the file of a shard that holds the documents' bounds."""
     return prefix.with_name(prefix.name + ".idx")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The type ids are stored in: uint16 below 65,500 (Megatron's bound), else int32."""
+    """Return the type to store ids in: uint16 below 65,500 (Megatron's bound), else int32."""
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
 
 
 class ShardWriter:
-    """Writes one shard document by document, keeping nothing in memory but the lengths."""
+    """Shard writer that keeps only the documents' lengths in memory."""
 
     def __init__(self, prefix: Path, dtype: np.dtype[Any]) -> None:
         """Create `prefix.bin`; `close` adds `prefix.idx`."""
@@ -111,9 +111,10 @@ class ShardWriter:
 
 
 def read_index_header(path: Path) -> IndexHeader:
-    """Read the header of an index file; its cost does not depend on the shard's size.
+    """Read the header of an index file, at a cost that does not depend on the shard's size.
 
-    Raises DataError where the file is no index of this format, or not as long as its header says.
+    Raises:
+        DataError: The file is not an index of this format, or not as long as its header says.
     """
     with path.open("rb") as stream:
         data = stream.read(_HEADER.size)
