@@ -167,7 +167,7 @@ def test_an_address_of_another_host_is_refused_on_rank_0(environment, join):
 def test_only_a_run_of_one_host_listens_on_the_loopback_address_alone(
     environment, join, local_world_size
 ):
-    """Several hosts reach rank 0's by another address than the one its own name stands for."""
+    """The name of rank 0's host may resolve to another address on the other hosts."""
     environment["MASTER_ADDR"] = "127.0.1.1"
     port = int(environment["MASTER_PORT"])
     first = join(0, local_world_size)
@@ -207,7 +207,7 @@ INTERFACES = {"lo": ["127.0.0.1", "::1"], "eth0": ["192.168.0.5"], "ib0": ["10.1
         ("192.168.0.5", ["192.168.0.5"], "lo"),
         ("10.2.0.5", ["10.2.0.6"], "ib0"),
         ("10.2.0.5", ["127.0.0.1", "127.0.0.1"], "ib0"),
-        # Rank 0's host, whose name stands for a loopback address: the route to another host.
+        # Rank 0's host, where its own name resolves to a loopback address.
         ("127.0.0.1", ["127.0.0.1", "10.2.0.6"], "ib0"),
         ("172.16.0.1", ["10.2.0.6"], None),
     ],
