@@ -15,13 +15,13 @@ def choose_interface(own: str, addresses: Sequence[str]) -> str | None:
     """Return the interface of this host by which a process reaches the others of its run.
 
     Args:
-        own: the address from which this process reached rank 0. It is a loopback address on rank
-            0's host, where that host's name stands for one (127.0.1.1 is Debian's default).
+        own: the address from which this process reached rank 0; LOOPBACK on a host whose own name
+            resolves to a loopback address, as it does on Debian.
         addresses: the same of every process.
 
     Returns:
-        The loopback interface where all processes are on one host; None where no interface of this
-        host has the address.
+        The loopback interface where all processes are on one host, and None where no interface of
+        this host has the address.
     """
     if set(addresses) == {own}:
         return _interface_of(LOOPBACK)

@@ -96,9 +96,10 @@ def _read_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _launched_by(launcher: str) -> tuple[int, ...]:
-    """Return Launch.launched_by. A shell is no launcher: a run may outlive it.
+    """Return the value of Launch.launched_by.
 
-    srun's and MPI's daemons end what they started themselves.
+    It leaves out a shell, which a run may outlive, and the daemons of srun and MPI, which end what
+    they started themselves.
     """
     parent = os.getppid()
     if launcher == "torchrun":
@@ -146,17 +147,13 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
 
 
 def open_store(launch: Launch) -> Store:
-    """Return the key-value store of this start of the run, once all processes are there.
+    """Return the key-value store where the processes find each other, once all are there.
 
-    MASTER_ADDR and MASTER_PORT say where rank 0 listens; what the launcher left out of them is
-    agreed on here. One process needs neither. The interface that reaches the others is named to
-    gloo and NCCL, unless the user named one. Raises LaunchError where the processes do not meet.
+    Rank 0 listens at MASTER_ADDR and MASTER_PORT; the processes agree here on what the launcher
+    left out of them. A single process needs neither. Also sets the network interface of gloo and
+    NCCL, unless the user has. Raises LaunchError where the processes do not meet.
     """
-    from torch.distributed import (  # type: ignore[attr-defined]
-        HashStore,
-        PrefixStore,
-        TCPStore,
-    )
+    from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     if launch.world_size == 1:
         _name_interface(LOOPBACK, [LOOPBACK])
@@ -178,10 +175,11 @@ def open_store(launch: Launch) -> Store:
         addresses = store.multi_get([f"address/{rank}" for rank in range(launch.world_size)])
         _name_interface(own, [address.decode() for address in addresses])
     except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise LaunchError(
             f"rank {launch.rank} of {launch.world_size} cannot meet the others at {address}:{port} "
-            f"({str(error).splitlines()[0]}); set MASTER_ADDR and MASTER_PORT, or the launcher's "
-            "flags, to an address that every host can reach"
+            f"({reason}); set MASTER_ADDR and MASTER_PORT, or the launcher's flags, to an address "
+            "that every host can reach"
         ) from error
     return store
 
@@ -201,7 +199,7 @@ def _meeting_place(launch: Launch) -> tuple[str, int, socket.socket | None]:
 
 
 def _listen(address: str, port: int, launch: Launch) -> socket.socket:
-    """Listen on the loopback address alone where only this host takes part and `address` is one."""
+    """Listen on every address, or only on `address` where it is a loopback one of a lone host."""
     try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(address, port)]
         own = next((entry for entry in found if entry.startswith("127.")), None)
@@ -219,11 +217,11 @@ def _listen(address: str, port: int, launch: Launch) -> socket.socket:
 
 
 def _waiter(launch: Launch, place: str) -> Callable[[str], None]:
-    """Return a function that lets a moment pass.
+    """Return a function that sleeps for a moment.
 
-    It says once who is absent from `place`, and raises TimeoutError after TIMEOUT.
+    After PATIENCE it prints who is absent from `place`; after TIMEOUT it raises TimeoutError.
     """
-    # One process a host says it, and any whose environment may be left over from another run.
+    # One process a host prints it, and any whose environment may be left over from another run.
     silent = launch.local_rank > 0 and (launch.launcher != "deepspeed" or bool(launch.launched_by))
     begin = time.monotonic()
 
@@ -254,34 +252,34 @@ def _reach(address: str, port: int, wait: Callable[[str], None]) -> str:
 
 
 def _meet(store: Store, launch: Launch, wait: Callable[[str], None]) -> str:
-    """Wait for all processes; return a name for this start of the run, the same on all.
+    """Wait for all processes; return the prefix of their keys, one that no earlier start used.
 
-    torchrun's store outlives the processes that it restarts, and its restart counts differ between
-    hosts. So rank 0 makes up the name, and answers each process's own question: no dead rank 0
-    answers, and a dead process's question is answered in vain.
+    torchrun's store keeps the keys of the processes that it restarts, and its restart counts differ
+    between hosts. So rank 0 makes up the prefix, and each process asks for it with a key of its
+    own, which a rank 0 that has died did not answer.
     """
     question = uuid4().hex
     if launch.rank:
         store.set(f"question/{launch.rank}", question)
-        name = store.get(f"answer/{question}").decode()
-        store.set(f"{name}/{launch.rank}", "here")
-        return name
-    name, absent = question, list(range(1, launch.world_size))
-    while absent := [rank for rank in absent if not store.check([f"{name}/{rank}"])]:
+        prefix = store.get(f"answer/{question}").decode()
+        store.set(f"{prefix}/{launch.rank}", "here")
+        return prefix
+    prefix, absent = question, list(range(1, launch.world_size))
+    while absent := [rank for rank in absent if not store.check([f"{prefix}/{rank}"])]:
         for rank in absent:
             if store.check([f"question/{rank}"]):
-                store.set(f"answer/{store.get(f'question/{rank}').decode()}", name)
+                store.set(f"answer/{store.get(f'question/{rank}').decode()}", prefix)
         wait(f"{len(absent)} of {launch.world_size} processes")
-    return name
+    return prefix
 
 
 def _name_interface(own: str, addresses: Sequence[str]) -> None:
-    """Have gloo, and NCCL between hosts, use the interface that reaches the other processes."""
+    """Set the interface of gloo, and between hosts of NCCL, unless the user has."""
     interface = choose_interface(own, addresses)
     if interface and not os.environ.get("GLOO_SOCKET_IFNAME"):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     if interface and set(addresses) != {own} and not os.environ.get("NCCL_SOCKET_IFNAME"):
-        os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # this name, not all that begin so
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # "=": not every name that begins so
 
 
 def _default_address(launch: Launch) -> str:

@@ -42,7 +42,7 @@ class Topology:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what only one may write."""
+        """Return whether this process writes what only one may write."""
         return self.launch.rank == 0
 
 
@@ -103,9 +103,9 @@ def form_groups(launch: Launch, device: torch.device, tensor_parallel_size: int)
 
 
 def together(action: Callable[[], Result]) -> Result:
-    """What `action` gives on this process; where it fails on one, its error is raised on all.
+    """Return what `action` returns on this process; raise its error on all where it fails on one.
 
-    That is for errors of the input and of the file system; the first rank's comes first.
+    Covers errors of the input and of the file system; of several, the lowest rank's is raised.
     """
     result, error = None, None
     try:

@@ -13,7 +13,7 @@ EXAMPLE = "python launch/consolidate.py runs/first/checkpoints/step-00000500 --o
 def parse() -> Namespace:
     parser = command.argument_parser(__doc__ or "", EXAMPLE)
     parser.add_argument(
-        "checkpoint", type=Path, help="a checkpoint, or the directory of a run: its newest"
+        "checkpoint", type=Path, help="a checkpoint, or the directory of a run for its newest one"
     )
     parser.add_argument("--output", type=Path, required=True, help="the new model folder")
     return parser.parse_args()
@@ -27,8 +27,8 @@ def main(arguments: Namespace) -> None:
     best = model_path(arguments.checkpoint)
     if best != arguments.checkpoint:
         raise ConfigError(
-            f"{arguments.checkpoint}: a finished fine-tuning run, whose best weights are the model "
-            f"folder {best} already; for others give one of its checkpoints"
+            f"{arguments.checkpoint}: the best weights of this finished fine-tuning run are the "
+            f"model folder {best} already; for others give one of its checkpoints"
         )
     opened = open_model(arguments.checkpoint)
     with show_progress() as report:

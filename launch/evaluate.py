@@ -1,8 +1,8 @@
 """Print the perplexity of a model on held-out tokens or text files, or its score in a task.
 
-Text is scored as it is: one that was not cleaned like the training text scores worse. A task is
-solved by a fine-tuned model's head, or without fine-tuning by what the model finds likely: a line
-of JSON for each split.
+Text is scored as it is; text that was not cleaned like the training text scores worse. In a task
+the head of a fine-tuned model decides, or, with --zero-shot, the likelihood of the answers; the
+scores are a line of JSON for each split.
 """
 
 import json

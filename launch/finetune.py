@@ -1,4 +1,4 @@
-"""Fine-tune a pre-trained model on a task, under any launcher."""
+"""Fine-tune a model on a task, under deepspeed, torchrun, mpirun, srun or plain python."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Continue prompts with a model: sampled text, or at temperature 0 the likeliest.
+"""Continue prompts with a model: sample the text, or at temperature 0 take the likeliest token.
 
 A text ends where the model ends it, after --max-tokens, or when the model's context is full.
 """

@@ -1,4 +1,4 @@
-"""Test a run on two hosts: network namespaces whose own names stand for 127.0.1.1."""
+"""A run over two hosts, made of network namespaces, whose own names resolve to 127.0.1.1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.rows import read_rows
 
 HOSTS = ("node1", "node2")
-"""Their names, for which `ip netns exec` shows each its own /etc/hosts."""
+"""Names of the hosts; `ip netns exec` gives each its own /etc/hosts."""
 
 
 def ip(arguments: str) -> None:
@@ -24,7 +24,7 @@ def ip(arguments: str) -> None:
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """Connect two network namespaces whose own names stand for 127.0.1.1, as on Debian."""
+    """Two connected network namespaces; in each its own name resolves to 127.0.1.1."""
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("network namespaces need root, and the command ip of iproute2")
     names = [f"{host}-{os.getpid()}" for host in HOSTS]
@@ -51,7 +51,7 @@ def namespaces() -> Iterator[list[str]]:
         yield names
 
 
-def test_hosts_whose_own_names_stand_for_a_loopback_address(namespaces, token_folder, tmp_path):
+def test_hosts_whose_own_names_resolve_to_a_loopback_address(namespaces, token_folder, tmp_path):
     arguments = [
         f"data.path={token_folder}",
         f"run.directory={tmp_path}",
@@ -62,7 +62,7 @@ def test_hosts_whose_own_names_stand_for_a_loopback_address(namespaces, token_fo
     ]
     processes = []
     for rank, (namespace, host) in enumerate(zip(namespaces, HOSTS, strict=True)):
-        # The deepspeed launcher of each host does the same.
+        # As the deepspeed launcher of each host does.
         environment = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
         environment |= {"MASTER_ADDR": HOSTS[0], "MASTER_PORT": "29500", "CUDA_VISIBLE_DEVICES": ""}
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]

@@ -1,4 +1,4 @@
-"""Test the environments of launchers and the rendezvous of a run's processes."""
+"""The environments of launchers, and how the processes of a run find each other."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def variables(text: str) -> dict[str, str]:
             "SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=1 SLURM_STEP_TASKS_PER_NODE=4(x2)",
             Launch("srun", 5, 8, 1, 4),
         ),
-        # One process inside an allocation that srun did not start.
+        # Inside an allocation, but not started by srun: one process.
         ("SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_JOB_ID=1", Launch("python", 0, 1, 0, 1)),
         (
             "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2",
@@ -75,7 +75,7 @@ def test_an_impossible_environment_is_refused_by_name(environment, message):
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Return an environment that only names a free port of this host as rank 0's."""
+    """An environment that names a free port of this host as rank 0's, and nothing else."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -128,7 +128,7 @@ def test_the_interface_that_the_user_named_stays(environment, join):
     ("rank", "absent"), [(0, "1 of 2 processes"), (1, "rank 0 (Connection refused)")]
 )
 def test_a_process_says_once_for_whom_it_waits(environment, join, monkeypatch, capfd, rank, absent):
-    """Check a rank above 0 without a launcher too: its environment may be another run's."""
+    """So does a rank above 0 without a launcher, whose environment may be another run's."""
     monkeypatch.setattr(rendezvous, "PATIENCE", 0.1)
     first = join(rank)
     time.sleep(0.5)
@@ -167,7 +167,7 @@ def test_an_address_of_another_host_is_refused_on_rank_0(environment, join):
 def test_only_a_run_of_one_host_listens_on_the_loopback_address_alone(
     environment, join, local_world_size
 ):
-    """Check that other hosts reach rank 0 by another address than its own name's."""
+    """The name of rank 0's host may resolve to another address on the other hosts."""
     environment["MASTER_ADDR"] = "127.0.1.1"
     port = int(environment["MASTER_PORT"])
     first = join(0, local_world_size)
@@ -185,7 +185,7 @@ def listens(address: str, port: int) -> bool:
 
 
 def test_a_restarted_run_does_not_meet_the_attempt_that_died(environment, join):
-    """Check a restart under torchrun, whose store outlives the processes."""
+    """torchrun's store outlives the processes that it restarts."""
     environment["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     agent = TCPStore("127.0.0.1", int(environment["MASTER_PORT"]), is_master=True)
     first = join(0), join(1)
@@ -207,7 +207,7 @@ INTERFACES = {"lo": ["127.0.0.1", "::1"], "eth0": ["192.168.0.5"], "ib0": ["10.1
         ("192.168.0.5", ["192.168.0.5"], "lo"),
         ("10.2.0.5", ["10.2.0.6"], "ib0"),
         ("10.2.0.5", ["127.0.0.1", "127.0.0.1"], "ib0"),
-        # The name of rank 0's host stands for a loopback address: use the route to another host.
+        # Rank 0's host, where its own name resolves to a loopback address.
         ("127.0.0.1", ["127.0.0.1", "10.2.0.6"], "ib0"),
         ("172.16.0.1", ["10.2.0.6"], None),
     ],
