@@ -20,15 +20,18 @@ from gpt_dist.errors import LaunchError
 from gpt_dist.model import probe_tokens
 from gpt_dist.topology import ModelParallelUnit, Topology
 from gpt_dist.train.deepspeed_config import deepspeed_config
+from gpt_dist.train.gradients import drop_gradients, name_ranks, spread_bad_gradients
 from gpt_dist.train.optimizer import build_optimizer
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimiser step did; a step whose gradient is not finite leaves the weights alone."""
+    """Outcome of an optimizer step, which a gradient that is not finite leaves unapplied."""
 
     grad_norm: float
     applied: bool
+    bad_ranks: tuple[int, ...]
+    """Ranks whose sum of gradients is not finite."""
 
 
 class Engine:
@@ -107,14 +110,20 @@ class Engine:
             return None
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        bad = spread_bad_gradients(engine)
         if self._plain:
             grad_norm = self._clip()
             engine.step()
-            return Update(grad_norm, math.isfinite(grad_norm))
-        if self._half_without_zero:
-            return self._step_half_without_zero()
-        engine.step()
-        return Update(float(engine.get_global_grad_norm()), engine.was_step_applied())
+            applied = math.isfinite(grad_norm)
+        else:
+            scale = self._prepare_half_without_zero() if self._half_without_zero else 1.0
+            engine.step()
+            grad_norm = float(engine.get_global_grad_norm()) / scale
+            applied = engine.was_step_applied()
+        if applied:
+            return Update(grad_norm, applied, ())
+        drop_gradients(engine)
+        return Update(grad_norm, applied, name_ranks(bad, self._topology))
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.as_tensor(array)
@@ -143,17 +152,16 @@ class Engine:
             torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
         return norm
 
-    def _step_half_without_zero(self) -> Update:
-        """DeepSpeed looks on the gradient for what megatron-core wrote on the parameter, and would
-        leave the shards of all but the first tensor-parallel rank out of the norm; and it reports
-        the norm before the loss scale is divided out."""
+    def _prepare_half_without_zero(self) -> float:
+        """Mark the gradients of tensor-parallel shards, and return the scale of their norm.
+
+        DeepSpeed looks on the gradient for the mark that megatron-core put on the parameter, and
+        reports the norm with the loss scale in it.
+        """
         for parameter in self._engine.module.parameters():
             if parameter.grad is not None and getattr(parameter, "tensor_model_parallel", False):
                 parameter.grad.tensor_model_parallel = True
-        scale = self._engine.optimizer.loss_scale_config.cur_scale
-        self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm()) / scale
-        return Update(grad_norm, self._engine.was_step_applied())
+        return float(self._engine.optimizer.loss_scale_config.cur_scale)
 
     def _check_batch_sizes(self, config: Config) -> None:
         """DeepSpeed computes these itself, and silently assumes one process where it errs."""

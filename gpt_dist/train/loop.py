@@ -81,7 +81,7 @@ class Trainer:
                 loss, update = self._train_step(batches, plan.accumulation_steps, rate)
                 skipped = 0 if update.applied else skipped + 1
                 if skipped:
-                    self._report_skipped(step, skipped)
+                    self._report_skipped(step, skipped, update)
                 if step % config.logging.interval == 0 or step in (1, max_steps):
                     now = time.perf_counter()
                     seconds = (now - last_time) / (step - last_step)
@@ -160,18 +160,24 @@ class Trainer:
             row["mfu"] = rate_reached / (peak * topology.launch.world_size)
         self.reporter.training(row)
 
-    def _report_skipped(self, step: int, skipped: int) -> None:
-        batch = self.config.training.global_batch_size
+    def _report_skipped(self, step: int, skipped: int, update: Update) -> None:
+        training = self.config.training
+        batch = training.global_batch_size
+        named = ", ".join(map(str, update.bad_ranks))
         what = (
-            f"step {step}: the gradient is not finite, the update is skipped "
-            f"(samples {(step - 1) * batch} to {step * batch - 1})"
+            f"step {step}: the gradient is not finite{named and f' on rank(s) {named}'}, the "
+            f"update is skipped (samples {(step - 1) * batch} to {step * batch - 1})"
         )
         if self.reporter:
             self.reporter.say(what)
-        if skipped >= MAX_SKIPPED_STEPS:
+        # fp16's loss scale costs a step now and then, which may be the last.
+        at_the_end = step == training.max_steps and training.precision != "fp16"
+        if at_the_end or skipped >= MAX_SKIPPED_STEPS:
+            self.saver.wait()
+            reason = "as the last step" if at_the_end else f"for the {skipped}th time in a row"
             raise TrainingError(
-                f"{what}, for the {skipped}th time in a row; lower optimizer.learning_rate, or use "
-                "training.precision bf16 or fp32"
+                f"{what}, {reason}; lower optimizer.learning_rate, or use training.precision bf16 "
+                "or fp32"
             )
 
     def _batches(self, plan: BatchPlan, done: int, max_steps: int) -> Iterator[Arrays]:
