@@ -1,10 +1,11 @@
-"""DeepSpeed, behind the four calls that training needs."""
+"""DeepSpeed behind the few calls that training needs."""
 
 from __future__ import annotations
 
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,10 @@ from gpt_dist.errors import LaunchError
 from gpt_dist.model import probe_tokens
 from gpt_dist.topology import ModelParallelUnit, Topology
 from gpt_dist.train.deepspeed_config import deepspeed_config
-from gpt_dist.train.gradients import drop_gradients, name_ranks, spread_bad_gradients
+from gpt_dist.train.gradients import check_gradients, drop_gradients
 from gpt_dist.train.optimizer import build_optimizer
+
+Arrays = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,11 @@ class Update:
     grad_norm: float
     applied: bool
     bad_ranks: tuple[int, ...]
-    """Ranks whose sum of gradients is not finite."""
+    """Ranks whose loss is not finite; failing that, those whose sum of gradients is not."""
 
 
 class Engine:
-    """An objective under ZeRO and tensor parallelism: forward, backward, step.
-
-    DeepSpeed counts the micro-batches: backward and step are called for each, and the weights
-    change at the last of a global batch.
-    """
+    """Trains and evaluates an objective under ZeRO and tensor parallelism."""
 
     def __init__(self, objective: nn.Module, config: Config, topology: Topology) -> None:
         _prepare_deepspeed()
@@ -75,10 +74,33 @@ class Engine:
         """Weights, moments and counters, to be saved or loaded."""
         return TrainingState(self._engine, self._topology)
 
-    def forward(self, *batch: NDArray[Any]) -> Tensor:
-        """The objective's loss of this process's micro-batch; a scalar."""
-        loss: Tensor = self._engine(*map(self._to_device, batch))
-        return loss
+    def train_batch(
+        self, micro_batches: Sequence[Arrays], learning_rate: float
+    ) -> tuple[float, Update]:
+        """Make one optimizer step; every process must call this at the same time.
+
+        Args:
+            micro_batches: This process's share of the global batch, as the objective takes them.
+            learning_rate: That of this step.
+
+        Returns:
+            The mean loss of the whole global batch, the same on every process, and the outcome.
+        """
+        engine = self._engine
+        assert len(micro_batches) == engine.gradient_accumulation_steps()
+        loss = torch.zeros((), device=engine.device)
+        for number, batch in enumerate(micro_batches):
+            if number:
+                engine.step()  # counts the micro-batch before; the weights stay
+            loss += self._accumulate_gradient(batch)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        checked = check_gradients(engine, loss / len(micro_batches))
+        grad_norm, applied = self._update_weights()
+        mean_loss, bad_ranks = checked.read(self._topology)
+        if not applied:
+            drop_gradients(engine)
+        return mean_loss, Update(grad_norm, applied, bad_ranks)
 
     def evaluate(self, *batch: NDArray[Any]) -> Tensor:
         """What the objective gives without dropout and gradients; every process must ask."""
@@ -95,35 +117,26 @@ class Engine:
         with torch.compiler.set_stance("force_eager"):
             return float(self.evaluate(tokens.numpy(), labels.numpy()))
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's share of the gradient."""
+    def _accumulate_gradient(self, batch: Arrays) -> Tensor:
+        """Add the gradient of a micro-batch, and return its loss, still on the device."""
+        loss: Tensor = self._engine(*map(self._to_device, batch))
+        scale = 1.0
         if self._half_without_zero:
             # DeepSpeed divides these gradients by the loss scale, but does not multiply the loss.
-            loss = loss * self._engine.optimizer.loss_scale_config.cur_scale
-        self._engine.backward(loss)
+            scale = self._engine.optimizer.loss_scale_config.cur_scale
+        self._engine.backward(loss * scale)
+        return loss.detach()
 
-    def step(self, learning_rate: float) -> Update | None:
-        """Count a micro-batch; at the last of a global batch, update the weights and report."""
+    def _update_weights(self) -> tuple[float, bool]:
+        """Let the optimizer step; return the gradient's norm, and whether the step was applied."""
         engine = self._engine
-        if not engine.is_gradient_accumulation_boundary():
-            engine.step()
-            return None
-        for group in engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        bad = spread_bad_gradients(engine)
         if self._plain:
             grad_norm = self._clip()
             engine.step()
-            applied = math.isfinite(grad_norm)
-        else:
-            scale = self._prepare_half_without_zero() if self._half_without_zero else 1.0
-            engine.step()
-            grad_norm = float(engine.get_global_grad_norm()) / scale
-            applied = engine.was_step_applied()
-        if applied:
-            return Update(grad_norm, applied, ())
-        drop_gradients(engine)
-        return Update(grad_norm, applied, name_ranks(bad, self._topology))
+            return grad_norm, math.isfinite(grad_norm)
+        scale = self._prepare_half_without_zero() if self._half_without_zero else 1.0
+        engine.step()
+        return float(engine.get_global_grad_norm()) / scale, engine.was_step_applied()
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.as_tensor(array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,36 +14,52 @@ from torch import Tensor
 from gpt_dist.topology import Topology
 
 
-def spread_bad_gradients(engine: DeepSpeedEngine) -> Tensor:
+@dataclass(frozen=True)
+class CheckedGradients:
+    """The state of the gradients and of the loss on every rank, still on the device."""
+
+    figures: Tensor
+    """[world size + 1]: for each rank 0, or 1 where its gradient is not finite, or 2 where its loss
+    is not either; then the sum of the losses."""
+
+    def read(self, topology: Topology) -> tuple[float, tuple[int, ...]]:
+        """Return the mean loss, and the ranks to name for a gradient that is not finite.
+
+        These are the ranks whose loss is not finite. If there are none, they are the data-parallel
+        groups whose sum of gradients is not: the sum does not tell which of them is the cause.
+        """
+        *flags, loss = self.figures.tolist()
+        ranks = [rank for rank, flag in enumerate(flags) if flag == max(flags) > 0]
+        if max(flags) == 1:
+            size = topology.tensor_parallel_size
+            groups = {rank % size for rank in ranks}
+            ranks = [rank for rank in range(len(flags)) if rank % size in groups]
+        return loss / len(flags), tuple(ranks)
+
+
+def check_gradients(engine: DeepSpeedEngine, loss: Tensor) -> CheckedGradients:
     """Make a gradient of every process NaN if a reduced gradient of any process is not finite.
 
     DeepSpeed skips a step whose gradient norm is not finite. The norm counts a parameter that
     tensor parallelism replicates on the first tensor-parallel rank only, so DeepSpeed would apply
     a NaN that another rank has in it. The host does not wait for the device here.
 
-    Returns:
-        A tensor [world size] that is 1 at the ranks whose gradient is not finite, and 0 elsewhere.
+    Args:
+        engine: The engine, between its last backward pass and its step.
+        loss: The loss of this process's share of the global batch, a scalar.
     """
     held = _held_gradients(engine)
-    bad = torch.zeros(dist.get_world_size(), device=engine.device)
+    size = dist.get_world_size()
+    figures = torch.zeros(size + 1, dtype=torch.float64, device=engine.device)
     if held:
         # Unlike a sum, the largest magnitude overflows in no precision.
         largest = torch.stack(torch._foreach_norm(held, math.inf))
-        bad[dist.get_rank()] = ~largest.isfinite().all()
-    dist.all_reduce(bad)
+        figures[dist.get_rank()] = ~largest.isfinite().all() * (1 + ~loss.isfinite())
+    figures[size] = loss
+    dist.all_reduce(figures)
     for gradient in held[:1]:
-        gradient[(0,) * gradient.dim()] += torch.where(bad.any(), math.nan, 0.0)
-    return bad
-
-
-def name_ranks(bad: Tensor, topology: Topology) -> tuple[int, ...]:
-    """Return the ranks whose sum of gradients is not finite, from what `spread_bad_gradients` gave.
-
-    The sum of a data-parallel group does not tell its ranks apart, whichever of them holds it.
-    """
-    size = topology.tensor_parallel_size
-    tensor_parallel_ranks = {rank % size for rank in bad.nonzero().flatten().tolist()}
-    return tuple(rank for rank in range(len(bad)) if rank % size in tensor_parallel_ranks)
+        gradient[(0,) * gradient.dim()] += torch.where(figures[:size].any(), math.nan, 0.0)
+    return CheckedGradients(figures)
 
 
 def drop_gradients(engine: DeepSpeedEngine) -> None:

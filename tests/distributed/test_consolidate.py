@@ -30,9 +30,8 @@ def train_and_save(
 
     run = start(launch, device, overrides, directory)
     engine, topology = run.engine, run.topology
-    for _ in range(2 * 8 // topology.data_parallel_size):
-        engine.backward(engine.forward(TOKENS[:1], TOKENS[1:2]))
-        engine.step(1e-2)
+    for _ in range(2):
+        engine.train_batch([(TOKENS[:1], TOKENS[1:2])] * (8 // topology.data_parallel_size), 1e-2)
     run.saver.save(2)
     run.saver.wait()
     model = engine._engine.module.model.eval()

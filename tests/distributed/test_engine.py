@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,9 @@ def train_with_poisoned_steps(
     for step in range(5):
         tokens = torch.arange(8)[None] + step
         before = state(tokens)
-        update: Any = None
-        for part in range(accumulation):
-            engine.backward(engine.forward(tokens + part, tokens + part + 1))
-            update = engine.step(1e-3)
-            assert (update is None) == (part < accumulation - 1)
+        parts = [(tokens + part, tokens + part + 1) for part in range(accumulation)]
+        loss, update = engine.train_batch(parts, 1e-3)
+        assert math.isnan(loss) == (step == 1)
         changed = not all(map(torch.equal, before, state(tokens)))
         outcomes.append((update.applied, changed, update.bad_ranks))
     updates, _ = engine.state().counters()
