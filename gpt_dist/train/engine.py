@@ -12,19 +12,18 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import Config
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.errors import LaunchError
 from gpt_dist.model import probe_tokens
 from gpt_dist.topology import ModelParallelUnit, Topology
 from gpt_dist.train.deepspeed_config import deepspeed_config
 from gpt_dist.train.gradients import check_gradients, drop_gradients
+from gpt_dist.train.objective import Objective, to_device
 from gpt_dist.train.optimizer import build_optimizer
-
-Arrays = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Update:
 class Engine:
     """Trains and evaluates an objective under ZeRO and tensor parallelism."""
 
-    def __init__(self, objective: nn.Module, config: Config, topology: Topology) -> None:
+    def __init__(self, objective: Objective[Any], config: Config, topology: Topology) -> None:
         _prepare_deepspeed()
         self._topology = topology
         self._model = config.model
@@ -75,12 +74,12 @@ class Engine:
         return TrainingState(self._engine, self._topology)
 
     def train_batch(
-        self, micro_batches: Sequence[Arrays], learning_rate: float
+        self, micro_batches: Sequence[TokenBatch[Any]], learning_rate: float
     ) -> tuple[float, Update]:
         """Make one optimizer step; every process must call this at the same time.
 
         Args:
-            micro_batches: This process's share of the global batch, as the objective takes them.
+            micro_batches: This process's share of the global batch.
             learning_rate: That of this step.
 
         Returns:
@@ -102,24 +101,29 @@ class Engine:
             drop_gradients(engine)
         return mean_loss, Update(grad_norm, applied, bad_ranks)
 
-    def evaluate(self, *batch: NDArray[Any]) -> Tensor:
-        """What the objective gives without dropout and gradients; every process must ask."""
+    def evaluate(self, batch: TokenBatch[Any]) -> Tensor:
+        """Return the objective's scores of a batch, without dropout; every process must ask."""
         self._engine.eval()
         with torch.no_grad():
-            result: Tensor = self._engine(*map(self._to_device, batch))
+            scores = self._call(batch)
         self._engine.train()
-        return result
+        return scores
 
     def probe_loss(self) -> float:
         """The live model's loss on fixed tokens, without dropout; every process must ask."""
         tokens, labels = probe_tokens(self._model)
         # Compiling for these shapes would take longer than they do.
         with torch.compiler.set_stance("force_eager"):
-            return float(self.evaluate(tokens.numpy(), labels.numpy()))
+            return float(self.evaluate(TokenBatch(tokens, labels)).mean())
 
-    def _accumulate_gradient(self, batch: Arrays) -> Tensor:
+    def _call(self, batch: TokenBatch[Any]) -> Tensor:
+        # By its name: ZeRO 3 warns of positional arguments that are no tensors.
+        result: Tensor = self._engine(batch=to_device(batch, self._topology.device))
+        return result
+
+    def _accumulate_gradient(self, batch: TokenBatch[Any]) -> Tensor:
         """Add the gradient of a micro-batch, and return its loss, still on the device."""
-        loss: Tensor = self._engine(*map(self._to_device, batch))
+        loss = self._call(batch)
         scale = 1.0
         if self._half_without_zero:
             # DeepSpeed divides these gradients by the loss scale, but does not multiply the loss.
@@ -137,12 +141,6 @@ class Engine:
         scale = self._prepare_half_without_zero() if self._half_without_zero else 1.0
         engine.step()
         return float(engine.get_global_grad_norm()) / scale, engine.was_step_applied()
-
-    def _to_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.as_tensor(array)
-        if self._topology.device.type == "cuda":
-            return tensor.pin_memory().to(self._topology.device, non_blocking=True)
-        return tensor
 
     def _clip(self) -> float:
         """Scale all gradients to the clip norm; drop them if the norm is not finite."""

@@ -7,32 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.checkpoint.save import Saver
 from gpt_dist.config import Config
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import flops_per_token, peak_flops
 from gpt_dist.topology import Topology
-from gpt_dist.train.engine import Arrays, Engine, Update
+from gpt_dist.train.engine import Engine, Update
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
 from gpt_dist.train.optimizer import learning_rate
 
 
 class Samples(Protocol):
-    """Training samples by number, as arguments of the objective."""
+    """Training samples by number."""
 
     @property
     def tokens_per_sample(self) -> float:
         """On average, for figures of speed."""
 
-    def batch(self, samples: NDArray[np.int64]) -> Arrays:
-        """The micro-batch of these samples."""
+    def batch(self, samples: NDArray[np.int64]) -> TokenBatch[NDArray[Any]]:
+        """Return the micro-batch of these samples, as the objective takes it."""
 
 
 MAX_SKIPPED_STEPS = 20
@@ -162,6 +163,8 @@ class Trainer:
                 "or fp32"
             )
 
-    def _batches(self, plan: BatchPlan, done: int, max_steps: int) -> Iterator[list[Arrays]]:
+    def _batches(
+        self, plan: BatchPlan, done: int, max_steps: int
+    ) -> Iterator[list[TokenBatch[NDArray[Any]]]]:
         for step in range(done, max_steps):
             yield [self.samples.batch(numbers) for numbers in plan.micro_batches(step)]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gpt_dist.checkpoint.folder import steps
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.model import GPT
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
@@ -29,9 +30,9 @@ class Poisoned(LanguageModelObjective):
         replicated = model.blocks[0].feed_forward_norm.bias
         replicated.register_hook(lambda gradient: self.poison(gradient, "gradient"))
 
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        self.count += self.training
-        return self.poison(super().forward(tokens, labels), "loss")
+    def loss(self, batch: TokenBatch[torch.Tensor]) -> torch.Tensor:
+        self.count += 1
+        return self.poison(super().loss(batch), "loss")
 
     def poison(self, tensor: torch.Tensor, kind: str) -> torch.Tensor:
         return tensor * float("nan") if self.poisons.get(self.count) == kind else tensor
@@ -70,14 +71,14 @@ def train_with_poisoned_steps(
     def state(tokens: torch.Tensor) -> list[torch.Tensor]:
         fragments = [fragment.tensors().values() for _, fragment in engine.state().owned()]
         return [part.clone() for parts in fragments for part in parts] + [
-            engine.evaluate(tokens, tokens)
+            engine.evaluate(TokenBatch(tokens, tokens))
         ]
 
     outcomes = []
     for step in range(5):
         tokens = torch.arange(8)[None] + step
         before = state(tokens)
-        parts = [(tokens + part, tokens + part + 1) for part in range(accumulation)]
+        parts = [TokenBatch(tokens + part, tokens + part + 1) for part in range(accumulation)]
         loss, update = engine.train_batch(parts, 1e-3)
         assert math.isnan(loss) == (step == 1)
         changed = not all(map(torch.equal, before, state(tokens)))

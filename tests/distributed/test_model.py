@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt_dist.config import ModelConfig
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, form_groups
 
@@ -65,7 +66,7 @@ def compare_with_reference(
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = gather_logits(model.logits(model(tokens)), topology)
-        loss = LanguageModelObjective(model)(tokens[:, :-1], tokens[:, 1:])
+        loss = LanguageModelObjective(model).loss(TokenBatch(tokens[:, :-1], tokens[:, 1:]))
         expected = theirs(tokens, labels=tokens)
     padding = logits.softmax(-1)[..., VOCAB_SIZE:].max()
     logits_difference = (logits[..., :VOCAB_SIZE] - expected.logits).abs().max()
@@ -95,7 +96,7 @@ def gradients(
     model = GPT(config, topology.tensor_parallel_group).eval()
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
-    LanguageModelObjective(model)(tokens[:, :-1], tokens[:, 1:]).backward()
+    LanguageModelObjective(model).loss(TokenBatch(tokens[:, :-1], tokens[:, 1:])).backward()
     theirs(tokens, labels=tokens).loss.backward()
     state = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
