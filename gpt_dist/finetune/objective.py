@@ -5,6 +5,8 @@ Shapes: R sequences, B examples, T time, D hidden, N predicted tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,12 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
         self.head = head
         self.auxiliary_weight = auxiliary_weight
 
+    def weight(self, batch: TaskBatch[Any]) -> int:
+        return len(batch.targets)
+
     def loss(self, batch: TaskBatch[Tensor]) -> Tensor:
         scores, hidden = task_scores(self.model, self.head, batch)
-        loss = task_losses(self.head.kind, scores, batch.targets).mean()
+        loss = task_losses(self.head.kind, scores, batch.targets).sum()
         if self.auxiliary_weight:
             loss = loss + self.auxiliary_weight * self.auxiliary_loss(hidden, batch)
         return loss
@@ -44,11 +49,13 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
         return LanguageModelObjective(self.model).scores(batch)
 
     def auxiliary_loss(self, hidden: Tensor, batch: TaskBatch[Tensor]) -> Tensor:
-        """Return L1 from hidden states [R, T, D]; logits are made where there is a label only."""
+        """Return the sum of L1 over examples, from hidden states [R, T, D].
+
+        Logits are made where there is a label only.
+        """
         labels, owners = batch.labels, batch.owners
         predicted = labels != IGNORED_LABEL  # [R, T]
         rows = predicted.nonzero()[:, 0]  # [N]
         losses = self.model.token_losses(hidden[predicted][None], labels[predicted][None])[0]  # [N]
         per_row = losses.new_zeros(len(labels)).index_add(0, rows, losses) / predicted.sum(1)
-        sequences = torch.bincount(owners)
-        return (per_row / sequences[owners]).sum() / len(sequences)
+        return (per_row / torch.bincount(owners)[owners]).sum()

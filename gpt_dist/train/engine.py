@@ -41,6 +41,7 @@ class Engine:
 
     def __init__(self, objective: Objective[Any], config: Config, topology: Topology) -> None:
         _prepare_deepspeed()
+        self._objective = objective
         self._topology = topology
         self._model = config.model
         self._clip_norm = config.optimizer.clip_norm
@@ -87,14 +88,15 @@ class Engine:
         """
         engine = self._engine
         assert len(micro_batches) == engine.gradient_accumulation_steps()
+        weight = self._global_weight(micro_batches)
         loss = torch.zeros((), device=engine.device)
         for number, batch in enumerate(micro_batches):
             if number:
                 engine.step()  # counts the micro-batch before; the weights stay
-            loss += self._accumulate_gradient(batch)
+            loss += self._accumulate_gradient(batch, weight)
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        checked = check_gradients(engine, loss / len(micro_batches))
+        checked = check_gradients(engine, loss)
         grad_norm, applied = self._update_weights()
         mean_loss, bad_ranks = checked.read(self._topology)
         if not applied:
@@ -121,14 +123,22 @@ class Engine:
         result: Tensor = self._engine(batch=to_device(batch, self._topology.device))
         return result
 
-    def _accumulate_gradient(self, batch: TokenBatch[Any]) -> Tensor:
-        """Add the gradient of a micro-batch, and return its loss, still on the device."""
-        loss = self._call(batch)
-        scale = 1.0
+    def _global_weight(self, micro_batches: Sequence[TokenBatch[Any]]) -> Tensor:
+        """Return the weight of the whole global batch, a scalar in fp32 on the device."""
+        own = sum(map(self._objective.weight, micro_batches))
+        weight = torch.tensor(own, dtype=torch.float64, device=self._engine.device)
+        dist.all_reduce(weight, group=self._topology.data_parallel_group)
+        return weight.clamp(min=1).float()
+
+    def _accumulate_gradient(self, batch: TokenBatch[Any], weight: Tensor) -> Tensor:
+        """Add the gradient of a micro-batch; return its part of the mean loss, on the device."""
+        loss = self._call(batch) / weight
+        # DeepSpeed takes the mean over data-parallel processes, of what is to be summed here.
+        scale: float = self._topology.data_parallel_size
         if self._half_without_zero:
             # DeepSpeed divides these gradients by the loss scale, but does not multiply the loss.
-            scale = self._engine.optimizer.loss_scale_config.cur_scale
-        self._engine.backward(loss * scale)
+            scale *= self._engine.optimizer.loss_scale_config.cur_scale
+        self._engine.backward(loss * scale, scale_wrt_gas=False)
         return loss.detach()
 
     def _update_weights(self) -> tuple[float, bool]:

@@ -30,11 +30,11 @@ class CheckedGradients:
         """
         *flags, loss = self.figures.tolist()
         ranks = [rank for rank, flag in enumerate(flags) if flag == max(flags) > 0]
+        size = topology.tensor_parallel_size
         if max(flags) == 1:
-            size = topology.tensor_parallel_size
             groups = {rank % size for rank in ranks}
             ranks = [rank for rank in range(len(flags)) if rank % size in groups]
-        return loss / len(flags), tuple(ranks)
+        return loss / size, tuple(ranks)
 
 
 def check_gradients(engine: DeepSpeedEngine, loss: Tensor) -> CheckedGradients:
@@ -46,7 +46,7 @@ def check_gradients(engine: DeepSpeedEngine, loss: Tensor) -> CheckedGradients:
 
     Args:
         engine: The engine, between its last backward pass and its step.
-        loss: The loss of this process's share of the global batch, a scalar.
+        loss: The part of the mean loss that this process computed, a scalar.
     """
     held = _held_gradients(engine)
     size = dist.get_world_size()

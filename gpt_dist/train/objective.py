@@ -25,8 +25,15 @@ class Objective(nn.Module, Generic[Batch], ABC):
     """
 
     @abstractmethod
+    def weight(self, batch: Batch) -> int:
+        """Return how many predictions the loss of a batch sums up."""
+
+    @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Return the loss to be minimised, a scalar in fp32."""
+        """Return the sum of the losses of a batch, a scalar in fp32.
+
+        Training minimises the sum over a global batch, divided by its weight.
+        """
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
@@ -37,16 +44,17 @@ class Objective(nn.Module, Generic[Batch], ABC):
 
 
 class LanguageModelObjective(Objective[TokenBatch[Tensor]]):
-    """L1 of the paper: mean negative log-likelihood of the next token, in nats."""
+    """L1 of the paper: the negative log-likelihood of the next token, in nats."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
         self.model = model
 
+    def weight(self, batch: TokenBatch[Any]) -> int:
+        return int((batch.labels != IGNORED_LABEL).sum())
+
     def loss(self, batch: TokenBatch[Tensor]) -> Tensor:
-        """Return the mean over labels other than IGNORED_LABEL, 0 if there are none."""
-        counted = (batch.labels != IGNORED_LABEL).sum()
-        return self.scores(batch).sum() / counted.clamp(min=1)
+        return self.scores(batch).sum()
 
     def scores(self, batch: TokenBatch[Tensor]) -> Tensor:
         """Return the loss of each token [R, T] in fp32, 0 at IGNORED_LABEL."""

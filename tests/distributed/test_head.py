@@ -84,10 +84,10 @@ def compare_choices(
         labels=labels.view(shape),
         mc_labels=inputs.targets,
     )
-    loss = ours.loss(inputs)
+    loss = ours.loss(inputs) / ours.weight(inputs)
     differences = {"scores": float((ours.scores(inputs) - result.mc_logits).abs().max())}
     ours.auxiliary_weight = 0.0
-    class_loss = ours.loss(inputs)
+    class_loss = ours.loss(inputs) / ours.weight(inputs)
     differences["class loss"] = float((class_loss - result.mc_loss).abs())
     differences["language-model loss"] = float((loss - class_loss - 0.5 * result.loss).abs() * 2)
     loss.backward()
@@ -137,7 +137,7 @@ def compare_pooled(
         else torch.nn.functional.cross_entropy(scores, inputs.targets)
     )
     ours_scores = ours.scores(inputs)
-    loss = ours.loss(inputs)
+    loss = ours.loss(inputs) / ours.weight(inputs)
     loss.backward()
     expected.backward()
     found = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
