@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.config import Config, TaskConfig
-from gpt_dist.data.tasks.examples import BucketedOrder, EncodedSplit, encode_split
+from gpt_dist.data.batches import TaskBatch
+from gpt_dist.data.tasks.examples import BucketedOrder, EncodedSplit, collate, encode_split
 from gpt_dist.data.tasks.reading import DEV, Example, present_splits, read_split
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer
-from gpt_dist.finetune.predict import as_arrays
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class TaskSamples:
         """Of all sequences of an example, on average."""
         return len(self._split.tokens) / len(self._split)
 
-    def batch(self, samples: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """The arguments of TaskObjective."""
-        return as_arrays(self._split, self._order.numbers(samples))
+    def batch(self, samples: NDArray[np.int64]) -> TaskBatch[NDArray[Any]]:
+        """Return the batch of these samples."""
+        return collate(self._split, self._order.numbers(samples))
 
 
 def read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Tokenizer) -> Splits:

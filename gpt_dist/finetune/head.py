@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_dist.config import TaskConfig
+from gpt_dist.data.batches import TaskBatch
 from gpt_dist.model import GPT
 from gpt_dist.model.layers import INIT_STD
 
@@ -59,17 +60,14 @@ class TaskHead(nn.Module):
         return scores.index_put((owners, places), each)
 
 
-def task_scores(
-    model: GPT, head: TaskHead, tokens: Tensor, ends: Tensor, owners: Tensor, examples: int
-) -> tuple[Tensor, Tensor]:
-    """The head's scores of right-padded sequences [R, T], and the hidden states [R, T, D].
+def task_scores(model: GPT, head: TaskHead, batch: TaskBatch[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the head's scores of a batch, and the hidden states [R, T, D].
 
-    `ends` [R] are the positions of the extract tokens. What is behind one changes nothing: no
-    token sees its right.
+    The padding behind an extract token changes nothing: no token sees its right.
     """
-    hidden = model(tokens)
-    at_ends = hidden[torch.arange(len(ends), device=ends.device), ends]
-    return head(at_ends, owners, examples), hidden
+    hidden = model(batch.tokens)
+    at_ends = hidden[torch.arange(len(batch.ends), device=hidden.device), batch.ends]
+    return head(at_ends, batch.owners, len(batch.targets)), hidden
 
 
 def task_losses(kind: HeadKind, scores: Tensor, targets: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gpt_dist.config import TaskConfig
+from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.errors import TrainingError
@@ -26,8 +27,8 @@ Scores = list[NDArray[np.float32]]
 """For each example: a score a class or choice, or one score."""
 
 
-Evaluate = Callable[..., Tensor]
-"""The scores of a batch, given as `as_arrays` makes it."""
+Evaluate = Callable[[TaskBatch[NDArray[Any]]], Tensor]
+"""Returns the scores of a batch, as the task's head gives them."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,17 @@ def score_examples(
     group: ProcessGroup,
     report: Report = silent,
 ) -> Scores:
-    """What a model and head give for the examples of a split, in its order, on every process.
+    """Return the scores of a split's examples, in their order, on every process.
 
-    `evaluate` takes the arrays of a batch, as `train.objective.TaskObjective` does in evaluation.
     The examples are shared out over `group`, the data-parallel one, whose processes all call this.
     """
     plan = BatchPlan(batch_size * group.size(), batch_size, group.size(), group.rank())
     order = np.argsort(split.lengths, kind="stable")
     parts = (order[places % len(order)] for places in plan.over(len(order)))
     own: dict[int, NDArray[np.float32]] = {}
-    with closing(prefetch((numbers, as_arrays(split, numbers)) for numbers in parts)) as batches:
-        for numbers, arrays in batches:
-            scores = evaluate(*arrays).float().cpu().numpy()
+    with closing(prefetch((numbers, collate(split, numbers)) for numbers in parts)) as batches:
+        for numbers, batch in batches:
+            scores = evaluate(batch).float().cpu().numpy()
             own.update(zip(numbers.tolist(), scores, strict=True))
             report("scoring", len(own), math.ceil(len(order) / group.size()))
     gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
@@ -102,13 +102,6 @@ def score_examples(
     found = {number: score for part in gathered for number, score in part.items()}
     # Choices that an example has not were filled up with -inf.
     return [row[row != -np.inf] if row.ndim else row for _, row in sorted(found.items())]
-
-
-def as_arrays(split: EncodedSplit, numbers: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-    """The batch of some examples, as arguments of the objective; targets are 0 where unknown."""
-    batch = collate(split, numbers)
-    targets = np.zeros(len(numbers), dtype=np.int64) if batch.targets is None else batch.targets
-    return batch.tokens, batch.labels, batch.ends, batch.owners, targets
 
 
 def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,7 @@ from gpt_dist.checkpoint.opened import (
 )
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import TaskConfig
+from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
 from gpt_dist.data.tasks.reading import Example, dev_splits, read_split
 from gpt_dist.data.tasks.transforms import Transformation
@@ -37,6 +38,7 @@ from gpt_dist.model import write_model_folder
 from gpt_dist.progress import Report, silent
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology
+from gpt_dist.train.objective import to_device
 
 HEAD_NAME = "head.safetensors"
 FORMAT = "gpt_dist.task"
@@ -128,11 +130,9 @@ def load_task_model(
     model, topology = assemble(opened.opened, launch, tensor_parallel_size)
     head = opened.head.to(topology.device)
 
-    def evaluate(*batch: NDArray[Any]) -> Tensor:
-        parts = [torch.as_tensor(part).to(topology.device) for part in batch]
-        tokens, _, ends, owners, targets = parts
+    def evaluate(batch: TaskBatch[NDArray[Any]]) -> Tensor:
         with torch.no_grad():
-            return task_scores(model, head, tokens, ends, owners, len(targets))[0]
+            return task_scores(model, head, to_device(batch, topology.device))[0]
 
     return evaluate, topology
 

@@ -1,45 +1,49 @@
-"""DeepSpeed, behind the four calls that training needs."""
+"""DeepSpeed behind the few calls that training needs."""
 
 from __future__ import annotations
 
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import ResolvedConfig
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.errors import LaunchError
 from gpt_dist.model import probe_tokens
 from gpt_dist.topology import Topology, model_parallel_unit
 from gpt_dist.train.deepspeed_config import deepspeed_config
+from gpt_dist.train.gradients import check_gradients, drop_gradients
+from gpt_dist.train.objective import Objective, to_device
 from gpt_dist.train.optimizer import build_optimizer
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimiser step did; a step whose gradient is not finite leaves the weights alone."""
+    """Outcome of an optimizer step, which a gradient that is not finite leaves unapplied."""
 
     grad_norm: float
     applied: bool
+    bad_ranks: tuple[int, ...]
+    """Ranks whose loss is not finite; failing that, those whose sum of gradients is not."""
 
 
 class Engine:
-    """An objective under ZeRO and tensor parallelism: forward, backward, step.
+    """Trains and evaluates an objective under ZeRO and tensor parallelism."""
 
-    DeepSpeed counts the micro-batches: backward and step are called for each, and the weights
-    change at the last of a global batch.
-    """
-
-    def __init__(self, objective: nn.Module, config: ResolvedConfig, topology: Topology) -> None:
+    def __init__(
+        self, objective: Objective[Any], config: ResolvedConfig, topology: Topology
+    ) -> None:
         _prepare_deepspeed()
+        self._objective = objective
         self._topology = topology
         self._model = config.model
         self._clip_norm = config.optimizer.clip_norm
@@ -72,55 +76,83 @@ class Engine:
         """Weights, moments and counters, to be saved or loaded."""
         return TrainingState(self._engine, self._topology)
 
-    def forward(self, *batch: NDArray[Any]) -> Tensor:
-        """The objective's loss of this process's micro-batch; a scalar."""
-        loss: Tensor = self._engine(*map(self._to_device, batch))
-        return loss
+    def train_batch(
+        self, micro_batches: Sequence[TokenBatch[Any]], learning_rate: float
+    ) -> tuple[float, Update]:
+        """Make one optimizer step; every process must call this at the same time.
 
-    def evaluate(self, *batch: NDArray[Any]) -> Tensor:
-        """What the objective gives without dropout and gradients; every process must ask."""
+        Args:
+            micro_batches: This process's share of the global batch.
+            learning_rate: That of this step.
+
+        Returns:
+            The mean loss of the whole global batch, the same on every process, and the outcome.
+        """
+        engine = self._engine
+        assert len(micro_batches) == engine.gradient_accumulation_steps()
+        weight = self._global_weight(micro_batches)
+        loss = torch.zeros((), device=engine.device)
+        for number, batch in enumerate(micro_batches):
+            if number:
+                engine.step()  # counts the micro-batch before; the weights stay
+            loss += self._accumulate_gradient(batch, weight)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        checked = check_gradients(engine, loss)
+        grad_norm, applied = self._update_weights()
+        mean_loss, bad_ranks = checked.read(self._topology)
+        if not applied:
+            drop_gradients(engine)
+        return mean_loss, Update(grad_norm, applied, bad_ranks)
+
+    def evaluate(self, batch: TokenBatch[Any]) -> Tensor:
+        """Return the objective's scores of a batch, without dropout; every process must ask."""
         self._engine.eval()
         with torch.no_grad():
-            result: Tensor = self._engine(*map(self._to_device, batch))
+            scores = self._call(batch)
         self._engine.train()
-        return result
+        return scores
 
     def probe_loss(self) -> float:
         """The live model's loss on fixed tokens, without dropout; every process must ask."""
         tokens, labels = probe_tokens(self._model)
         # Compiling for these shapes would take longer than they do.
         with torch.compiler.set_stance("force_eager"):
-            return float(self.evaluate(tokens.numpy(), labels.numpy()))
+            return float(self.evaluate(TokenBatch(tokens, labels)).mean())
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's share of the gradient."""
+    def _call(self, batch: TokenBatch[Any]) -> Tensor:
+        # By its name: ZeRO 3 warns of positional arguments that are no tensors.
+        result: Tensor = self._engine(batch=to_device(batch, self._topology.device))
+        return result
+
+    def _global_weight(self, micro_batches: Sequence[TokenBatch[Any]]) -> Tensor:
+        """Return the weight of the whole global batch, a scalar in fp32 on the device."""
+        own = sum(map(self._objective.weight, micro_batches))
+        weight = torch.tensor(own, dtype=torch.float64, device=self._engine.device)
+        dist.all_reduce(weight, group=self._topology.data_parallel_group)
+        return weight.clamp(min=1).float()
+
+    def _accumulate_gradient(self, batch: TokenBatch[Any], weight: Tensor) -> Tensor:
+        """Add the gradient of a micro-batch; return its part of the mean loss, on the device."""
+        loss = self._call(batch) / weight
+        # DeepSpeed takes the mean over data-parallel processes, of what is to be summed here.
+        scale: float = self._topology.data_parallel_size
         if self._half_without_zero:
             # DeepSpeed divides these gradients by the loss scale, but does not multiply the loss.
-            loss = loss * self._engine.optimizer.loss_scale_config.cur_scale
-        self._engine.backward(loss)
+            scale *= self._engine.optimizer.loss_scale_config.cur_scale
+        self._engine.backward(loss * scale, scale_wrt_gas=False)
+        return loss.detach()
 
-    def step(self, learning_rate: float) -> Update | None:
-        """Count a micro-batch; at the last of a global batch, update the weights and report."""
+    def _update_weights(self) -> tuple[float, bool]:
+        """Let the optimizer step; return the gradient's norm, and whether the step was applied."""
         engine = self._engine
-        if not engine.is_gradient_accumulation_boundary():
-            engine.step()
-            return None
-        for group in engine.optimizer.param_groups:
-            group["lr"] = learning_rate
         if self._plain:
             grad_norm = self._clip()
             engine.step()
-            return Update(grad_norm, math.isfinite(grad_norm))
-        if self._half_without_zero:
-            return self._step_half_without_zero()
+            return grad_norm, math.isfinite(grad_norm)
+        scale = self._prepare_half_without_zero() if self._half_without_zero else 1.0
         engine.step()
-        return Update(float(engine.get_global_grad_norm()), engine.was_step_applied())
-
-    def _to_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.as_tensor(array)
-        if self._topology.device.type == "cuda":
-            return tensor.pin_memory().to(self._topology.device, non_blocking=True)
-        return tensor
+        return float(engine.get_global_grad_norm()) / scale, engine.was_step_applied()
 
     def _clip(self) -> float:
         """Scale all gradients to the clip norm; drop them if the norm is not finite."""
@@ -143,18 +175,16 @@ class Engine:
             torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
         return norm
 
-    def _step_half_without_zero(self) -> Update:
-        """DeepSpeed looks on the gradient for what megatron-core wrote on the parameter, and would
-        leave the shards of all but the first tensor-parallel rank out of the norm; and it reports
-        the norm before the loss scale is divided out.
+    def _prepare_half_without_zero(self) -> float:
+        """Mark the gradients of tensor-parallel shards, and return the scale of their norm.
+
+        DeepSpeed looks on the gradient for the mark that megatron-core put on the parameter, and
+        reports the norm with the loss scale in it.
         """
         for parameter in self._engine.module.parameters():
             if parameter.grad is not None and getattr(parameter, "tensor_model_parallel", False):
                 parameter.grad.tensor_model_parallel = True
-        scale = self._engine.optimizer.loss_scale_config.cur_scale
-        self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm()) / scale
-        return Update(grad_norm, self._engine.was_step_applied())
+        return float(self._engine.optimizer.loss_scale_config.cur_scale)
 
     def _check_batch_sizes(self, config: ResolvedConfig) -> None:
         """DeepSpeed computes these itself, and silently assumes one process where it errs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -9,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gpt_dist.checkpoint.save import Saver
 from gpt_dist.config import ResolvedConfig
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import flops_per_token, peak_flops
@@ -25,18 +24,16 @@ from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
 from gpt_dist.train.optimizer import learning_rate
 
-Arrays = tuple[NDArray[Any], ...]
-
 
 class Samples(Protocol):
-    """Training samples by number, as arguments of the objective."""
+    """Training samples by number."""
 
     @property
     def tokens_per_sample(self) -> float:
         """On average, for figures of speed."""
 
-    def batch(self, samples: NDArray[np.int64]) -> Arrays:
-        """The micro-batch of these samples."""
+    def batch(self, samples: NDArray[np.int64]) -> TokenBatch[NDArray[Any]]:
+        """Return the micro-batch of these samples, as the objective takes it."""
 
 
 MAX_SKIPPED_STEPS = 20
@@ -76,10 +73,10 @@ class Trainer:
         with closing(prefetch(self._batches(plan, done, max_steps))) as batches:
             for step in range(done + 1, max_steps + 1):
                 rate = learning_rate(step, config.optimizer.learning_rate, config.schedule)
-                loss, update = self._train_step(batches, plan.accumulation_steps, rate)
+                loss, update = self.engine.train_batch(next(batches), rate)
                 skipped = 0 if update.applied else skipped + 1
                 if skipped:
-                    self._report_skipped(step, skipped)
+                    self._report_skipped(step, skipped, loss, update)
                 if step % config.logging.interval == 0 or step in (1, max_steps):
                     now = time.perf_counter()
                     seconds = (now - last_time) / (step - last_step)
@@ -121,22 +118,7 @@ class Trainer:
         elif self.reporter and step == 0:
             self.reporter.say("no validation: too little text is held out for one window")
 
-    def _train_step(
-        self, batches: Iterator[Arrays], micro_batches: int, rate: float
-    ) -> tuple[Tensor, Update]:
-        """One update; also this process's mean loss, still on the device."""
-        loss_sum = torch.zeros((), device=self.topology.device)
-        update = None
-        for _ in range(micro_batches):
-            loss = self.engine.forward(*next(batches))
-            self.engine.backward(loss)
-            loss_sum += loss.detach()
-            update = self.engine.step(rate)
-        assert update is not None, "the engine and the plan disagree on accumulation"
-        return loss_sum / micro_batches, update
-
-    def _report(self, step: int, loss: Tensor, rate: float, update: Update, seconds: float) -> None:
-        dist.all_reduce(loss, group=self.topology.data_parallel_group)
+    def _report(self, step: int, loss: float, rate: float, update: Update, seconds: float) -> None:
         if self.reporter is None:
             return
         config, topology = self.config, self.topology
@@ -145,7 +127,7 @@ class Trainer:
             "step": step,
             "samples": step * config.training.global_batch_size,
             "tokens": round(step * batch_tokens),
-            "loss": float(loss) / topology.data_parallel_size,
+            "loss": loss,
             "learning_rate": rate,
             "grad_norm": update.grad_norm,
             "step_seconds": seconds,
@@ -157,21 +139,29 @@ class Trainer:
             row["mfu"] = rate_reached / (peak * topology.launch.world_size)
         self.reporter.training(row)
 
-    def _report_skipped(self, step: int, skipped: int) -> None:
-        batch = self.config.training.global_batch_size
+    def _report_skipped(self, step: int, skipped: int, loss: float, update: Update) -> None:
+        training = self.config.training
+        batch = training.global_batch_size
+        named = ", ".join(map(str, update.bad_ranks))
         what = (
-            f"step {step}: the gradient is not finite, the update is skipped "
-            f"(samples {(step - 1) * batch} to {step * batch - 1})"
+            f"step {step}: the gradient is not finite{named and f' on rank(s) {named}'}, the "
+            f"update is skipped (samples {(step - 1) * batch} to {step * batch - 1})"
         )
         if self.reporter:
             self.reporter.say(what)
-        if skipped >= MAX_SKIPPED_STEPS:
+        # fp16's loss scale costs a step now and then, which may be the last.
+        harmless = training.precision == "fp16" and math.isfinite(loss)
+        at_the_end = step == training.max_steps and not harmless
+        if at_the_end or skipped >= MAX_SKIPPED_STEPS:
+            self.saver.wait()
+            reason = "as the last step" if at_the_end else f"for the {skipped}th time in a row"
             raise TrainingError(
-                f"{what}, for the {skipped}th time in a row; lower optimizer.learning_rate, or use "
-                "training.precision bf16 or fp32"
+                f"{what}, {reason}; lower optimizer.learning_rate, or use training.precision bf16 "
+                "or fp32"
             )
 
-    def _batches(self, plan: BatchPlan, done: int, max_steps: int) -> Iterator[Arrays]:
+    def _batches(
+        self, plan: BatchPlan, done: int, max_steps: int
+    ) -> Iterator[list[TokenBatch[NDArray[Any]]]]:
         for step in range(done, max_steps):
-            for numbers in plan.micro_batches(step):
-                yield self.samples.batch(numbers)
+            yield [self.samples.batch(numbers) for numbers in plan.micro_batches(step)]

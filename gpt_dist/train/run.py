@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.resume import find_checkpoint
@@ -22,6 +22,7 @@ from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Samples, Trainer
 from gpt_dist.train.metrics import Headline, Reporter, Row
+from gpt_dist.train.objective import Objective
 from gpt_dist.train.start import Source, start_engine
 
 
@@ -29,7 +30,7 @@ from gpt_dist.train.start import Source, start_engine
 class Plan:
     """What a run trains, on what, and how it is judged."""
 
-    objective: Callable[[GPT], nn.Module]
+    objective: Callable[[GPT], Objective[Any]]
     samples: Samples
     validator: Callable[[Engine], Callable[[], Row]]
     """Makes what every process calls for validation figures."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import OpenedModel, check_same
@@ -23,6 +23,7 @@ from gpt_dist.model import (
 )
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
+from gpt_dist.train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Source:
 def start_engine(
     config: ResolvedConfig,
     topology: Topology,
-    objective: Callable[[GPT], nn.Module],
+    objective: Callable[[GPT], Objective[Any]],
     source: Source | None,
     checkpoint: Checkpoint | None,
 ) -> Engine:

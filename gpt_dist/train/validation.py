@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from gpt_dist.config import ResolvedConfig
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.loader import BatchPlan, prefetch
 from gpt_dist.data.tokens.windows import Windows, split_labels
 from gpt_dist.model import IGNORED_LABEL
@@ -38,18 +39,17 @@ class PerplexityValidator:
             return {}
         total = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
         with closing(prefetch(self._batches())) as batches:
-            for tokens, labels in batches:
-                counted = int((labels != IGNORED_LABEL).sum())
-                loss = self._engine.evaluate(tokens, labels).double()
-                total += torch.stack([loss * counted, torch.full_like(loss, counted)])
+            for batch in batches:
+                total[0] += self._engine.evaluate(batch).double().sum()
+                total[1] += int((batch.labels != IGNORED_LABEL).sum())
         dist.all_reduce(total, group=self._topology.data_parallel_group)
         loss_mean = float(total[0] / total[1])
         perplexity = math.exp(loss_mean) if loss_mean < 700 else math.inf
         return {"validation_loss": loss_mean, "validation_perplexity": perplexity}
 
-    def _batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def _batches(self) -> Iterator[TokenBatch[NDArray[np.int64]]]:
         """This process's micro-batches; all get the same number, filled up with void rows."""
         for numbers in self._plan.over(self._count):
-            tokens, labels = split_labels(self._windows.read(numbers % self._count))
-            labels[numbers >= self._count] = IGNORED_LABEL
-            yield tokens, labels
+            batch = split_labels(self._windows.read(numbers % self._count))
+            batch.labels[numbers >= self._count] = IGNORED_LABEL
+            yield batch

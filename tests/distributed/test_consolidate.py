@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
@@ -31,9 +32,9 @@ def train_and_save(
 
     run = start(launch, device, overrides, directory)
     engine, topology = run.engine, run.topology
-    for _ in range(2 * 8 // topology.data_parallel_size):
-        engine.backward(engine.forward(TOKENS[:1], TOKENS[1:2]))
-        engine.step(1e-2)
+    batch = TokenBatch(TOKENS[:1], TOKENS[1:2])
+    for _ in range(2):
+        engine.train_batch([batch] * (8 // topology.data_parallel_size), 1e-2)
     run.saver.save(2)
     run.saver.wait()
     model = engine._engine.module.model.eval()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gpt_dist.config import Config
+from gpt_dist.data.batches import TaskBatch
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.distributed.test_head import SIZES, batch, objective, randomised
@@ -21,26 +22,26 @@ CHOICES = 3
 LENGTHS = [[8] * CHOICES, [8] * CHOICES]  # equal: transformers averages L1 over all tokens at once
 
 
-def choices_of_theirs(theirs: Any, head: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def choices_of_theirs(theirs: Any, head: Any, inputs: TaskBatch[Tensor]) -> tuple[Tensor, Tensor]:
     """Scores and L2 + L1 / 2 of `OpenAIGPTDoubleHeadsModel`."""
     theirs.multiple_choice_head.summary.load_state_dict(head.state_dict())
     shape = (len(LENGTHS), CHOICES, -1)
-    labels = torch.nn.functional.pad(inputs["labels"][:, :-1], (1, 0), value=-100)
+    labels = torch.nn.functional.pad(inputs.labels[:, :-1], (1, 0), value=-100)
     result = theirs(
-        inputs["tokens"].view(shape),
-        mc_token_ids=inputs["ends"].view(shape[:2]),
+        inputs.tokens.view(shape),
+        mc_token_ids=inputs.ends.view(shape[:2]),
         labels=labels.masked_fill(labels == -1, -100).view(shape),
-        mc_labels=inputs["targets"],
+        mc_labels=inputs.targets,
     )
     return result.mc_logits, result.mc_loss + 0.5 * result.loss
 
 
-def classes_of_theirs(theirs: Any, head: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def classes_of_theirs(theirs: Any, head: Any, inputs: TaskBatch[Tensor]) -> tuple[Tensor, Tensor]:
     """Scores and L2 of a linear layer on `OpenAIGPTModel`'s hidden states."""
-    hidden = theirs.transformer(inputs["tokens"]).last_hidden_state
-    ends = hidden[torch.arange(len(hidden)), inputs["ends"]]
+    hidden = theirs.transformer(inputs.tokens).last_hidden_state
+    ends = hidden[torch.arange(len(hidden)), inputs.ends]
     scores = head(ends.view(len(LENGTHS), CHOICES, -1).sum(1))
-    return scores, torch.nn.functional.cross_entropy(scores, inputs["targets"])
+    return scores, torch.nn.functional.cross_entropy(scores, inputs.targets)
 
 
 def step_beside_theirs(
@@ -76,16 +77,12 @@ def step_beside_theirs(
         }
     )
     engine = Engine(made, config, topology)
-    own = {name: part.chunk(size)[rank].numpy() for name, part in inputs.items()}
-    own["owners"] = own["owners"] - own["owners"][0]
-    found = engine.evaluate(*own.values())
-    loss = engine.forward(*own.values())
-    engine.backward(loss)
-    engine.step(1e-3)
-    mean = loss.detach().clone()
-    dist.all_reduce(mean, group=topology.data_parallel_group)
+    own = TaskBatch(*(getattr(inputs, f.name).chunk(size)[rank] for f in fields(inputs)))
+    own = replace(own, owners=own.owners - own.owners[0])
+    found = engine.evaluate(own)
+    loss, _ = engine.train_batch([own], 1e-3)
     differences = {
-        "loss": float((mean / size - expected).abs()),
+        "loss": abs(loss - float(expected)),
         "scores": float((found - scores.chunk(size)[rank]).abs().max()),
     }
     their_head = theirs.multiple_choice_head.summary if kind == "choices" else head

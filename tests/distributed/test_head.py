@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt_dist.data.tasks.examples import EncodedSplit
-from gpt_dist.finetune.predict import as_arrays
+from gpt_dist.data.batches import TaskBatch
+from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.distributed.test_model import TOLERANCE, model_config
@@ -28,7 +29,7 @@ def randomised(model: Any) -> Any:
     return model.eval()
 
 
-def batch(lengths: list[list[int]]) -> dict[str, Tensor]:
+def batch(lengths: list[list[int]]) -> TaskBatch[Tensor]:
     """Random sequences of these lengths, as `data.examples.collate` lays them out."""
     draws = torch.Generator().manual_seed(1)
     rows = [length for example in lengths for length in example]
@@ -40,7 +41,7 @@ def batch(lengths: list[list[int]]) -> dict[str, Tensor]:
     owners = torch.tensor([number for number, example in enumerate(lengths) for _ in example])
     targets = torch.tensor([2, 1])
     ends = torch.tensor(rows) - 1
-    return {"tokens": tokens, "labels": labels, "ends": ends, "owners": owners, "targets": targets}
+    return TaskBatch(tokens, labels, ends, owners, targets)
 
 
 def objective(theirs: Any, launch: Launch, device: torch.device, tensor: int, **head: Any) -> Any:
@@ -75,19 +76,18 @@ def compare_choices(
     summary.load_state_dict(ours.head.linear.state_dict())
     inputs = batch(lengths)
     shape = (len(lengths), len(lengths[0]), -1)
-    labels = torch.cat([torch.full((len(inputs["ends"]), 1), -100), inputs["labels"][:, :-1]], 1)
+    labels = torch.cat([torch.full((len(inputs.ends), 1), -100), inputs.labels[:, :-1]], 1)
     labels[labels == -1] = -100
     result = theirs(
-        inputs["tokens"].view(shape),
-        mc_token_ids=inputs["ends"].view(shape[:2]),
+        inputs.tokens.view(shape),
+        mc_token_ids=inputs.ends.view(shape[:2]),
         labels=labels.view(shape),
-        mc_labels=inputs["targets"],
+        mc_labels=inputs.targets,
     )
-    loss = ours(**inputs)
-    differences = {"scores": float((ours.eval()(**inputs) - result.mc_logits).abs().max())}
-    ours.train()
+    loss = ours.loss(inputs) / ours.weight(inputs)
+    differences = {"scores": float((ours.scores(inputs) - result.mc_logits).abs().max())}
     ours.auxiliary_weight = 0.0
-    class_loss = ours(**inputs)
+    class_loss = ours.loss(inputs) / ours.weight(inputs)
     differences["class loss"] = float((class_loss - result.mc_loss).abs())
     differences["language-model loss"] = float((loss - class_loss - 0.5 * result.loss).abs() * 2)
     loss.backward()
@@ -125,19 +125,19 @@ def compare_pooled(
     ours.auxiliary_weight = 0.0
     inputs = batch(LENGTHS)
     if kind == "score":
-        inputs["targets"] = torch.tensor([0.5, -3.0])
+        inputs = replace(inputs, targets=torch.tensor([0.5, -3.0]))
     head = torch.nn.Linear(48, outputs)
     head.load_state_dict(ours.head.linear.state_dict())
-    hidden = theirs.transformer(inputs["tokens"]).last_hidden_state
-    ends = torch.stack([hidden[row, end] for row, end in enumerate(inputs["ends"])])
+    hidden = theirs.transformer(inputs.tokens).last_hidden_state
+    ends = torch.stack([hidden[row, end] for row, end in enumerate(inputs.ends)])
     scores = head(ends.view(2, 3, 48).sum(1))
     expected = (
-        torch.nn.functional.mse_loss(scores[:, 0], inputs["targets"])
+        torch.nn.functional.mse_loss(scores[:, 0], inputs.targets)
         if kind == "score"
-        else torch.nn.functional.cross_entropy(scores, inputs["targets"])
+        else torch.nn.functional.cross_entropy(scores, inputs.targets)
     )
-    ours_scores = ours.eval()(**inputs)
-    loss = ours.train()(**inputs)
+    ours_scores = ours.scores(inputs)
+    loss = ours.loss(inputs) / ours.weight(inputs)
     loss.backward()
     expected.backward()
     found = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
@@ -180,14 +180,16 @@ def alone_and_together(
     launch: Launch, device: torch.device, tensor: int, kind: str
 ) -> dict[str, float]:
     """How much the scores of each example of some batches differ from those that it has alone."""
+    from gpt_dist.train.objective import to_device
+
     theirs = randomised(transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**SIZES)))
     outputs = 3 if kind == "classes" else 1
-    ours = objective(theirs, launch, device, tensor, kind=kind, outputs=outputs).eval()
+    ours = objective(theirs, launch, device, tensor, kind=kind, outputs=outputs)
     split, draws = random_split(), np.random.default_rng(2)
 
     @torch.no_grad()
     def scores(numbers: list[int]) -> list[Tensor]:
-        found = ours(*map(torch.from_numpy, as_arrays(split, np.array(numbers))))
+        found = ours.scores(to_device(collate(split, np.array(numbers)), device))
         return [row[row != -torch.inf] for row in found]  # fewer choices than another example's
 
     alone = [scores([number])[0] for number in range(len(split))]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.model import family_of, parameter_table
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, form_groups
@@ -59,12 +60,19 @@ def gather_logits(logits: Tensor, topology: Topology) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+def mean_loss(model: Any, tokens: Tensor) -> Tensor:
+    from gpt_dist.train.objective import LanguageModelObjective
+
+    objective = LanguageModelObjective(model)
+    batch = TokenBatch(tokens[:, :-1], tokens[:, 1:])
+    return objective.loss(batch) / objective.weight(batch)
+
+
 def compare_with_reference(
     launch: Launch, device: torch.device, family: str, tensor_parallel_size: int
 ) -> tuple[float, float, float]:
     """Largest differences of logits and loss, and the largest probability of a padding entry."""
     from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
-    from gpt_dist.train.objective import LanguageModelObjective
 
     topology = form_groups(launch, device, tensor_parallel_size)
     config = for_four(model_config(family)) if tensor_parallel_size == 4 else model_config(family)
@@ -74,7 +82,7 @@ def compare_with_reference(
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = gather_logits(model.logits(model(tokens)), topology)
-        loss = LanguageModelObjective(model)(tokens[:, :-1], tokens[:, 1:])
+        loss = mean_loss(model, tokens)
         expected = theirs(tokens, labels=tokens)
     padding = logits.softmax(-1)[..., VOCAB_SIZE:].max()
     logits_difference = (logits[..., :VOCAB_SIZE] - expected.logits).abs().max()
@@ -97,7 +105,6 @@ def gradients(
 ) -> dict[str, float]:
     """The largest difference of each parameter's gradient from transformers'."""
     from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
-    from gpt_dist.train.objective import LanguageModelObjective
 
     topology = form_groups(launch, device, tensor_parallel_size)
     config = for_four(model_config(family)) if tensor_parallel_size == 4 else model_config(family)
@@ -105,7 +112,7 @@ def gradients(
     model = build_model(config, topology.tensor_parallel_group).eval()
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
-    LanguageModelObjective(model)(tokens[:, :-1], tokens[:, 1:]).backward()
+    mean_loss(model, tokens).backward()
     theirs(tokens, labels=tokens).loss.backward()
     state = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     table = parameter_table(config).values()

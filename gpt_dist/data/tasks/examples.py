@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.permutation import permutation_key, permute
 from gpt_dist.data.tasks.reading import Example
 from gpt_dist.data.tasks.transforms import Transformation
@@ -42,22 +43,6 @@ class EncodedSplit:
         return np.maximum.reduceat(np.diff(self.sequence_starts), self.example_starts[:-1])
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """R sequences of B examples, padded on the right to the longest, T tokens."""
-
-    tokens: NDArray[np.int64]
-    """[R, T], padded with 0."""
-    labels: NDArray[np.int64]
-    """[R, T]: the next token of the sequence; -1 at its last token and in the padding."""
-    ends: NDArray[np.int64]
-    """[R]: the position of the extract token."""
-    owners: NDArray[np.int64]
-    """[R]: the sequence's example, counted within the batch, in ascending order."""
-    targets: Targets | None
-    """[B]: as EncodedSplit has them."""
-
-
 def encode_split(examples: Sequence[Example], transformation: Transformation) -> EncodedSplit:
     """Encode at least one example; raises DataError where one has no room for its answer."""
     tokens, sequence_starts, example_starts = array("i"), array("q", [0]), array("q", [0])
@@ -75,8 +60,8 @@ def encode_split(examples: Sequence[Example], transformation: Transformation) ->
     )
 
 
-def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> Batch:
-    """The batch of these examples, in this order."""
+def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> TaskBatch[NDArray[Any]]:
+    """Return the batch of these examples, in this order."""
     first, last = split.example_starts[numbers], split.example_starts[numbers + 1]
     sequences = np.concatenate([np.arange(*bounds) for bounds in zip(first, last, strict=True)])
     starts, stops = split.sequence_starts[sequences], split.sequence_starts[sequences + 1]
@@ -85,12 +70,13 @@ def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> Batch:
     for row, start, stop in zip(tokens, starts, stops, strict=True):
         row[: stop - start] = split.tokens[start:stop]
     has_next = np.arange(tokens.shape[1]) < lengths[:, None] - 1
-    return Batch(
+    targets = np.zeros(len(split), dtype=np.int64) if split.targets is None else split.targets
+    return TaskBatch(
         tokens=tokens,
         labels=np.where(has_next, np.roll(tokens, -1, axis=1), -1),
         ends=lengths - 1,
         owners=np.repeat(np.arange(len(numbers)), last - first),
-        targets=None if split.targets is None else split.targets[numbers],
+        targets=targets[numbers],
     )
 
 

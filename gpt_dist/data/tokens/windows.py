@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.permutation import permutation_key, permute
 from gpt_dist.errors import DataError
 
@@ -43,9 +44,9 @@ class Windows:
         return tokens
 
 
-def split_labels(windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Inputs and labels, each [B, T] and its own memory, of windows [B, T + 1]."""
-    return windows[:, :-1].copy(), windows[:, 1:].copy()
+def split_labels(windows: NDArray[np.int64]) -> TokenBatch[NDArray[np.int64]]:
+    """Return inputs and labels, each [R, T] and in its own memory, of windows [R, T + 1]."""
+    return TokenBatch(windows[:, :-1].copy(), windows[:, 1:].copy())
 
 
 class ShuffledWindows:
@@ -87,6 +88,6 @@ class ShuffledWindows:
         """Tokens [len(samples), T + 1] of these samples."""
         return self._windows.read(self.window_numbers(samples))
 
-    def batch(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Inputs and labels [len(samples), T] of these samples."""
+    def batch(self, samples: NDArray[np.int64]) -> TokenBatch[NDArray[np.int64]]:
+        """Return the batch of these samples."""
         return split_labels(self.read(samples))
