@@ -55,11 +55,12 @@ class GPT(nn.Module):
             width, rows, self.group, bias=False, is_vocabulary=True, own_weight=not tied
         )
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002 -- for families
         """Return the input of the first block, [B, T, D], of tokens [B, T] at positions [T]."""
-        raise NotImplementedError
+        hidden: Tensor = self.token_embedding(tokens)
+        return hidden
 
-    def rotation(self, positions: Tensor) -> Rotation | None:  # noqa: ARG002 -- for Llama
+    def rotation(self, positions: Tensor) -> Rotation | None:  # noqa: ARG002 -- for families
         """Return the rotary embedding of positions [T], or None in families without one."""
         return None
 

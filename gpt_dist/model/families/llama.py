@@ -90,11 +90,6 @@ class Llama(GPT):
         self.final_norm = make_norm(config)
         self.head = self.make_head(tied=False)
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002 -- see rotation
-        """Return the embeddings of tokens [B, T]: [B, T, D]."""
-        hidden: Tensor = self.token_embedding(tokens)
-        return hidden
-
     def rotation(self, positions: Tensor) -> Rotation:
         """Return the rotary embedding of positions [T]."""
         base = self.config.rotary_base or ROTARY_BASE
