@@ -15,6 +15,7 @@ from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.distributed.test_head import SIZES, batch, objective, randomised
 from tests.distributed.test_model import TOLERANCE, model_config
+from tests.moments import gradient_differences
 
 transformers = pytest.importorskip("transformers")
 
@@ -47,10 +48,7 @@ def classes_of_theirs(theirs: Any, head: Any, inputs: TaskBatch[Tensor]) -> tupl
 def step_beside_theirs(
     launch: Launch, device: torch.device, stage: int, tensor: int, kind: str
 ) -> dict[str, float]:
-    """Differences of a step under DeepSpeed from transformers' loss, scores and gradients.
-
-    The gradients are read off Adam's first moment, which is a tenth of them after one step.
-    """
+    """Differences of a step under DeepSpeed from transformers' loss, scores and gradients."""
     from gpt_dist.model import from_hugging_face
     from gpt_dist.train.engine import Engine
 
@@ -90,15 +88,7 @@ def step_beside_theirs(
     of_theirs = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for name, gradient in from_hugging_face(of_theirs, config.model).items():
         gradients[f"model.{name}"] = gradient
-    for name, fragment in engine.state().owned():
-        shard = gradients[name]
-        if getattr(fragment.parameter, "tensor_model_parallel", False):
-            dimension = fragment.parameter.partition_dim
-            shard = shard.chunk(tensor, dim=dimension)[topology.tensor_parallel_rank]
-        part = shard.flatten()[fragment.offset : fragment.offset + fragment.length]
-        moment = fragment.tensors()["exp_avg"]
-        differences[name] = float((moment * 10 - part).abs().max())
-    return differences
+    return differences | gradient_differences(engine, gradients, topology)
 
 
 @pytest.mark.parametrize("kind", ["choices", "classes"])
