@@ -1,16 +1,16 @@
-"""DeepSpeed's configuration, derived from ours."""
+"""Configuration of DeepSpeed, derived from that of a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from gpt_dist.config import ParallelConfig, ResolvedConfig
+from gpt_dist.config import ResolvedConfig
 
 INITIAL_LOSS_SCALE_POWER = 16
 
 
 def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
-    """The dictionary that `deepspeed.initialize` gets for a resolved configuration.
+    """Return the dictionary for `deepspeed.initialize`, from a resolved configuration.
 
     Gradients are summed and reduced in fp32 wherever DeepSpeed can, so that accumulation and the
     number of processes do not change the result.
@@ -21,8 +21,8 @@ def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_clipping": config.optimizer.clip_norm,
         "communication_data_type": "fp32",
-        "zero_optimization": _zero(parallel),
-        # The optimiser is torch's fused AdamW, on the host too: it needs no compiled extension.
+        "zero_optimization": _zero(config),
+        # The optimizer is torch's fused AdamW, on the host too: it needs no compiled extension.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
@@ -36,8 +36,8 @@ def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
     return derived
 
 
-def _zero(parallel: ParallelConfig) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": parallel.zero_stage}
-    if parallel.offload_optimizer:
+def _zero(config: ResolvedConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.parallel.zero_stage}
+    if config.parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return zero

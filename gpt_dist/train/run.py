@@ -87,7 +87,7 @@ def run(
         trainer.saver.close()
         if reporter:
             reporter.summary()
-    return Outcome(engine, [point.step for point in reporter.best_first] if reporter else [])
+    return Outcome(engine, reporter.best_first if reporter else [])
 
 
 def warner(topology: Topology) -> Callable[[str], None]:
