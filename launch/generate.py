@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 
 from gpt_dist import command
-from gpt_dist.checkpoint.opened import open_model
+from gpt_dist.checkpoint.opened import inspect_model
 from gpt_dist.inference.arguments import (
     add_tensor_parallel_size,
     model_parser,
@@ -57,9 +57,9 @@ def parse() -> Namespace:
 def main() -> None:
     arguments = parse()
     launch = discover_launch(os.environ)
-    opened = open_model(arguments.model)
+    opened = inspect_model(arguments.model)
     prompts = encode_prompts(arguments.prompt, opened)
-    model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
+    model, _, topology = assemble(opened, launch, arguments.tensor_parallel_size)
     sampling = Sampling(
         arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
     )

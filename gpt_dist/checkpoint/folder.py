@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
 
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import CheckpointConfig
 from gpt_dist.errors import CheckpointError
+from gpt_dist.topology import Topology, together
 
 _STEP = re.compile(r"step-(\d{8})")
 
@@ -65,11 +70,64 @@ def first_valid(
     return None
 
 
-def open_whole(path: Path) -> Checkpoint:
-    """A checkpoint, every file of it hashed; CheckpointError where one is damaged."""
+def open_newest(
+    folder: Path,
+    opened: Callable[[Path], Checkpoint],
+    listed: Callable[[Path], list[Path]],
+    say: Callable[[str], None],
+) -> Checkpoint:
+    """Open the newest whole checkpoint of a run that may go on; CheckpointError where none is."""
+    while True:
+        candidates, whole = listed(folder), None
+        with suppress(CheckpointError):
+            whole = first_valid(candidates, say, opened)
+        if whole and whole.path == candidates[0]:
+            return whole
+        # The run may have removed the newest by now, and written a newer one.
+        if candidates == listed(folder):
+            break
+    if whole is None:
+        raise CheckpointError(
+            f"{folder}: no checkpoint in it is whole; take another checkpoint, or a backup"
+        )
+    return whole
+
+
+def open_sized(path: Path) -> Checkpoint:
+    """Open a checkpoint, and check no more of its files than their sizes."""
     checkpoint = Checkpoint.open(path)
-    checkpoint.verify()
+    checkpoint.files.check_sizes()
     return checkpoint
+
+
+def open_whole(path: Path) -> Checkpoint:
+    """Open a checkpoint and hash every file of it; CheckpointError where one is damaged."""
+    checkpoint = Checkpoint.open(path)
+    checkpoint.files.verify()
+    return checkpoint
+
+
+def open_shared(path: Path, topology: Topology) -> Checkpoint:
+    """Open a checkpoint that all processes read together, every file of it hashed; collective.
+
+    Raises CheckpointError, on all of them, where one finds it damaged.
+    """
+    checkpoint = together(lambda: Checkpoint.open(path))
+    checkpoint.files.share(topology)
+    return checkpoint
+
+
+def agreed_paths(folder: Path) -> list[Path]:
+    """Return the checkpoints that the first process lists; collective."""
+    found: list[Any] = [paths(folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return list(found[0])
+
+
+def warner(topology: Topology | None = None) -> Callable[[str], None]:
+    """Return what shows a warning that all processes of a topology have cause to give, once."""
+    silent = topology is not None and not topology.is_main
+    return lambda text: None if silent else print(text, file=sys.stderr, flush=True)
 
 
 def prune(folder: Path, config: CheckpointConfig, keep: Collection[int] = ()) -> None:

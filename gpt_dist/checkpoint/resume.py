@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from gpt_dist.checkpoint.folder import first_valid, paths, step_path, sweep
+from gpt_dist.checkpoint.folder import (
+    agreed_paths,
+    first_valid,
+    open_shared,
+    paths,
+    step_path,
+    sweep,
+)
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError
@@ -30,21 +35,18 @@ def find_checkpoint(
 ) -> Checkpoint | None:
     """The checkpoint that training.resume leads to, the same on every rank; None to start afresh.
 
-    Every rank hashes some of its files, and has damaged ones to `say`. Raises CheckpointError, on
-    every rank, where a checkpoint is asked for and none is whole, or it belongs to another model,
-    seed or data.
+    The ranks hash and hold its files together, and have damaged ones to `say`. Raises
+    CheckpointError, on every rank, where a checkpoint is asked for and none is whole, or it belongs
+    to another model, seed or data.
     """
     folder = Path(config.run.directory) / "checkpoints"
     resume = config.training.resume
-    found: list[Any] = [None]
     if topology.is_main:
         sweep(folder)
-        found = [paths(folder)]
-    dist.broadcast_object_list(found, src=0)
-    candidates: list[Path] = found[0]
+    candidates = agreed_paths(folder)
 
     def opened(path: Path) -> Checkpoint:
-        return together(lambda: _open_part(path, topology))
+        return open_shared(path, topology)
 
     if resume == "never":
         return None
@@ -84,18 +86,10 @@ def find_begun(config: Config) -> Checkpoint | None:
     auto = resume == "auto"
     for path in paths(Path(config.run.directory) / "checkpoints") if auto else [Path(resume)]:
         try:
-            checkpoint = Checkpoint.open(path)
-            checkpoint.verify_tokenizer()
-            return checkpoint
+            return Checkpoint.open(path)
         except CheckpointError:
             continue
     return None
-
-
-def _open_part(path: Path, topology: Topology) -> Checkpoint:
-    checkpoint = Checkpoint.open(path)
-    checkpoint.verify(topology.launch.rank, topology.launch.world_size)
-    return checkpoint
 
 
 def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:

@@ -15,9 +15,16 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import ModelError
 from gpt_dist.files.folders import new_folder
-from gpt_dist.model.checksums import check_files, write_checksums
+from gpt_dist.files.shared import SharedFiles
+from gpt_dist.model.checksums import read_checksums, refuse, write_checksums
 from gpt_dist.model.probe import agrees, probe_loss
-from gpt_dist.model.tensor_files import SHARD_BYTES, WeightFiles, read_json, write_weights
+from gpt_dist.model.tensor_files import (
+    SHARD_BYTES,
+    WeightFiles,
+    read_json,
+    weight_files,
+    write_weights,
+)
 from gpt_dist.model.transformer import GPT, INIT_STD, LAYER_NORM_EPSILON
 from gpt_dist.model.weights import (
     hugging_face_names,
@@ -56,22 +63,32 @@ class ModelFolder(Mapping[str, Tensor]):
     """The full tensors of a model folder under this model's names, each read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Check hashes, configuration, names and shapes; ModelError where any is not right."""
+        """Check all but the weights; ModelError where configuration, names or shapes are not right.
+
+        `files` holds those of the weights, to be verified or shared.
+        """
         self.path = path
         if not path.is_dir():
             raise ModelError(f"{path}: no such folder; {_GIVE}")
-        self.probe_loss = check_files(path)
+        self.probe_loss, stated = read_checksums(path)
         """What the weights gave on fixed tokens when they were written; None if made elsewhere."""
-        if not (path / CONFIG_NAME).is_file():
+        if CONFIG_NAME not in stated and not (path / CONFIG_NAME).is_file():
             raise ModelError(f"{path}: no model: it has no {CONFIG_NAME}; {_GIVE}")
+        names = weight_files(path)
+        others = {name: entry for name, entry in stated.items() if name not in names}
+        SharedFiles(path, others, refuse).verify()
         self.config = read_model_config(path / CONFIG_NAME)
-        self._files = WeightFiles(path)
+        self.files = SharedFiles(path, {name: stated.get(name) for name in names}, refuse)
+        self._files = WeightFiles(path, names, self.files)
         self._names = self._find_names()
         for ours, shape in hugging_face_shapes(self.config).items():
             self._files.check_shape(self._names[ours], shape)
 
     def __getitem__(self, name: str) -> Tensor:
-        return tensor_from_hugging_face(name, self._files.read(self._names[name]), self.config)
+        tensor = self._files.read(self._names[name])
+        if name == "token_embedding.weight":
+            self._check_tied(tensor)
+        return tensor_from_hugging_face(name, tensor, self.config)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -109,16 +126,15 @@ class ModelFolder(Mapping[str, Tensor]):
                 f"{self._files.path(min(unknown))}: {min(unknown)} is no weight of the model that "
                 f"{CONFIG_NAME} describes; weights and {CONFIG_NAME} must be of one model"
             )
-        if _HEAD in stored - set(names.values()):
-            self._check_tied(names["token_embedding.weight"])
         return names
 
-    def _check_tied(self, embedding: str) -> None:
-        self._files.check_shape(_HEAD, hugging_face_shapes(self.config)["token_embedding.weight"])
-        if not self._files.read(_HEAD).equal(self._files.read(embedding)):
+    def _check_tied(self, embedding: Tensor) -> None:
+        """Refuse a head that is stored beside the embedding, and is another."""
+        if _HEAD in self._files.names and not self._files.read(_HEAD).equal(embedding):
             raise ModelError(
-                f"{self._files.path(_HEAD)}: {_HEAD} differs from {embedding}; only models whose "
-                "head is tied to the embedding can be opened"
+                f"{self._files.path(_HEAD)}: {_HEAD} differs from "
+                f"{self._names['token_embedding.weight']}; only models whose head is tied to the "
+                "embedding can be opened"
             )
 
 

@@ -1,21 +1,24 @@
-"""Where the weights of a run come from: drawn, taken from another model, or a checkpoint's."""
+"""The start of a run: with drawn weights, those of another model, or those of a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from gpt_dist.checkpoint.fingerprint import Fingerprints, Place, fingerprint
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import OpenedModel, check_same
+from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError, ModelError
 from gpt_dist.model import GPT, GrownVocabulary, agrees, load_full_tensors, probe_loss
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
+
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,10 @@ def start_engine(
     source: Source | None,
     checkpoint: Checkpoint | None,
 ) -> Engine:
-    """The engine of a run that begins, from `source` if given, or goes on from `checkpoint`.
+    """Build the engine of a run that begins, from `source` if given, or that goes on.
 
-    Raises CheckpointError or ModelError, on every rank, where the loaded model's loss on fixed
-    tokens is not what the stored weights give.
+    What was held of the files of `source` and `checkpoint` is given up. Raises CheckpointError or
+    ModelError, on every rank, where the loaded weights are not the stored ones.
     """
     if config.model.source_path and not (source or checkpoint):
         raise CheckpointError(
@@ -49,58 +52,79 @@ def start_engine(
     model = GPT(
         config.model, topology.tensor_parallel_group, config.training.activation_checkpointing
     )
-    source = None if checkpoint else source
-    if source:
-        opened = source.model
-        check_same(opened)
-        tensors = GrownVocabulary(
-            opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
-        )
-        load_full_tensors(model, tensors, config.model.transferred_layers)
+    loaded = _load_source(model, source, config, topology) if source and not checkpoint else {}
     engine = Engine(objective(model), config, topology)
     # Dropout differs between data-parallel processes and agrees between tensor-parallel peers.
     torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
     if checkpoint:
         engine.state().load(checkpoint)
         restore_rng(checkpoint, topology)
-        _prove_checkpoint(engine, config, checkpoint)
-    elif source and config.model.transferred_layers is None:
-        _prove_source(engine, config, topology, opened, tensors)
+        checkpoint.files.release()
+        _prove_first_version(engine, config, checkpoint)
+    if source:
+        source.model.files.release()
+        live = engine.state().live_fingerprints() if loaded else {}
+        together(lambda: _check_loaded(config, loaded, live))
     return engine
 
 
-def _prove_checkpoint(engine: Engine, config: Config, checkpoint: Checkpoint) -> None:
-    found, stored = engine.probe_loss(), checkpoint.manifest.probe_loss
-    if not agrees(found, stored, config.training.precision):
-        raise CheckpointError(
-            f"{checkpoint.path}: its weights gave a loss of {stored:.6f} on fixed tokens, and give "
-            f"{found:.6f} here; use the versions that wrote it: {checkpoint.manifest.versions}"
-        )
+class _Fingerprinted(Mapping[str, Tensor]):
+    """Full tensors, and the fingerprints of those that were read, rounded to a precision."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], precision: torch.dtype) -> None:
+        self.found: Fingerprints = {}
+        self._tensors = tensors
+        self._precision = precision
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name].contiguous()
+        self.found[name] = fingerprint([tensor.to(self._precision).float()], Place())
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
-def _prove_source(
-    engine: Engine,
-    config: Config,
-    topology: Topology,
-    source: OpenedModel,
-    tensors: GrownVocabulary,
-) -> None:
-    found = engine.probe_loss()
-
-    def compare() -> None:
-        if not topology.is_main:
-            return
-        stated, now = source.probe_loss, probe_loss(source.tensors.__getitem__, source.config)
-        if stated is not None and not agrees(now, stated, "fp32"):
+def _load_source(model: GPT, source: Source, config: Config, topology: Topology) -> Fingerprints:
+    """Copy another model's weights; their fingerprints, rounded to the run's precision."""
+    opened = source.model
+    opened.files.share(topology)
+    stated = opened.probe_loss
+    if stated is not None:
+        found = probe_loss(opened.tensors.__getitem__, opened.config)
+        if not agrees(found, stated, "fp32"):
             raise ModelError(
                 f"{config.model.source}: its weights gave a loss of {stated:.6f} on fixed tokens, "
-                f"and give {now:.6f} now; take it from a backup"
+                f"and give {found:.6f} now; take it from a backup"
             )
-        expected = probe_loss(tensors.__getitem__, config.model)
-        if not agrees(found, expected, config.training.precision):
+    grown = GrownVocabulary(
+        opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
+    )
+    tensors = _Fingerprinted(grown, _PRECISIONS[config.training.precision])
+    load_full_tensors(model, tensors, config.model.transferred_layers)
+    return tensors.found
+
+
+def _check_loaded(config: Config, loaded: Fingerprints, live: Fingerprints) -> None:
+    """Refuse weights that are not those of the source."""
+    for name, numbers in loaded.items():
+        if live[f"model.{name}"] != numbers:
             raise ModelError(
-                f"{config.model.source}: its weights give a loss of {expected:.6f} on fixed "
-                f"tokens, but {found:.6f} once loaded; please report this"
+                f"{config.model.source}: {name} is not the same once loaded; please report this"
             )
 
-    together(compare)
+
+def _prove_first_version(engine: Engine, config: Config, checkpoint: Checkpoint) -> None:
+    """Compare the loss on fixed tokens that a checkpoint without fingerprints states."""
+    stated = checkpoint.manifest.probe_loss
+    if stated is None:
+        return
+    found = engine.probe_loss()
+    if not agrees(found, stated, config.training.precision):
+        raise CheckpointError(
+            f"{checkpoint.path}: its weights gave a loss of {stated:.6f} on fixed tokens, and give "
+            f"{found:.6f} here; use the versions that wrote it: {checkpoint.manifest.versions}"
+        )

@@ -1,0 +1,113 @@
+"""Fingerprints of tensors, by which stored and live state prove to be the same in any layout.
+
+The fingerprint of a tensor is the sum modulo 2^64, over its elements, of the bits of the fp32 value
+times an odd number that follows from the element's index in the full tensor. Parts of the tensor
+can be summed apart, on any process; a value that changed, however little, or that is in another
+place changes the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
+"""The fp32 weight and Adam's two moments."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Fingerprints = dict[str, list[int]]
+"""Several numbers for each parameter, such as one a kind."""
+
+_CHUNKS = {"cpu": 2**15, "cuda": 2**24}
+"""Elements at a time: on the CPU, what stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which elements of the full tensor a flat tensor holds: those of a shard, from `offset` on."""
+
+    offset: int = 0
+    row: int = 1
+    """Elements of a shard that are neighbours in the full tensor too."""
+    shard: int = 0
+    shards: int = 1
+
+    @classmethod
+    def of_shard(
+        cls, shape: Sequence[int], dimension: int | None, shard: int, shards: int, offset: int = 0
+    ) -> Place:
+        """Return the place in a shard of a full shape that is split on a dimension, if it is."""
+        if dimension is None:
+            return cls(offset)
+        return cls(offset, math.prod(shape[dimension:]) // shards, shard, shards)
+
+    def full_indices(self, start: int, stop: int, device: torch.device) -> Tensor:
+        """Return the indices in the full tensor of the elements start to stop."""
+        index = torch.arange(self.offset + start, self.offset + stop, device=device)
+        if self.shards == 1:
+            return index
+        return index + (index // self.row * (self.shards - 1) + self.shard) * self.row
+
+
+def fingerprint(tensors: Sequence[Tensor], place: Place) -> list[int]:
+    """Return the fingerprint of each of some contiguous fp32 tensors, all of one place."""
+    device = tensors[0].device
+    bits = [tensor.detach().view(-1).view(torch.int32) for tensor in tensors]
+    sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
+    step = _CHUNKS[device.type]
+    for start in range(0, len(bits[0]), step):
+        stop = min(start + step, len(bits[0]))
+        factors = _odd_numbers(place.full_indices(start, stop, device))
+        sums += torch.stack([(one[start:stop] * factors).sum() for one in bits])
+    return [number % 2**64 for number in sums.tolist()]
+
+
+def fingerprint_parts(
+    places: Mapping[str, Place], tensors: Mapping[str, Tensor], precision: torch.dtype | None
+) -> Fingerprints:
+    """Return the fingerprints of a process's part of each parameter, by kind.
+
+    `tensors` are named `KIND/PARAMETER`. With a precision, the last fingerprint is that of the
+    weight rounded to it.
+    """
+    found = {}
+    for name, place in places.items():
+        parts = [tensors[f"{kind}/{name}"] for kind in KINDS]
+        if precision:
+            parts.append(parts[0].to(precision).float())
+        found[name] = fingerprint(parts, place)
+    return found
+
+
+def total(parts: Iterable[Fingerprints]) -> Fingerprints:
+    """Return the fingerprints of whole parameters from those of their parts."""
+    sums: Fingerprints = {}
+    for part in parts:
+        for name, numbers in part.items():
+            known = sums.get(name, [0] * len(numbers))
+            sums[name] = [(a + b) % 2**64 for a, b in zip(known, numbers, strict=True)]
+    return sums
+
+
+def _odd_numbers(index: Tensor) -> Tensor:
+    """Mix the bits of indices as SplitMix64 does its states (Steele, Lea, Flood 2014)."""
+    state = (index + 1) * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state ^= _shift_right(state, shift)
+        state *= _signed(factor)
+    state ^= _shift_right(state, 31)
+    return state | 1
+
+
+def _shift_right(state: Tensor, count: int) -> Tensor:
+    """Shift as if the numbers had no sign, which int64 has no operation for."""
+    return (state >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
