@@ -9,7 +9,7 @@ place changes the sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -57,7 +57,7 @@ class Place:
 def fingerprint(tensors: Sequence[Tensor], place: Place) -> list[int]:
     """Return the fingerprint of each of some contiguous fp32 tensors, all of one place."""
     device = tensors[0].device
-    bits = [tensor.detach().view(-1).view(torch.int32) for tensor in tensors]
+    bits = [tensor.detach().reshape(-1).view(torch.int32) for tensor in tensors]
     sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
     step = _CHUNKS[device.type]
     for start in range(0, len(bits[0]), step):
@@ -65,23 +65,6 @@ def fingerprint(tensors: Sequence[Tensor], place: Place) -> list[int]:
         factors = _odd_numbers(place.full_indices(start, stop, device))
         sums += torch.stack([(one[start:stop] * factors).sum() for one in bits])
     return [number % 2**64 for number in sums.tolist()]
-
-
-def fingerprint_parts(
-    places: Mapping[str, Place], tensors: Mapping[str, Tensor], precision: torch.dtype | None
-) -> Fingerprints:
-    """Return the fingerprints of a process's part of each parameter, by kind.
-
-    `tensors` are named `KIND/PARAMETER`. With a precision, the last fingerprint is that of the
-    weight rounded to it.
-    """
-    found = {}
-    for name, place in places.items():
-        parts = [tensors[f"{kind}/{name}"] for kind in KINDS]
-        if precision:
-            parts.append(parts[0].to(precision).float())
-        found[name] = fingerprint(parts, place)
-    return found
 
 
 def total(parts: Iterable[Fingerprints]) -> Fingerprints:

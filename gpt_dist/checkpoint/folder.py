@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
@@ -45,9 +44,16 @@ def step_of(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def paths(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, newest first; whether each is whole is not looked at."""
-    return [step_path(folder, step) for step in steps(folder)]
+def paths(folder: Path, topology: Topology | None = None) -> list[Path]:
+    """Return the checkpoints of a folder, newest first; whether each is whole is not looked at.
+
+    With a topology all its processes call this, and get what the first of them finds.
+    """
+    found = [step_path(folder, step) for step in steps(folder)]
+    if topology:
+        dist.broadcast_object_list(whole := [found], src=0)
+        (found,) = whole
+    return found
 
 
 def first_valid(
@@ -71,33 +77,23 @@ def first_valid(
 
 
 def open_newest(
-    folder: Path,
-    opened: Callable[[Path], Checkpoint],
-    listed: Callable[[Path], list[Path]],
-    say: Callable[[str], None],
+    folder: Path, opened: Callable[[Path], Checkpoint], topology: Topology | None = None
 ) -> Checkpoint:
     """Open the newest whole checkpoint of a run that may go on; CheckpointError where none is."""
     while True:
-        candidates, whole = listed(folder), None
+        candidates, whole = paths(folder, topology), None
         with suppress(CheckpointError):
-            whole = first_valid(candidates, say, opened)
+            whole = first_valid(candidates, warner(topology), opened)
         if whole and whole.path == candidates[0]:
             return whole
         # The run may have removed the newest by now, and written a newer one.
-        if candidates == listed(folder):
+        if candidates == paths(folder, topology):
             break
     if whole is None:
         raise CheckpointError(
             f"{folder}: no checkpoint in it is whole; take another checkpoint, or a backup"
         )
     return whole
-
-
-def open_sized(path: Path) -> Checkpoint:
-    """Open a checkpoint, and check no more of its files than their sizes."""
-    checkpoint = Checkpoint.open(path)
-    checkpoint.files.check_sizes()
-    return checkpoint
 
 
 def open_whole(path: Path) -> Checkpoint:
@@ -108,20 +104,10 @@ def open_whole(path: Path) -> Checkpoint:
 
 
 def open_shared(path: Path, topology: Topology) -> Checkpoint:
-    """Open a checkpoint that all processes read together, every file of it hashed; collective.
-
-    Raises CheckpointError, on all of them, where one finds it damaged.
-    """
+    """Have all processes open, hash and hold a checkpoint together; any error is raised on all."""
     checkpoint = together(lambda: Checkpoint.open(path))
     checkpoint.files.share(topology)
     return checkpoint
-
-
-def agreed_paths(folder: Path) -> list[Path]:
-    """Return the checkpoints that the first process lists; collective."""
-    found: list[Any] = [paths(folder) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    return list(found[0])
 
 
 def warner(topology: Topology | None = None) -> Callable[[str], None]:

@@ -193,13 +193,18 @@ class Checkpoint:
 
     def read_checked(self, kind: Kind, name: str) -> Tensor:
         """Return the same in host memory; CheckpointError if its fingerprint is another."""
-        tensor, stated = self.read(kind, name).cpu(), self._entry(name).fingerprints
-        if stated and fingerprint([tensor], Place()) != [int(stated[kind], 16)]:
+        tensor = self.read(kind, name).cpu()
+        if fingerprint([tensor], Place()) != [self.fingerprint(kind, name, tensor)]:
             raise CheckpointError(
                 f"{self.path}: {kind} of {name} has another fingerprint than when it was saved; "
                 "take another checkpoint"
             )
         return tensor
+
+    def fingerprint(self, kind: Kind, name: str, tensor: Tensor) -> int:
+        """Return the stated fingerprint, or, where version 1 states none, that of what was read."""
+        stated = self._entry(name).fingerprints
+        return int(stated[kind], 16) if stated else fingerprint([tensor], Place())[0]
 
     def read_saved(self, rank: int, name: str) -> Tensor | None:
         """Return a tensor that a process wrote for itself, such as its random state, if it did."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from torch import Tensor
 
 from gpt_dist.checkpoint.folder import (
-    agreed_paths,
     open_newest,
     open_shared,
-    open_sized,
     open_whole,
-    warner,
 )
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
@@ -26,7 +23,7 @@ from gpt_dist.files.shared import SharedFiles
 from gpt_dist.model import ModelFolder, ReleasedWeights, write_model_folder
 from gpt_dist.model.released import SHAPES_NAME
 from gpt_dist.progress import Report, silent
-from gpt_dist.topology import Topology, together
+from gpt_dist.topology import Topology
 
 TASK_NAME = "task.json"
 """The file that makes a model folder that of a fine-tuned model."""
@@ -80,7 +77,7 @@ def open_model(path: Path) -> OpenedModel:
 
 
 def inspect_model(
-    path: Path, open_checkpoint: Callable[[Path], Checkpoint] = open_sized
+    path: Path, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint.open
 ) -> OpenedModel:
     """Open the same without hashing its weights, which `share_model` does."""
     path = model_path(path)
@@ -106,30 +103,16 @@ def inspect_model(
 def share_model(opened: OpenedModel, topology: Topology) -> OpenedModel:
     """Have all processes hash and hold a model together that each has inspected; collective.
 
-    A run may have written a newer checkpoint since, or its newest prove to be damaged: then it is
-    another of the same model that is returned. Raises ModelError or CheckpointError, on all
-    processes, where any finds damage.
+    The newest checkpoint of a run is looked for again: there may be a newer one by now, or it may
+    prove to be damaged. Raises ModelError or CheckpointError, on all processes, for any damage.
     """
     if not isinstance(opened.tensors, SavedWeights):
         opened.files.share(topology)
         return opened
-
-    def share(path: Path) -> Checkpoint:
-        return open_shared(path, topology)
-
-    inspected, path = opened.tensors, opened.tensors.path
-    if path == opened.given:
-        found = share(path)
-    else:
-        found = open_newest(path.parent, share, agreed_paths, warner(topology))
-
-    def check_same() -> SavedWeights:
-        shared = SavedWeights(found)
-        if shared.model != inspected.model:
-            raise ModelError(f"{opened.given}: is of another model than before; start again")
-        return shared
-
-    return _of_saved(opened.given, together(check_same))
+    share, path = partial(open_shared, topology=topology), opened.tensors.path
+    newest = path != opened.given
+    found = open_newest(path.parent, share, topology) if newest else share(path)
+    return _of_saved(opened.given, SavedWeights(found))
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> OpenedModel:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gpt_dist.checkpoint.folder import (
-    agreed_paths,
     first_valid,
     open_shared,
     paths,
@@ -43,7 +42,7 @@ def find_checkpoint(
     resume = config.training.resume
     if topology.is_main:
         sweep(folder)
-    candidates = agreed_paths(folder)
+    candidates = paths(folder, topology)
 
     def opened(path: Path) -> Checkpoint:
         return open_shared(path, topology)

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt_dist.checkpoint.fingerprint import KINDS, Fingerprints, fingerprint_parts, total
+from gpt_dist.checkpoint.fingerprint import KINDS, Fingerprints, total
 from gpt_dist.checkpoint.folder import partial_path, prune, remove, step_path
 from gpt_dist.checkpoint.format import (
     FORMAT,
@@ -24,7 +24,7 @@ from gpt_dist.checkpoint.format import (
     TopologyEntry,
     rank_file,
 )
-from gpt_dist.checkpoint.state import TrainingState, places_of, snapshot
+from gpt_dist.checkpoint.state import TrainingState, fingerprint_parts, snapshot
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError
 from gpt_dist.files.entries import ChunkedEntry, HashedFile
@@ -93,8 +93,6 @@ class Saver:
         self._folder = Path(config.run.directory) / "checkpoints"
         self._file = rank_file(topology.launch.rank)
         self._parameters = state.describe()
-        self._places = places_of(self._parameters, topology.tensor_parallel_size)
-        self._precision = state.precision
         self._compared = False
         self._buffers: dict[str, Tensor] = {}
         self._group = dist.new_group(backend="gloo")
@@ -152,8 +150,9 @@ class Saver:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             entry = _write_tensors(partial / self._file, self._buffers)
-            precision = self._precision if job.live else None
-            found = fingerprint_parts(self._places, self._buffers, precision)
+            shards = self._topology.tensor_parallel_size
+            precision = self._state.precision if job.live else None
+            found = fingerprint_parts(self._parameters, shards, self._buffers, precision)
         except Exception as error:  # noqa: BLE001 -- every rank must learn of any
             failure = f"rank {self._topology.launch.rank}: {error}"
         own = _Report(failure, self._file, entry, self._parameters, found, job.live)

@@ -15,7 +15,6 @@ from gpt_dist.checkpoint.fingerprint import (
     Fingerprints,
     Place,
     fingerprint,
-    fingerprint_parts,
     total,
 )
 from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, rank_file
@@ -86,11 +85,14 @@ class TrainingState:
         """
         self._check_shapes(checkpoint)
         manifest, fragments = checkpoint.manifest, dict(self._fragments())
+        saved: Fingerprints = {}
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
                 fragment = fragments.get(name)
                 for kind in KINDS:
-                    shard = self._own_shard(parameter, checkpoint.read(kind, name))
+                    full = checkpoint.read(kind, name)
+                    saved.setdefault(name, []).append(checkpoint.fingerprint(kind, name, full))
+                    shard = self._own_shard(parameter, full)
                     if fragment:
                         stop = fragment.offset + fragment.length
                         part = shard.flatten()[fragment.offset : stop]
@@ -108,7 +110,7 @@ class TrainingState:
                 number_type = type(getattr(self._scaler(), key))
                 setattr(self._scaler(), key, number_type(value))
         found, live = self.fingerprints(), self.live_fingerprints()
-        together(lambda: _check_loaded(checkpoint, found, live))
+        together(lambda: _check_loaded(checkpoint, saved, found, live))
 
     @property
     def precision(self) -> torch.dtype:
@@ -117,13 +119,14 @@ class TrainingState:
 
     def fingerprints(self) -> Fingerprints:
         """Return, by kind, those of the state of all processes together, and of rounded weights."""
-        places = places_of(self.describe(), self._topology.tensor_parallel_size)
         tensors = {
             f"{kind}/{name}": tensor
             for name, fragment in self.owned()
             for kind, tensor in fragment.tensors().items()
         }
-        return _total_of(None, fingerprint_parts(places, tensors, self.precision))
+        shards = self._topology.tensor_parallel_size
+        own = fingerprint_parts(self.describe(), shards, tensors, self.precision)
+        return _total_of(None, own)
 
     def live_fingerprints(self) -> Fingerprints:
         """Return those of the weights that forward uses on this process and its peers.
@@ -181,32 +184,44 @@ class TrainingState:
         return unfused or getattr(optimizer, "loss_scaler", None)
 
 
-def _check_loaded(checkpoint: Checkpoint, found: Fingerprints, live: Fingerprints) -> None:
-    """Refuse a state that is not as it was saved, or that forward has other weights than."""
-    for name, entry in checkpoint.manifest.parameters.items():
-        stated = [int(entry.fingerprints[kind], 16) for kind in KINDS if entry.fingerprints]
-        for kind, number, expected in zip(KINDS, found[name], stated, strict=False):
+def _check_loaded(
+    checkpoint: Checkpoint, saved: Fingerprints, found: Fingerprints, live: Fingerprints
+) -> None:
+    """Refuse a state that is not as it was saved, or whose weights forward does not use."""
+    for name, (*by_kind, rounded) in found.items():
+        for kind, number, expected in zip(KINDS, by_kind, saved[name], strict=True):
             if number != expected:
                 raise CheckpointError(
                     f"{checkpoint.path}: the {kind} of {name} has another fingerprint than when it "
                     f"was saved; use the versions that wrote it: {checkpoint.manifest.versions}"
                 )
-        if live[name] != found[name][-1:]:
+        if live[name] != [rounded]:
             raise CheckpointError(
                 f"{checkpoint.path}: {name} is not the same in the layers; please report this"
             )
 
 
-def places_of(parameters: Mapping[str, ParameterEntry], shards: int) -> dict[str, Place]:
-    """Return where in each parameter the one fragment is that a process describes."""
-    places = {}
+def fingerprint_parts(
+    parameters: Mapping[str, ParameterEntry],
+    shards: int,
+    tensors: Mapping[str, Tensor],
+    precision: torch.dtype | None,
+) -> Fingerprints:
+    """Return, by kind, the fingerprints of what a process holds, as `TrainingState.describe` says.
+
+    `tensors` are named as in its file, and `shards` is the tensor-parallel size. With a precision,
+    the last fingerprint is that of the weight rounded to it.
+    """
+    found = {}
     for name, entry in parameters.items():
         (fragment,) = entry.fragments
-        shard = fragment.tensor_parallel_rank
-        places[name] = Place.of_shard(
-            entry.shape, entry.tensor_parallel_dimension, shard, shards, fragment.offset
-        )
-    return places
+        split, shard = entry.tensor_parallel_dimension, fragment.tensor_parallel_rank
+        parts = [tensors[f"{kind}/{name}"] for kind in KINDS]
+        if precision:
+            parts.append(parts[0].to(precision).float())
+        place = Place.of_shard(entry.shape, split, shard, shards, fragment.offset)
+        found[name] = fingerprint(parts, place)
+    return found
 
 
 def _total_of(group: dist.ProcessGroup | None, own: Fingerprints) -> Fingerprints:

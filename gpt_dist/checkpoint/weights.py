@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import open_newest, open_whole, paths, warner
+from gpt_dist.checkpoint.folder import open_newest, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import CheckpointError, first_problem
@@ -37,13 +37,7 @@ class SavedWeights(Mapping[str, Tensor]):
         """Open the weights of a checkpoint, or of the newest of a run that `opened` opens."""
         if (path / MANIFEST_NAME).is_file():
             return cls(opened(path))
-        return cls(open_newest(_folder(path), opened, paths, warner()))
-
-    @property
-    def model(self) -> tuple[ModelConfig, str]:
-        """What all checkpoints of a run agree on."""
-        free = {"source": None, "transferred_layers": None}
-        return self.config.model_copy(update=free), self.manifest.data_digest
+        return cls(open_newest(_folder(path), opened))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._checkpoint.read_checked("weight", _PREFIX + name)

@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 def pieces_of(name: str, entry: FileEntry | int) -> list[Piece]:
     """Divide a file, of which an entry or the size alone is known, into what is read at once."""
     if isinstance(entry, int):
-        return [Piece(name, *bounds, None) for bounds in _cut(entry, _chunk_count(entry))]
+        return [Piece(name, *bounds, None) for bounds in _cut(entry)]
     hashes = (isinstance(entry, ChunkedEntry) and entry.chunks) or (entry.sha256,)
     bounds = _cut(entry.bytes, len(hashes))
     return [Piece(name, *one, sha256) for one, sha256 in zip(bounds, hashes, strict=True)]
@@ -67,26 +67,24 @@ def pieces_of(name: str, entry: FileEntry | int) -> list[Piece]:
 class Hasher:
     """Computes the entry of a file from its content, given in order."""
 
-    def __init__(self, size: int | None = None) -> None:
+    def __init__(self, size: int = 0) -> None:
         """Hash chunks too where the `size` of the file is known beforehand."""
         self._whole = hashlib.sha256()
         self._chunks: list[hashlib._Hash] = []
         self._bytes = 0
-        count = _chunk_count(size or 0)
-        self._step = _step(size, count) if size and count > 1 else None
+        self._step = _cut(size)[0][1] if len(_cut(size)) > 1 else 0
 
     def update(self, content: bytes | memoryview) -> None:
         """Take the next bytes."""
         self._whole.update(content)
-        rest = memoryview(content)
-        while self._step and rest:
-            position = self._bytes % self._step
-            if position == 0:
-                self._chunks.append(hashlib.sha256())
-            part, rest = rest[: self._step - position], rest[self._step - position :]
-            self._chunks[-1].update(part)
-            self._bytes += len(part)
+        rest, position = memoryview(content), self._bytes
         self._bytes += len(rest)
+        while self._step and rest:
+            if position % self._step == 0:
+                self._chunks.append(hashlib.sha256())
+            part = rest[: self._step - position % self._step]
+            self._chunks[-1].update(part)
+            rest, position = rest[len(part) :], position + len(part)
 
     def entry(self) -> ChunkedEntry:
         """Return the entry of all that was taken."""
@@ -97,7 +95,7 @@ class Hasher:
 class HashedFile:
     """A file that is hashed while it is written."""
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
+    def __init__(self, path: Path, size: int = 0) -> None:
         """Create the file; its chunks are hashed too where its `size` is known beforehand."""
         self._stream = path.open("wb")
         self._hasher = Hasher(size)
@@ -130,15 +128,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _chunk_count(size: int) -> int:
-    return max(1, min(_MAX_CHUNKS, size // BLOCK_BYTES))
-
-
-def _step(size: int, count: int) -> int:
-    return -(-size // count) or 1
-
-
-def _cut(size: int, count: int) -> list[tuple[int, int]]:
-    """The bounds of `count` equal parts, the last of them shorter."""
-    step = _step(size, count)
+def _cut(size: int, count: int = 0) -> list[tuple[int, int]]:
+    """The bounds of equal parts, the last of them shorter; by default those of a new file."""
+    step = -(-size // (count or max(1, min(_MAX_CHUNKS, size // BLOCK_BYTES)))) or 1
     return [(start, min(start + step, size)) for start in range(0, max(size, 1), step)]

@@ -9,12 +9,15 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gpt_dist.files.entries import ChunkedEntry, HashedFile
+
+if TYPE_CHECKING:
+    from gpt_dist.files.shared import SharedFiles
 
 Shape = tuple[int, ...]
 
@@ -42,24 +45,10 @@ def write_tensor_file(
     return file.close()
 
 
-class ReadableFiles(Protocol):
-    """The files that a `TensorFile` is one of."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the target of a read must be."""
-
-    def size(self, name: str) -> int:
-        """Return the length of a file in bytes."""
-
-    def read(self, name: str, start: int, target: Tensor) -> None:
-        """Fill a contiguous tensor with the bytes of a file from `start` on."""
-
-
 class TensorFile:
     """An open file whose header is checked, and whose data are read when they are asked for."""
 
-    def __init__(self, files: ReadableFiles, name: str) -> None:
+    def __init__(self, files: SharedFiles, name: str) -> None:
         """Read the header; OSError or ValueError where it does not describe the file."""
         self._files, self._name = files, name
         size = int.from_bytes(self._header_bytes(0, 8), "little")

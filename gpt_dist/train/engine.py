@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import Config
 from gpt_dist.errors import LaunchError
-from gpt_dist.model import probe_tokens
 from gpt_dist.topology import ModelParallelUnit, Topology
 from gpt_dist.train.deepspeed_config import deepspeed_config
 from gpt_dist.train.optimizer import build_optimizer
@@ -41,7 +40,6 @@ class Engine:
     def __init__(self, objective: nn.Module, config: Config, topology: Topology) -> None:
         _prepare_deepspeed()
         self._topology = topology
-        self._model = config.model
         self._clip_norm = config.optimizer.clip_norm
         # DeepSpeed leaves fp32 without ZeRO to the plain optimizer, with a norm it does not report
         # and that lets NaN through: there the norm, the clip and the check are done here.
@@ -84,13 +82,6 @@ class Engine:
             result: Tensor = self._engine(*map(self._to_device, batch))
         self._engine.train()
         return result
-
-    def probe_loss(self) -> float:
-        """The live model's loss on fixed tokens, without dropout; every process must ask."""
-        tokens, labels = probe_tokens(self._model)
-        # Compiling for these shapes would take longer than they do.
-        with torch.compiler.set_stance("force_eager"):
-            return float(self.evaluate(tokens.numpy(), labels.numpy()))
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's share of the gradient."""

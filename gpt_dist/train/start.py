@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gpt_dist.checkpoint.fingerprint import Fingerprints, Place, fingerprint
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import OpenedModel
+from gpt_dist.checkpoint.opened import OpenedModel, describe_checkpoint
 from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import Config
 from gpt_dist.errors import CheckpointError, ModelError
@@ -59,11 +59,12 @@ def start_engine(
     if checkpoint:
         engine.state().load(checkpoint)
         restore_rng(checkpoint, topology)
+        _check_loss(describe_checkpoint(checkpoint))
         checkpoint.files.release()
-        _prove_first_version(engine, config, checkpoint)
     if source:
         source.model.files.release()
-        live = engine.state().live_fingerprints() if loaded else {}
+    if loaded:
+        live = engine.state().live_fingerprints()
         together(lambda: _check_loaded(config, loaded, live))
     return engine
 
@@ -77,7 +78,7 @@ class _Fingerprinted(Mapping[str, Tensor]):
         self._precision = precision
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name].contiguous()
+        tensor = self._tensors[name]
         self.found[name] = fingerprint([tensor.to(self._precision).float()], Place())
         return tensor
 
@@ -92,20 +93,28 @@ def _load_source(model: GPT, source: Source, config: Config, topology: Topology)
     """Copy another model's weights; their fingerprints, rounded to the run's precision."""
     opened = source.model
     opened.files.share(topology)
-    stated = opened.probe_loss
-    if stated is not None:
-        found = probe_loss(opened.tensors.__getitem__, opened.config)
-        if not agrees(found, stated, "fp32"):
-            raise ModelError(
-                f"{config.model.source}: its weights gave a loss of {stated:.6f} on fixed tokens, "
-                f"and give {found:.6f} now; take it from a backup"
-            )
+    _check_loss(opened)
     grown = GrownVocabulary(
         opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
     )
     tensors = _Fingerprinted(grown, _PRECISIONS[config.training.precision])
     load_full_tensors(model, tensors, config.model.transferred_layers)
     return tensors.found
+
+
+def _check_loss(opened: OpenedModel) -> None:
+    """Refuse stored weights that do not give the loss that is stated of them, if one is."""
+
+    def check(found: float, stated: float) -> None:
+        if not agrees(found, stated, "fp32"):
+            raise ModelError(
+                f"{opened.tokenizer_folder}: its weights gave a loss of {stated:.6f} on fixed "
+                f"tokens, and give {found:.6f} now; take it from a backup"
+            )
+
+    if opened.probe_loss is not None:
+        found, stated = probe_loss(opened.tensors.__getitem__, opened.config), opened.probe_loss
+        together(lambda: check(found, stated))
 
 
 def _check_loaded(config: Config, loaded: Fingerprints, live: Fingerprints) -> None:
@@ -115,16 +124,3 @@ def _check_loaded(config: Config, loaded: Fingerprints, live: Fingerprints) -> N
             raise ModelError(
                 f"{config.model.source}: {name} is not the same once loaded; please report this"
             )
-
-
-def _prove_first_version(engine: Engine, config: Config, checkpoint: Checkpoint) -> None:
-    """Compare the loss on fixed tokens that a checkpoint without fingerprints states."""
-    stated = checkpoint.manifest.probe_loss
-    if stated is None:
-        return
-    found = engine.probe_loss()
-    if not agrees(found, stated, config.training.precision):
-        raise CheckpointError(
-            f"{checkpoint.path}: its weights gave a loss of {stated:.6f} on fixed tokens, and give "
-            f"{found:.6f} here; use the versions that wrote it: {checkpoint.manifest.versions}"
-        )
