@@ -9,19 +9,22 @@ place changes the sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from gpt_dist.errors import GptDistError
+
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
 """The fp32 weight and Adam's two moments."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Fingerprints = dict[str, list[int]]
-"""Several numbers for each parameter, such as one a kind."""
+Fingerprints = dict[str, int]
+"""By `KIND/PARAMETER`; the kind LAYERS is the weight as forward uses it, in its precision."""
+LAYERS = "layers"
 
 _CHUNKS = {"cpu": 2**15, "cuda": 2**24}
 """Elements at a time: on the CPU, what stays in the cache."""
@@ -68,13 +71,21 @@ def fingerprint(tensors: Sequence[Tensor], place: Place) -> list[int]:
 
 
 def total(parts: Iterable[Fingerprints]) -> Fingerprints:
-    """Return the fingerprints of whole parameters from those of their parts."""
+    """Return the fingerprints of whole tensors from those of their parts."""
     sums: Fingerprints = {}
     for part in parts:
-        for name, numbers in part.items():
-            known = sums.get(name, [0] * len(numbers))
-            sums[name] = [(a + b) % 2**64 for a, b in zip(known, numbers, strict=True)]
+        for name, number in part.items():
+            sums[name] = (sums.get(name, 0) + number) % 2**64
     return sums
+
+
+def check_equal(
+    found: Fingerprints, expected: Fingerprints, refuse: Callable[[str], GptDistError]
+) -> None:
+    """Raise the error that `refuse` makes for the first name whose number is not the expected."""
+    for name, number in expected.items():
+        if found[name] != number:
+            raise refuse(name)
 
 
 def _odd_numbers(index: Tensor) -> Tensor:

@@ -195,16 +195,20 @@ class Checkpoint:
         """Return the same in host memory; CheckpointError if its fingerprint is another."""
         tensor = self.read(kind, name).cpu()
         if fingerprint([tensor], Place()) != [self.fingerprint(kind, name, tensor)]:
-            raise CheckpointError(
-                f"{self.path}: {kind} of {name} has another fingerprint than when it was saved; "
-                "take another checkpoint"
-            )
+            raise self.refuse_fingerprint(f"{kind}/{name}")
         return tensor
 
     def fingerprint(self, kind: Kind, name: str, tensor: Tensor) -> int:
         """Return the stated fingerprint, or, where version 1 states none, that of what was read."""
         stated = self._entry(name).fingerprints
         return int(stated[kind], 16) if stated else fingerprint([tensor], Place())[0]
+
+    def refuse_fingerprint(self, name: str) -> CheckpointError:
+        """Return the error for a tensor that has another fingerprint than is stated."""
+        return CheckpointError(
+            f"{self.path}: {name} has another fingerprint than when it was saved; take another "
+            f"checkpoint, or the versions that wrote it: {self.manifest.versions}"
+        )
 
     def read_saved(self, rank: int, name: str) -> Tensor | None:
         """Return a tensor that a process wrote for itself, such as its random state, if it did."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt_dist.checkpoint.fingerprint import KINDS, Fingerprints, total
+from gpt_dist.checkpoint.fingerprint import KINDS, Fingerprints, check_equal, total
 from gpt_dist.checkpoint.folder import partial_path, prune, remove, step_path
 from gpt_dist.checkpoint.format import (
     FORMAT,
@@ -172,7 +172,7 @@ class Saver:
         try:
             found = total(report.fingerprints for report in reports)
             for report in reports:
-                _check_live(report, found)
+                check_equal(found, report.live or {}, _refuse_copy)
             files = {report.file: report.entry for report in reports}
             files[self._data.tokenizer_name] = _write_tokenizer(self._data, partial)
             manifest = self._manifest(job, files, _merge(reports, found))
@@ -216,14 +216,10 @@ class Saver:
         return reports
 
 
-def _check_live(report: _Report, found: Fingerprints) -> None:
-    """Refuse what differs from the weights that a process's part of the live model uses."""
-    for name, live in (report.live or {}).items():
-        if live != found[name][-1:]:
-            raise CheckpointError(
-                f"{name} is not what the model that it was copied from has for {report.file}; "
-                "please report this"
-            )
+def _refuse_copy(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is not the same in the model that it was copied from; please report this"
+    )
 
 
 def _merge(reports: Sequence[_Report], found: Fingerprints) -> dict[str, ParameterEntry]:
@@ -232,9 +228,7 @@ def _merge(reports: Sequence[_Report], found: Fingerprints) -> dict[str, Paramet
     for report in reports:
         for name, entry in report.parameters.items():
             known = merged[name].fragments if name in merged else ()
-            by_kind = {
-                kind: f"{number:016x}" for kind, number in zip(KINDS, found[name][:3], strict=True)
-            }
+            by_kind = {kind: f"{found[f'{kind}/{name}']:016x}" for kind in KINDS}
             update = {"fragments": (*known, *entry.fragments), "fingerprints": by_kind}
             merged[name] = entry.model_copy(update=update)
     return merged

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from gpt_dist.checkpoint.fingerprint import (
     KINDS,
+    LAYERS,
     Fingerprints,
     Place,
+    check_equal,
     fingerprint,
     total,
 )
@@ -91,7 +93,7 @@ class TrainingState:
                 fragment = fragments.get(name)
                 for kind in KINDS:
                     full = checkpoint.read(kind, name)
-                    saved.setdefault(name, []).append(checkpoint.fingerprint(kind, name, full))
+                    saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
                     shard = self._own_shard(parameter, full)
                     if fragment:
                         stop = fragment.offset + fragment.length
@@ -109,8 +111,8 @@ class TrainingState:
             if hasattr(self._scaler(), key):
                 number_type = type(getattr(self._scaler(), key))
                 setattr(self._scaler(), key, number_type(value))
-        found, live = self.fingerprints(), self.live_fingerprints()
-        together(lambda: _check_loaded(checkpoint, saved, found, live))
+        found, expected = self.fingerprints(), saved | self.live_fingerprints()
+        together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
     @property
     def precision(self) -> torch.dtype:
@@ -118,7 +120,7 @@ class TrainingState:
         return next(self._engine.module.parameters()).dtype
 
     def fingerprints(self) -> Fingerprints:
-        """Return, by kind, those of the state of all processes together, and of rounded weights."""
+        """Return those of the state of all processes together, and of its weights once rounded."""
         tensors = {
             f"{kind}/{name}": tensor
             for name, fragment in self.owned()
@@ -133,13 +135,14 @@ class TrainingState:
 
         They follow from the layers alone, whatever is thought of fragments.
         """
-        found, peers = {}, self._topology.tensor_parallel_group
+        peers = self._topology.tensor_parallel_group
+        found: Fingerprints = {}
         for name, parameter in self._engine.module.named_parameters():
             shape, dimension = _full_shape(parameter, self._topology), _split_dimension(parameter)
             place = Place.of_shard(shape, dimension, peers.rank(), peers.size())
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._partitioned):
                 if dimension is not None or peers.rank() == 0:
-                    found[name] = fingerprint([parameter.float()], place)
+                    (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
         return _total_of(peers, found)
 
     def _own_shard(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
@@ -184,43 +187,26 @@ class TrainingState:
         return unfused or getattr(optimizer, "loss_scaler", None)
 
 
-def _check_loaded(
-    checkpoint: Checkpoint, saved: Fingerprints, found: Fingerprints, live: Fingerprints
-) -> None:
-    """Refuse a state that is not as it was saved, or whose weights forward does not use."""
-    for name, (*by_kind, rounded) in found.items():
-        for kind, number, expected in zip(KINDS, by_kind, saved[name], strict=True):
-            if number != expected:
-                raise CheckpointError(
-                    f"{checkpoint.path}: the {kind} of {name} has another fingerprint than when it "
-                    f"was saved; use the versions that wrote it: {checkpoint.manifest.versions}"
-                )
-        if live[name] != [rounded]:
-            raise CheckpointError(
-                f"{checkpoint.path}: {name} is not the same in the layers; please report this"
-            )
-
-
 def fingerprint_parts(
     parameters: Mapping[str, ParameterEntry],
     shards: int,
     tensors: Mapping[str, Tensor],
     precision: torch.dtype | None,
 ) -> Fingerprints:
-    """Return, by kind, the fingerprints of what a process holds, as `TrainingState.describe` says.
+    """Return the fingerprints of what a process holds, as `TrainingState.describe` says.
 
     `tensors` are named as in its file, and `shards` is the tensor-parallel size. With a precision,
-    the last fingerprint is that of the weight rounded to it.
+    those of the weights rounded to it are among them.
     """
-    found = {}
+    found: Fingerprints = {}
     for name, entry in parameters.items():
         (fragment,) = entry.fragments
         split, shard = entry.tensor_parallel_dimension, fragment.tensor_parallel_rank
-        parts = [tensors[f"{kind}/{name}"] for kind in KINDS]
-        if precision:
-            parts.append(parts[0].to(precision).float())
         place = Place.of_shard(entry.shape, split, shard, shards, fragment.offset)
-        found[name] = fingerprint(parts, place)
+        parts = {f"{kind}/{name}": tensors[f"{kind}/{name}"] for kind in KINDS}
+        if precision:
+            parts[f"{LAYERS}/{name}"] = tensors[f"weight/{name}"].to(precision).float()
+        found |= zip(parts, fingerprint([*parts.values()], place), strict=True)
     return found
 
 

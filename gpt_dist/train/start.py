@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpt_dist.checkpoint.fingerprint import Fingerprints, Place, fingerprint
+from gpt_dist.checkpoint.fingerprint import (
+    LAYERS,
+    Fingerprints,
+    Place,
+    check_equal,
+    fingerprint,
+)
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import OpenedModel, describe_checkpoint
 from gpt_dist.checkpoint.state import restore_rng
@@ -65,7 +71,14 @@ def start_engine(
         source.model.files.release()
     if loaded:
         live = engine.state().live_fingerprints()
-        together(lambda: _check_loaded(config, loaded, live))
+
+        def refuse(name: str) -> ModelError:
+            return ModelError(
+                f"{config.model.source}: {name} has another fingerprint once it is loaded; please "
+                "report this"
+            )
+
+        together(lambda: check_equal(live, loaded, refuse))
     return engine
 
 
@@ -79,7 +92,8 @@ class _Fingerprinted(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        self.found[name] = fingerprint([tensor.to(self._precision).float()], Place())
+        rounded = tensor.to(self._precision).float()
+        (self.found[f"{LAYERS}/model.{name}"],) = fingerprint([rounded], Place())
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -115,12 +129,3 @@ def _check_loss(opened: OpenedModel) -> None:
     if opened.probe_loss is not None:
         found, stated = probe_loss(opened.tensors.__getitem__, opened.config), opened.probe_loss
         together(lambda: check(found, stated))
-
-
-def _check_loaded(config: Config, loaded: Fingerprints, live: Fingerprints) -> None:
-    """Refuse weights that are not those of the source."""
-    for name, numbers in loaded.items():
-        if live[f"model.{name}"] != numbers:
-            raise ModelError(
-                f"{config.model.source}: {name} is not the same once loaded; please report this"
-            )
