@@ -88,6 +88,8 @@ class TrainingState:
         self._check_shapes(checkpoint)
         manifest, fragments = checkpoint.manifest, dict(self._fragments())
         saved: Fingerprints = {}
+        if self._partitioned:  # forward keeps the weights whole that it needs again
+            self._engine.optimizer.checkpoint_event_prologue()
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
                 fragment = fragments.get(name)
@@ -104,9 +106,8 @@ class TrainingState:
                 if fragment:
                     step = fragment.optimizer.state[fragment.master]["step"]
                     step.fill_(manifest.optimizer_steps)
-            persistent = getattr(self._engine.optimizer, "persistent_parameters", None)
-            if persistent:  # of ZeRO 3: small ones, which every process keeps whole
-                persistent[0].all_gather(persistent)
+        if self._partitioned:
+            self._engine.optimizer.checkpoint_event_epilogue()
         for key, value in manifest.loss_scaler.items():
             if hasattr(self._scaler(), key):
                 number_type = type(getattr(self._scaler(), key))

@@ -258,4 +258,4 @@ def test_a_source_that_is_loaded_wrongly_is_refused(process_group, token_folder,
     for number, change in enumerate((layout(0, 2), {"training.precision": "bf16"})):
         arguments = settings | change, tmp_path / str(number)
         for message in process_group(2).run(begin_wrongly, *arguments):
-            assert f"{name} has another fingerprint once loaded" in message
+            assert f"layers/model.{name} has another fingerprint once it is loaded" in message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise, product
 
 import pytest
@@ -17,6 +17,17 @@ HEADS, SIZE = 4, 8
 
 def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def whole(full: Tensor) -> int:
+    (number,) = fingerprint([full], Place())
+    return number
+
+
+def together(parts: Iterable[tuple[Tensor, Place]]) -> int:
+    """The fingerprint of a tensor, summed over its parts."""
+    found = ({"x": number} for part, place in parts for number in fingerprint([part], place))
+    return total(found)["x"]
 
 
 def parts(
@@ -38,21 +49,15 @@ def parts(
 )
 def test_parts_of_any_layout_have_the_fingerprint_of_the_whole(shape, dimension):
     full = drawn(*shape)
-    (expected,) = fingerprint([full], Place())
     for shards, fragments in product((1, 2), (1, 3, 7)):
-        found = [
-            fingerprint([part], place) for part, place in parts(full, dimension, shards, fragments)
-        ]
-        assert total({"x": one} for one in found) == {"x": [expected]}
+        assert together(parts(full, dimension, shards, fragments)) == whole(full)
 
 
 def test_a_large_tensor_is_summed_in_chunks_of_any_length():
-    full = drawn(100_003)
-    (expected,) = fingerprint([full], Place())
-    third = 33_335
-    parts = [fingerprint([full[at : at + third]], Place(at)) for at in range(0, 100_003, third)]
-    assert total({"x": one} for one in parts) == {"x": [expected]}
-    assert fingerprint([full, full * 2], Place())[0] == expected
+    full, third = drawn(100_003), 33_335
+    bounds = range(0, len(full), third)
+    assert together((full[at : at + third], Place(at)) for at in bounds) == whole(full)
+    assert fingerprint([full, full * 2], Place()) == [whole(full), whole(full * 2)]
 
 
 def swap_query_and_key(full: Tensor) -> Tensor:
@@ -91,44 +96,37 @@ def test_what_is_in_another_place_has_another_fingerprint(change):
     changed = change(full)
     assert changed.shape == full.shape
     assert sorted(changed.abs().flatten().tolist()) == sorted(full.abs().flatten().tolist())
-    assert fingerprint([changed], Place()) != fingerprint([full], Place())
+    assert whole(changed) != whole(full)
 
 
 def test_a_transposed_shard_is_found():
     full = drawn(64, 64)
     first, second = full.chunk(2, 1)
     places = [Place.of_shard(full.shape, 1, number, 2) for number in range(2)]
-    found = [
-        fingerprint([shard.contiguous()], place)
-        for shard, place in zip((first.t(), second), places, strict=True)
-    ]
-    assert total({"x": one} for one in found) != {"x": fingerprint([full], Place())}
+    assert together(zip((first, second), places, strict=True)) == whole(full)
+    assert together(zip((first.t(), second), places, strict=True)) != whole(full)
 
 
-def test_a_shard_in_the_place_of_another_is_found():
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_a_shard_in_the_place_of_another_is_found(dimension):
     full = drawn(64, 64)
-    for dimension in (0, 1):
-        places = [Place.of_shard(full.shape, dimension, number, 2) for number in (1, 0)]
-        shards = full.chunk(2, dimension)
-        found = [
-            fingerprint([shard.contiguous()], place)
-            for shard, place in zip(shards, places, strict=True)
-        ]
-        assert total({"x": one} for one in found) != {"x": fingerprint([full], Place())}
+    places = [Place.of_shard(full.shape, dimension, number, 2) for number in (0, 1)]
+    shards = full.chunk(2, dimension)
+    assert together(zip(shards, places, strict=True)) == whole(full)
+    assert together(zip(shards, places[::-1], strict=True)) != whole(full)
 
 
 def test_the_last_bit_of_one_element_of_a_million_is_found():
     full = drawn(1000, 1000)
-    before = fingerprint([full], Place())
     for index in (0, 123_456, 999_999):
         changed = full.clone().view(-1)
         changed[index] = torch.nextafter(changed[index], torch.tensor(torch.inf))
         assert int((changed != full.view(-1)).sum()) == 1
-        assert fingerprint([changed], Place()) != before
+        assert whole(changed) != whole(full)
 
 
 def test_the_numbers_are_those_that_files_state():
     """A change of them would make every checkpoint that was written before a damaged one."""
     values = torch.tensor([1.0, -2.5, 0.0, 3e-41])
-    assert fingerprint([values], Place()) == [265010009520049421]
+    assert whole(values) == 265010009520049421
     assert fingerprint([values], Place.of_shard((4, 4), 1, 1, 2)) == [10847373735978498141]
