@@ -15,7 +15,6 @@ from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, train_
 from gpt_dist.data.tokens import folder as tokens
 from gpt_dist.data.tokens.folder import (
     BuildOptions,
-    FileEntry,
     ShardEntry,
     SplitEntry,
     TokenizerEntry,
@@ -24,6 +23,7 @@ from gpt_dist.data.tokens.folder import (
 )
 from gpt_dist.data.tokens.shards import token_dtype
 from gpt_dist.errors import DataError
+from gpt_dist.files.entries import file_sha256
 from gpt_dist.files.folders import new_folder
 
 # A split is encoded as about this many shards, each of clean bytes within these bounds.
@@ -85,7 +85,7 @@ def _hash_sources(
     entries = []
     with (
         progress.stage("hashing sources", "bytes", sum(sizes)) as advance,
-        closing(pool.map(tokens.file_sha256, (source.path for source in sources))) as digests,
+        closing(pool.map(file_sha256, (source.path for source in sources))) as digests,
     ):
         for source, size, digest in zip(sources, sizes, digests, strict=True):
             entries.append(tokens.SourceEntry(name=source.name, bytes=size, sha256=digest))
@@ -128,8 +128,8 @@ def _encode_split(
                     name=f"{folder.name}/{job.prefix.name}",
                     tokens=info.tokens,
                     documents=info.documents,
-                    bin=FileEntry.model_validate(info.bin),
-                    idx=FileEntry.model_validate(info.idx),
+                    bin=info.bin,
+                    idx=info.idx,
                 )
             )
             advance(sum(document.size for document in job.documents))

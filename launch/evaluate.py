@@ -86,7 +86,7 @@ def main(arguments: Namespace) -> None:
 
 
 def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
-    from gpt_dist.checkpoint.opened import open_model
+    from gpt_dist.checkpoint.opened import inspect_model
     from gpt_dist.inference.assemble import assemble
     from gpt_dist.inference.evaluate import (
         Texts,
@@ -96,16 +96,16 @@ def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
         score_tokens,
     )
 
-    opened = open_model(arguments.model)
+    opened = inspect_model(arguments.model)
     stride, size = choose_stride(opened, arguments.stride), arguments.batch_size
     if arguments.tokens:
         stream = open_validation_split(arguments.tokens, opened)
-        model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
+        model, _, topology = assemble(opened, launch, arguments.tensor_parallel_size)
         with show_progress(topology.is_main) as report:
             scores = score_tokens(model, stream, stride, size, topology, report)
     else:
         texts = Texts(arguments.text, opened)
-        model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
+        model, _, topology = assemble(opened, launch, arguments.tensor_parallel_size)
         with show_progress(topology.is_main) as report:
             scores = score_texts(model, texts, stride, size, topology, report)
     if topology.is_main:
@@ -125,7 +125,7 @@ def judge_task(arguments: Namespace, launch: Launch) -> None:
 
 
 def solve_task(arguments: Namespace, launch: Launch) -> None:
-    from gpt_dist.checkpoint.opened import open_model
+    from gpt_dist.checkpoint.opened import inspect_model
     from gpt_dist.finetune.zero_shot import ZeroShotTask
     from gpt_dist.inference.assemble import assemble
 
@@ -135,9 +135,9 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
     if not (arguments.data or config.data.path):
         raise ConfigError(f"--data: not given, and {arguments.zero_shot} has no data.path")
     folder = arguments.data or Path(str(config.data.path))
-    opened = open_model(arguments.model)
+    opened = inspect_model(arguments.model)
     task = ZeroShotTask(config.task, folder, arguments.split, opened.tokenizer, opened.config)
-    model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
+    model, opened, topology = assemble(opened, launch, arguments.tensor_parallel_size)
     group = topology.data_parallel_group
     with show_progress(topology.is_main) as report:
         rows = task.evaluate(model, arguments.batch_size, group, report)

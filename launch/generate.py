@@ -52,15 +52,15 @@ def parse() -> Namespace:
 def main(arguments: Namespace) -> None:
     launch = discover_launch(os.environ)
 
-    from gpt_dist.checkpoint.opened import open_model
+    from gpt_dist.checkpoint.opened import inspect_model
     from gpt_dist.inference.assemble import assemble
     from gpt_dist.inference.generate import Sampling
     from gpt_dist.inference.write import continue_texts, encode_prompts
     from gpt_dist.topology import disconnect
 
-    opened = open_model(arguments.model)
+    opened = inspect_model(arguments.model)
     prompts = encode_prompts(arguments.prompt, opened)
-    model, topology = assemble(opened, launch, arguments.tensor_parallel_size)
+    model, _, topology = assemble(opened, launch, arguments.tensor_parallel_size)
     sampling = Sampling(
         arguments.temperature, arguments.top_k, arguments.top_p, seed=arguments.seed
     )

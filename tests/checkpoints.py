@@ -14,8 +14,10 @@ import torch
 
 from gpt_dist.checkpoint.format import Checkpoint, Manifest
 from gpt_dist.checkpoint.opened import open_model
-from gpt_dist.data.tokens.folder import FileEntry
+from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.errors import GptDistError
+from gpt_dist.files.entries import describe_file
+from gpt_dist.model import probe_loss
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
 from tests.runs import train
@@ -74,10 +76,22 @@ class Bomb:
 def vouch_for(checkpoint: Path, name: str) -> None:
     """Change the manifest to state a file as it is now, as its planter would."""
     manifest = Manifest.model_validate_json((checkpoint / "manifest.json").read_bytes())
-    content = (checkpoint / name).read_bytes()
-    entry = FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    manifest = manifest.model_copy(update={"files": {**manifest.files, name: entry}})
+    files = {**manifest.files, name: describe_file(checkpoint / name)}
+    manifest = manifest.model_copy(update={"files": files})
     (checkpoint / "manifest.json").write_text(manifest.sealed().model_dump_json())
+
+
+def make_first_version(checkpoint: Path) -> None:
+    """Give a checkpoint the manifest that version 1 of the format has."""
+    file = checkpoint / "manifest.json"
+    content = json.loads(file.read_bytes())
+    weights = SavedWeights.open(checkpoint)
+    content |= {"version": 1, "probe_loss": probe_loss(weights.__getitem__, weights.config)}
+    for entry in content["files"].values():
+        entry.pop("chunks", None)
+    for entry in content["parameters"].values():
+        del entry["fingerprints"]
+    _seal(file, content)
 
 
 def forge(checkpoint: Path, keys: list[Any], value: Any) -> None:
@@ -91,6 +105,10 @@ def forge(checkpoint: Path, keys: list[Any], value: Any) -> None:
         del place[keys[-1]]
     else:
         place[keys[-1]] = value
+    _seal(file, content)
+
+
+def _seal(file: Path, content: dict[str, Any]) -> None:
     content.pop("digest", None)
     canonical = json.dumps(content, sort_keys=True).encode()
     content["digest"] = hashlib.sha256(canonical).hexdigest()

@@ -60,4 +60,4 @@ def start(launch: Launch, device: torch.device, overrides: dict[str, Any], direc
     config, data = inputs.config, data_source(inputs.folder)
     checkpoint = find_checkpoint(config, topology, data.digest, print)
     engine = start_engine(config, topology, LanguageModelObjective, None, checkpoint)
-    return Run(engine, Saver(engine.state(), config, topology, data, engine.probe_loss), topology)
+    return Run(engine, Saver(engine.state(), config, topology, data), topology)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
+import torch.distributed as dist
+
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import CheckpointConfig
 from gpt_dist.errors import CheckpointError
+from gpt_dist.topology import Topology, together
 
 _STEP = re.compile(r"step-(\d{8})")
 
@@ -40,9 +44,16 @@ def step_of(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def paths(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, newest first; whether each is whole is not looked at."""
-    return [step_path(folder, step) for step in steps(folder)]
+def paths(folder: Path, topology: Topology | None = None) -> list[Path]:
+    """Return the checkpoints of a folder, newest first; whether each is whole is not looked at.
+
+    With a topology all its processes call this, and get what the first of them finds.
+    """
+    found = [step_path(folder, step) for step in steps(folder)]
+    if topology:
+        dist.broadcast_object_list(whole := [found], src=0)
+        (found,) = whole
+    return found
 
 
 def first_valid(
@@ -65,11 +76,44 @@ def first_valid(
     return None
 
 
+def open_newest(
+    folder: Path, opened: Callable[[Path], Checkpoint], topology: Topology | None = None
+) -> Checkpoint:
+    """Open the newest whole checkpoint of a run that may go on; CheckpointError where none is."""
+    while True:
+        candidates, whole = paths(folder, topology), None
+        with suppress(CheckpointError):
+            whole = first_valid(candidates, warner(topology), opened)
+        if whole and whole.path == candidates[0]:
+            return whole
+        # The run may have removed the newest by now, and written a newer one.
+        if candidates == paths(folder, topology):
+            break
+    if whole is None:
+        raise CheckpointError(
+            f"{folder}: no checkpoint in it is whole; take another checkpoint, or a backup"
+        )
+    return whole
+
+
 def open_whole(path: Path) -> Checkpoint:
-    """A checkpoint, every file of it hashed; CheckpointError where one is damaged."""
+    """Open a checkpoint and hash every file of it; CheckpointError where one is damaged."""
     checkpoint = Checkpoint.open(path)
-    checkpoint.verify()
+    checkpoint.files.verify()
     return checkpoint
+
+
+def open_shared(path: Path, topology: Topology) -> Checkpoint:
+    """Have all processes open, hash and hold a checkpoint together; any error is raised on all."""
+    checkpoint = together(lambda: Checkpoint.open(path))
+    checkpoint.files.share(topology)
+    return checkpoint
+
+
+def warner(topology: Topology | None = None) -> Callable[[str], None]:
+    """Return what shows a warning that all processes of a topology have cause to give, once."""
+    silent = topology is not None and not topology.is_main
+    return lambda text: None if silent else print(text, file=sys.stderr, flush=True)
 
 
 def prune(folder: Path, config: CheckpointConfig, keep: Collection[int] = ()) -> None:

@@ -2,50 +2,51 @@
 
 A checkpoint is a folder `step-00000020`. Each process wrote one file of its fragments, flat fp32
 tensors named `KIND/PARAMETER`; `manifest.json`, written last, maps every parameter to its fragments
-and carries the hash of every file. A folder without a valid manifest is not a checkpoint.
+and carries the hashes of every file and the fingerprints of every parameter. A folder without a
+valid manifest is not a checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 from torch import Tensor
 
-from gpt_dist.data.tokens.folder import FileEntry, TokenizerName, file_sha256
+from gpt_dist.checkpoint.fingerprint import KINDS, Kind, Place, fingerprint
+from gpt_dist.data.tokens.folder import TokenizerName
 from gpt_dist.errors import CheckpointError, first_problem
-from gpt_dist.files.tensor_file import TensorFile
+from gpt_dist.files.entries import ChunkedEntry
+from gpt_dist.files.records import Record
+from gpt_dist.files.shared import SharedFiles
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.checkpoint"
-VERSION = 1
+VERSION = 2
+"""Version 1 has the loss of the weights on fixed tokens instead of fingerprints and chunks."""
 
 _ELEMENT_BYTES = 4
+_TOKENIZER_NAMES = get_args(TokenizerName)
 
 FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(model|json))$")]
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FragmentEntry(_Record):
+class FragmentEntry(Record):
     """Elements offset to offset + length of the flattened shard of one tensor-parallel rank."""
 
     file: FileName
@@ -54,15 +55,19 @@ class FragmentEntry(_Record):
     length: PositiveInt
 
 
-class ParameterEntry(_Record):
-    """One parameter: full shape, the dimension that tensor parallelism splits, its fragments."""
+class ParameterEntry(Record):
+    """One parameter: full shape, the dimension that tensor parallelism splits, its fragments.
+
+    `fingerprints` are those of `gpt_dist.checkpoint.fingerprint`, in hexadecimal.
+    """
 
     shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     tensor_parallel_dimension: NonNegativeInt | None
     fragments: tuple[FragmentEntry, ...]
+    fingerprints: dict[Kind, Fingerprint] = Field(default={})
 
 
-class TopologyEntry(_Record):
+class TopologyEntry(Record):
     """The layout that wrote the checkpoint."""
 
     world_size: PositiveInt
@@ -71,11 +76,11 @@ class TopologyEntry(_Record):
     precision: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Content of `manifest.json`."""
 
     format: Literal["gpt_dist.checkpoint"]
-    version: Literal[1]
+    version: Literal[1, 2]
     step: NonNegativeInt
     consumed_samples: NonNegativeInt
     optimizer_steps: NonNegativeInt
@@ -86,16 +91,26 @@ class Manifest(_Record):
     versions: dict[str, str]
     data_digest: str
     """Stands for the whole training data and its tokenizer."""
-    probe_loss: FiniteFloat
-    """What `gpt_dist.model.probe.probe_loss` gives for the weights, to be computed again."""
-    files: dict[FileName, FileEntry]
+    probe_loss: FiniteFloat | None = None
+    """In version 1: what `gpt_dist.model.probe.probe_loss` gives for the weights."""
+    files: dict[FileName, ChunkedEntry]
     parameters: dict[str, ParameterEntry]
     digest: str = ""
     """SHA-256 of all the rest, as canonical JSON."""
 
+    @model_validator(mode="after")
+    def _check_proof(self) -> Self:
+        """Everything in a checkpoint must be provable in the way of its version."""
+        entries = self.parameters.values()
+        if self.version == 1 and self.probe_loss is None:
+            raise ValueError("probe_loss: missing")
+        if self.version > 1 and any(len(entry.fingerprints) < len(KINDS) for entry in entries):
+            raise ValueError("parameters: a fingerprint is missing")
+        return self
+
     def sealed(self) -> Self:
-        """The same with its digest."""
-        content = self.model_dump(mode="json", exclude={"digest"})
+        """Return the same with its digest."""
+        content = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
         canonical = json.dumps(content, sort_keys=True).encode()
         return self.model_copy(update={"digest": hashlib.sha256(canonical).hexdigest()})
 
@@ -107,12 +122,17 @@ class Checkpoint:
         """Use `Checkpoint.open`."""
         self.path = path
         self.manifest = manifest
+        ranks = {
+            name: entry for name, entry in manifest.files.items() if name not in _TOKENIZER_NAMES
+        }
+        self.files = SharedFiles(path, ranks, _refuse)
+        """The files of the ranks, which hold all tensors: to be verified or shared."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the manifest, and check that its fragments cover every parameter.
+        """Read and check the manifest and the tokenizer.
 
-        Raises CheckpointError naming the file. `verify` checks the files.
+        Raises CheckpointError naming the file. The files of the ranks are not looked at.
         """
         file = path / MANIFEST_NAME
         try:
@@ -121,87 +141,76 @@ class Checkpoint:
             raise CheckpointError(f"{file}: {error.strerror}; not a checkpoint") from None
         except ValidationError as error:
             raise CheckpointError(
-                f"{file}: not a manifest of {FORMAT} version {VERSION}: {first_problem(error)}"
+                f"{file}: not a manifest of {FORMAT} version 1 to {VERSION}: {first_problem(error)}"
             ) from None
         if manifest.sealed() != manifest:
             raise CheckpointError(f"{file}: damaged, its digest is another")
         for name, parameter in manifest.parameters.items():
             _check_coverage(file, name, parameter, manifest)
-        return cls(path, manifest)
+        checkpoint = cls(path, manifest)
+        checkpoint._verify_tokenizer()
+        return checkpoint
 
-    def verify(self, part: int = 0, parts: int = 1) -> None:
-        """Hash every file, or one part of them; CheckpointError names the first that differs."""
-        self._refuse_planted_tokenizer()
-        by_size = sorted(self.manifest.files.items(), key=lambda item: -item[1].bytes)
-        for name, _ in by_size[part::parts]:
-            self._verify_file(name)
+    def verify(self) -> None:
+        """Hash every file; CheckpointError names the first that differs."""
+        self.files.verify()
 
-    def verify_tokenizer(self) -> None:
-        """Hash the tokenizer only; CheckpointError where it is damaged."""
-        self._refuse_planted_tokenizer()
-        for name in self.manifest.files:
-            if name in get_args(TokenizerName):
-                self._verify_file(name)
-
-    def _refuse_planted_tokenizer(self) -> None:
-        """Another tokenizer's file beside the listed one could be opened in its place."""
-        for name in get_args(TokenizerName):
-            if name not in self.manifest.files and (self.path / name).exists():
+    def _verify_tokenizer(self) -> None:
+        """Another tokenizer's file beside the listed one could be opened in its place, too."""
+        listed = {
+            name: entry for name, entry in self.manifest.files.items() if name in _TOKENIZER_NAMES
+        }
+        for name in _TOKENIZER_NAMES:
+            if name not in listed and (self.path / name).exists():
                 raise CheckpointError(f"{self.path / name}: not of this checkpoint; remove it")
-
-    def _verify_file(self, name: str) -> None:
-        path, entry = self.path / name, self.manifest.files[name]
-        with self._reading(name):
-            found = path.stat().st_size
-            if found != entry.bytes:
-                raise CheckpointError(f"{path}: {found} bytes instead of {entry.bytes}")
-            if file_sha256(path) != entry.sha256:
-                raise CheckpointError(f"{path}: damaged, its SHA-256 is another")
+        SharedFiles(self.path, listed, _refuse).verify()
 
     def read(self, kind: str, name: str) -> Tensor:
-        """A whole parameter or moment, in its full shape, fp32."""
-        entry = self._entry(name)
-        dimension = entry.tensor_parallel_dimension
-        if dimension is None:
-            return self._read_shard(kind, name, 0, entry.shape)
-        size = self.manifest.topology.tensor_parallel_size
-        shape = list(entry.shape)
-        shape[dimension] //= size
-        shards = [self._read_shard(kind, name, rank, shape) for rank in range(size)]
-        return torch.cat(shards, dim=dimension)
+        """Return a whole parameter or moment, in its full shape, in fp32.
 
-    def read_part(
-        self,
-        kind: str,
-        name: str,
-        tensor_parallel_size: int,
-        tensor_parallel_rank: int,
-        start: int,
-        target: Tensor,
-    ) -> None:
-        """Fill a contiguous tensor with elements, from `start` on, of the flattened shard.
-
-        The shard is what a process of another layout holds.
+        Where the files are shared, it is on the device that the processes communicate from.
         """
-        in_place = target.is_cpu and target.dtype == torch.float32
-        values = target.view(-1) if in_place else torch.empty(target.numel())
-        dimension = self._entry(name).tensor_parallel_dimension
-        if dimension is None:
-            self._read_flat(kind, name, 0, start, values)
-        elif tensor_parallel_size == self.manifest.topology.tensor_parallel_size:
-            self._read_flat(kind, name, tensor_parallel_rank, start, values)
-        else:
-            shards = self.read(kind, name).chunk(tensor_parallel_size, dim=dimension)
-            shard = shards[tensor_parallel_rank].flatten()
-            values.copy_(shard[start : start + len(values)])
-        if not in_place:
-            target.copy_(values.view(target.shape))
+        entry = self._entry(name)
+        shape, dimension = list(entry.shape), entry.tensor_parallel_dimension
+        size = 1 if dimension is None else self.manifest.topology.tensor_parallel_size
+        if dimension is not None:
+            shape[dimension] //= size
+        fragments = [one for one in entry.fragments if one.tensor_parallel_rank < size]
+        for fragment in fragments:  # before memory is taken for what only the manifest claims
+            self._check_length(f"{kind}/{name}", fragment)
+        shards = [torch.empty(shape, device=self.files.device) for _ in range(size)]
+        for fragment in fragments:
+            stop = fragment.offset + fragment.length
+            part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
+            with self._reading(fragment.file):
+                self.files.tensors(fragment.file).read_into(f"{kind}/{name}", part)
+        return shards[0] if dimension is None else torch.cat(shards, dimension)
+
+    def read_checked(self, kind: Kind, name: str) -> Tensor:
+        """Return the same in host memory; CheckpointError if its fingerprint is another."""
+        tensor = self.read(kind, name).cpu()
+        if fingerprint([tensor], Place()) != [self.fingerprint(kind, name, tensor)]:
+            raise self.refuse_fingerprint(f"{kind}/{name}")
+        return tensor
+
+    def fingerprint(self, kind: Kind, name: str, tensor: Tensor) -> int:
+        """Return the stated fingerprint, or, where version 1 states none, that of what was read."""
+        stated = self._entry(name).fingerprints
+        return int(stated[kind], 16) if stated else fingerprint([tensor], Place())[0]
+
+    def refuse_fingerprint(self, name: str) -> CheckpointError:
+        """Return the error for a tensor that has another fingerprint than is stated."""
+        return CheckpointError(
+            f"{self.path}: {name} has another fingerprint than when it was saved; take another "
+            f"checkpoint, or the versions that wrote it: {self.manifest.versions}"
+        )
 
     def read_saved(self, rank: int, name: str) -> Tensor | None:
-        """A tensor that one process wrote for itself, such as its random state, if it did."""
-        file = f"rank-{rank:05d}.safetensors"
+        """Return a tensor that a process wrote for itself, such as its random state, if it did."""
+        file = rank_file(rank)
         with self._reading(file):
-            return self._file(file).read(name) if name in self._file(file).names else None
+            tensors = self.files.tensors(file)
+            return tensors.read(name).cpu() if name in tensors.names else None
 
     def _entry(self, name: str) -> ParameterEntry:
         if name not in self.manifest.parameters:
@@ -210,32 +219,11 @@ class Checkpoint:
             )
         return self.manifest.parameters[name]
 
-    def _read_shard(self, kind: str, name: str, rank: int, shape: Sequence[int]) -> Tensor:
-        """The whole shard of one tensor-parallel rank."""
-        shard = torch.empty(*shape)
-        self._read_flat(kind, name, rank, 0, shard.view(-1))
-        return shard
-
-    def _read_flat(self, kind: str, name: str, rank: int, start: int, target: Tensor) -> None:
-        """Fill a vector with elements of one saved shard, from `start` on, of its fragments."""
-        stop = start + len(target)
-        for fragment in self._entry(name).fragments:
-            first = max(start, fragment.offset)
-            last = min(stop, fragment.offset + fragment.length)
-            if fragment.tensor_parallel_rank == rank and first < last:
-                part = target[first - start : last - start]
-                with self._reading(fragment.file):
-                    file = self._file(fragment.file)
-                    file.read_into(f"{kind}/{name}", first - fragment.offset, part)
-
-    @cached_property
-    def _open_files(self) -> dict[str, TensorFile]:
-        return {}
-
-    def _file(self, name: str) -> TensorFile:
-        if name not in self._open_files:
-            self._open_files[name] = TensorFile(self.path / name)
-        return self._open_files[name]
+    def _check_length(self, name: str, fragment: FragmentEntry) -> None:
+        with self._reading(fragment.file):
+            shape = self.files.tensors(fragment.file).shape(name)
+            if shape != (fragment.length,):
+                raise ValueError(f"{name} has shape {shape}")
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -249,6 +237,15 @@ class Checkpoint:
                 ) from None
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise CheckpointError(f"{self.path / name}: cannot be read ({reason})") from None
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of the file that a process writes."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _refuse(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {problem}")
 
 
 def _check_coverage(file: Path, name: str, entry: ParameterEntry, manifest: Manifest) -> None:

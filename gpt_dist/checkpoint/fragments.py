@@ -13,8 +13,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor, nn
 
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
-"""The fp32 weight and Adam's two moments."""
+from gpt_dist.checkpoint.fingerprint import KINDS
 
 
 @dataclass(frozen=True)

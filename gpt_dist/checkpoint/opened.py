@@ -1,23 +1,29 @@
-"""Opens a model with its tokenizer, whatever it is stored as, and spreads it over processes."""
+"""Open a model with its tokenizer, whatever it is stored as, in one process or in several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-import torch.distributed as dist
 from torch import Tensor
 
+from gpt_dist.checkpoint.folder import (
+    open_newest,
+    open_shared,
+    open_whole,
+)
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_files
 from gpt_dist.errors import ModelError
+from gpt_dist.files.shared import SharedFiles
 from gpt_dist.model import ModelFolder, ReleasedWeights, write_model_folder
 from gpt_dist.model.released import SHAPES_NAME
 from gpt_dist.progress import Report, silent
+from gpt_dist.topology import Topology
 
 TASK_NAME = "task.json"
 """The file that makes a model folder that of a fine-tuned model."""
@@ -25,11 +31,15 @@ TASK_NAME = "task.json"
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model on the disk: checked, its weights not read yet."""
+    """A model on the disk, its weights not read yet."""
 
+    given: Path
+    """The path by which it was asked for."""
     config: ResolvedModelConfig
     tensors: Mapping[str, Tensor]
     """Full tensors by parameter name, each read when asked for."""
+    files: SharedFiles
+    """The files that the tensors are read from."""
     tokenizer_folder: Path
     """Where the tokenizer's files are."""
     step: int | None = None
@@ -58,34 +68,61 @@ class OpenedModel:
 
 
 def open_model(path: Path) -> OpenedModel:
-    """A sharded checkpoint, a model folder, ours or Hugging Face's, or the released GPT-1 files.
+    """Open a sharded checkpoint, a model folder, ours or Hugging Face's, or released GPT-1 files.
 
     The directory of a run stands for its newest whole checkpoint, or, of a fine-tuning run that is
     finished, for the model that did best.
 
     Raises ModelError or CheckpointError where it is none of them, or is damaged.
     """
+    opened = inspect_model(path, open_whole)
+    if not isinstance(opened.tensors, SavedWeights):
+        opened.files.verify()
+    return opened
+
+
+def inspect_model(
+    path: Path, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint.open
+) -> OpenedModel:
+    """Open the same without hashing its weights, which `share_model` does."""
     path = model_path(path)
     if is_checkpoint(path):
-        return _of_saved(SavedWeights.open(path))
+        return _of_saved(path, SavedWeights.open(path, open_checkpoint))
     if (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise ModelError(f"{path}: a run that has no checkpoint yet; wait for one, or give another")
     if (path / SHAPES_NAME).is_file():
         released = ReleasedWeights(path)
-        return OpenedModel(released.config, released, path)
+        return OpenedModel(path, released.config, released, released.files, path)
     folder = ModelFolder(path)
     return OpenedModel(
+        path,
         folder.config,
         folder,
+        folder.files,
         path,
         probe_loss=folder.probe_loss,
         fine_tuned=(path / TASK_NAME).is_file(),
     )
 
 
+def share_model(opened: OpenedModel, topology: Topology) -> OpenedModel:
+    """Have all processes hash and hold a model together that each has inspected; collective.
+
+    The newest checkpoint of a run is looked for again: there may be a newer one by now, or it may
+    prove to be damaged. Raises ModelError or CheckpointError, on all processes, for any damage.
+    """
+    if not isinstance(opened.tensors, SavedWeights):
+        opened.files.share(topology)
+        return opened
+    share, path = partial(open_shared, topology=topology), opened.tensors.path
+    newest = path != opened.given
+    found = open_newest(path.parent, share, topology) if newest else share(path)
+    return _of_saved(opened.given, SavedWeights(found))
+
+
 def describe_checkpoint(checkpoint: Checkpoint) -> OpenedModel:
-    """The model of a checkpoint whose weights were not checked; CheckpointError if it has none."""
-    return _of_saved(SavedWeights(checkpoint))
+    """Return the model of a checkpoint as `inspect_model` does; CheckpointError if it has none."""
+    return _of_saved(checkpoint.path, SavedWeights(checkpoint))
 
 
 def model_path(path: Path) -> Path:
@@ -93,9 +130,17 @@ def model_path(path: Path) -> Path:
     return path / "model" if (path / "model" / TASK_NAME).is_file() else path
 
 
-def _of_saved(saved: SavedWeights) -> OpenedModel:
+def _of_saved(given: Path, saved: SavedWeights) -> OpenedModel:
+    manifest = saved.manifest
     return OpenedModel(
-        saved.config, saved, saved.path, saved.step, saved.probe_loss, saved.fine_tuned
+        given,
+        saved.config,
+        saved,
+        saved.files,
+        saved.path,
+        manifest.step,
+        manifest.probe_loss,
+        fine_tuned=manifest.config.get("task") is not None,
     )
 
 
@@ -110,17 +155,3 @@ def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> No
         stated_loss=opened.probe_loss,
         report=report,
     )
-
-
-def check_same(opened: OpenedModel) -> None:
-    """Processes that looked at a run while it was saving may have found different checkpoints.
-
-    All processes call this; ModelError, on all of them, where they did.
-    """
-    found: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (opened.step, opened.probe_loss))
-    if len(set(found)) > 1:
-        raise ModelError(
-            f"{opened.tokenizer_folder}: not the same for every process; give the path of one "
-            "checkpoint, whose run keeps it, and storage that all hosts share"
-        )

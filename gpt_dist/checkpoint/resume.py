@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from pydantic import ValidationError
 
-from gpt_dist.checkpoint.folder import first_valid, paths, step_path, sweep
+from gpt_dist.checkpoint.folder import first_valid, open_shared, paths, step_path, sweep
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import Config, ResolvedConfig
 from gpt_dist.errors import CheckpointError, first_problem
@@ -31,21 +30,18 @@ def find_checkpoint(
 ) -> Checkpoint | None:
     """The checkpoint that training.resume leads to, the same on every rank; None to start afresh.
 
-    Every rank hashes some of its files, and has damaged ones to `say`. Raises CheckpointError, on
-    every rank, where a checkpoint is asked for and none is whole, or it belongs to another model,
-    seed or data.
+    The ranks hash and hold its files together, and have damaged ones to `say`. Raises
+    CheckpointError, on every rank, where a checkpoint is asked for and none is whole, or it belongs
+    to another model, seed or data.
     """
     folder = Path(config.run.directory) / "checkpoints"
     resume = config.training.resume
-    found: list[Any] = [None]
     if topology.is_main:
         sweep(folder)
-        found = [paths(folder)]
-    dist.broadcast_object_list(found, src=0)
-    candidates: list[Path] = found[0]
+    candidates = paths(folder, topology)
 
     def opened(path: Path) -> Checkpoint:
-        return together(lambda: _open_part(path, topology))
+        return open_shared(path, topology)
 
     if resume == "never":
         return None
@@ -85,18 +81,10 @@ def find_begun(config: Config) -> Checkpoint | None:
     auto = resume == "auto"
     for path in paths(Path(config.run.directory) / "checkpoints") if auto else [Path(resume)]:
         try:
-            checkpoint = Checkpoint.open(path)
-            checkpoint.verify_tokenizer()
-            return checkpoint
+            return Checkpoint.open(path)
         except CheckpointError:
             continue
     return None
-
-
-def _open_part(path: Path, topology: Topology) -> Checkpoint:
-    checkpoint = Checkpoint.open(path)
-    checkpoint.verify(topology.launch.rank, topology.launch.world_size)
-    return checkpoint
 
 
 def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,24 +13,23 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from gpt_dist.checkpoint.fingerprint import KINDS, Fingerprints, check_equal, total
 from gpt_dist.checkpoint.folder import partial_path, prune, remove, step_path
 from gpt_dist.checkpoint.format import (
     FORMAT,
     MANIFEST_NAME,
     VERSION,
-    Checkpoint,
     Manifest,
     ParameterEntry,
     TopologyEntry,
+    rank_file,
 )
-from gpt_dist.checkpoint.state import TrainingState, snapshot
-from gpt_dist.checkpoint.weights import SavedWeights
+from gpt_dist.checkpoint.state import TrainingState, fingerprint_parts, snapshot
 from gpt_dist.config import ResolvedConfig
-from gpt_dist.data.tokens.folder import FileEntry
 from gpt_dist.errors import CheckpointError
-from gpt_dist.files.folders import sync, write_synced
+from gpt_dist.files.entries import ChunkedEntry, HashedFile
+from gpt_dist.files.folders import publish
 from gpt_dist.files.tensor_file import write_tensor_file
-from gpt_dist.model import agrees, probe_loss
 from gpt_dist.topology import Topology
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
@@ -59,37 +56,44 @@ class _Job:
     """A checkpoint to be written: all that is needed of the live state beside the snapshot."""
 
     step: int
-    live_loss: float | None
-    """The live model's loss on fixed tokens, where it is to be compared."""
+    live: Fingerprints | None
+    """Those of the weights that forward uses, where what is written is to be compared with them."""
     keep: Collection[int]
     optimizer_steps: int
     loss_scaler: dict[str, float]
 
 
+@dataclass(frozen=True)
+class _Report:
+    """What a process did for a checkpoint."""
+
+    failure: str | None
+    file: str
+    entry: ChunkedEntry | None
+    parameters: dict[str, ParameterEntry]
+    fingerprints: Fingerprints
+    live: Fingerprints | None
+
+
 class Saver:
     """Saves the state of a run; at most one checkpoint is being written at a time.
 
-    The processes agree over a group of their own, so that training can go on meanwhile. The first
-    checkpoint is compared with the live model, whose loss on fixed tokens `probe` gives: what was
-    written must give the same.
+    The processes agree over a group of their own, so that training can go on meanwhile. The
+    fingerprints of what is written go into the manifest. Those of the first checkpoint must be
+    those of the weights that the live model uses.
     """
 
     def __init__(
-        self,
-        state: TrainingState,
-        config: ResolvedConfig,
-        topology: Topology,
-        data: DataSource,
-        probe: Callable[[], float],
+        self, state: TrainingState, config: ResolvedConfig, topology: Topology, data: DataSource
     ) -> None:
         self._state = state
         self._config = config
         self._topology = topology
         self._data = data
-        self._probe: Callable[[], float] | None = probe
         self._folder = Path(config.run.directory) / "checkpoints"
-        self._file = f"rank-{topology.launch.rank:05d}.safetensors"
-        self._parameters = state.describe(self._file)
+        self._file = rank_file(topology.launch.rank)
+        self._parameters = state.describe()
+        self._compared = False
         self._buffers: dict[str, Tensor] = {}
         self._group = dist.new_group(backend="gloo")
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -103,10 +107,10 @@ class Saver:
         Raises CheckpointError if this save, or the one before it, failed.
         """
         self.wait()
-        live_loss = self._probe() if self._probe else None
-        self._probe = None
+        live = None if self._compared else self._state.live_fingerprints()
+        self._compared = True
         snapshot(self._state, self._buffers)
-        job = _Job(step, live_loss, keep, *self._state.counters())
+        job = _Job(step, live, keep, *self._state.counters())
         self._writing = self._thread.submit(self._write, job)
         if not self._config.checkpoint.asynchronous:
             self.wait()
@@ -142,14 +146,18 @@ class Saver:
     def _write_together(self, job: _Job) -> list[str]:
         """Write this rank's part, and publish the whole; what went wrong on any rank."""
         partial = partial_path(self._folder, job.step)
-        failure, entry = None, None
+        failure, entry, found = None, None, {}
         try:
             partial.mkdir(parents=True, exist_ok=True)
             entry = _write_tensors(partial / self._file, self._buffers)
+            shards = self._topology.tensor_parallel_size
+            precision = self._state.precision if job.live else None
+            found = fingerprint_parts(self._parameters, shards, self._buffers, precision)
         except Exception as error:  # noqa: BLE001 -- every rank must learn of any
             failure = f"rank {self._topology.launch.rank}: {error}"
-        reports = self._exchange((failure, self._file, entry, self._parameters))
-        failures = [report[0] for report in reports if report[0]]
+        own = _Report(failure, self._file, entry, self._parameters, found, job.live)
+        reports = self._exchange(own)
+        failures = [report.failure for report in reports if report.failure]
         if not failures and self._topology.is_main:
             failures = self._publish(job, partial, reports)
             if not failures:
@@ -159,33 +167,30 @@ class Saver:
             shutil.rmtree(partial, ignore_errors=True)
         return failures
 
-    def _publish(self, job: _Job, partial: Path, reports: list[Any]) -> list[str]:
+    def _publish(self, job: _Job, partial: Path, reports: list[_Report]) -> list[str]:
         """Write the manifest and give the folder its name; what went wrong, if anything."""
         try:
-            files = {file: entry for _, file, entry, _ in reports}
+            found = total(report.fingerprints for report in reports)
+            for report in reports:
+                check_equal(found, report.live or {}, _refuse_copy)
+            files = {report.file: report.entry for report in reports}
             files[self._data.tokenizer_name] = _write_tokenizer(self._data, partial)
-            unproven = self._manifest(job, files, _merge([report[3] for report in reports]))
-            loss = self._prove(Checkpoint(partial, unproven), job.live_loss)
-            proven = unproven.model_copy(update={"probe_loss": loss})
-            content = proven.sealed().model_dump_json(indent=1)
-            write_synced(partial / MANIFEST_NAME, content.encode())
-            sync(partial)
+            manifest = self._manifest(job, files, _merge(reports, found))
+            content = manifest.sealed().model_dump_json(indent=1, exclude_defaults=True)
+            (partial / MANIFEST_NAME).write_text(content)
             final = step_path(self._folder, job.step)
             if final.exists():
                 remove(final)
-            partial.rename(final)
-            sync(self._folder)
+            publish(partial, final)
         except Exception as error:  # noqa: BLE001 -- every rank must learn of any
             return [f"rank 0: {error}"]
         return []
 
     def _manifest(
-        self, job: _Job, files: dict[str, FileEntry], parameters: dict[str, ParameterEntry]
+        self, job: _Job, files: dict[str, Any], parameters: dict[str, ParameterEntry]
     ) -> Manifest:
-        """The manifest without its probe_loss."""
         config, topology = self._config, self._topology
         return Manifest(
-            probe_loss=0.0,
             format=FORMAT,
             version=VERSION,
             step=job.step,
@@ -205,41 +210,40 @@ class Saver:
             parameters=parameters,
         )
 
-    def _prove(self, written: Checkpoint, live_loss: float | None) -> float:
-        """The loss that the written weights give; CheckpointError if it is not the live model's."""
-        loss = probe_loss(SavedWeights(written).__getitem__, self._config.model)
-        if not math.isfinite(loss):
-            raise CheckpointError(f"its weights give a loss of {loss} on fixed tokens")
-        if live_loss is not None and not agrees(live_loss, loss, self._config.training.precision):
-            raise CheckpointError(
-                f"its weights give a loss of {loss:.6f} on fixed tokens, the model that they were "
-                f"copied from {live_loss:.6f}; please report this"
-            )
-        return loss
-
     def _exchange(self, report: Any) -> list[Any]:
         reports: list[Any] = [None] * self._topology.launch.world_size
         dist.all_gather_object(reports, report, group=self._group)
         return reports
 
 
-def _merge(parts: list[dict[str, ParameterEntry]]) -> dict[str, ParameterEntry]:
-    """The parameters with the fragments of all ranks."""
+def _refuse_copy(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is not the same in the model that it was copied from; please report this"
+    )
+
+
+def _merge(reports: Sequence[_Report], found: Fingerprints) -> dict[str, ParameterEntry]:
+    """The parameters with the fragments of all ranks, and their fingerprints."""
     merged: dict[str, ParameterEntry] = {}
-    for part in parts:
-        for name, entry in part.items():
+    for report in reports:
+        for name, entry in report.parameters.items():
             known = merged[name].fragments if name in merged else ()
-            merged[name] = entry.model_copy(update={"fragments": (*known, *entry.fragments)})
+            by_kind = {kind: f"{found[f'{kind}/{name}']:016x}" for kind in KINDS}
+            update = {"fragments": (*known, *entry.fragments), "fingerprints": by_kind}
+            merged[name] = entry.model_copy(update=update)
     return merged
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> ChunkedEntry:
+    """Write tensors to a file; ValueError where a weight is not finite."""
+    for name, tensor in tensors.items():
+        if name.startswith("weight/") and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
     entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    digest = write_tensor_file(path, entries, tensors.__getitem__)
-    return FileEntry(bytes=path.stat().st_size, sha256=digest)
+    return write_tensor_file(path, entries, tensors.__getitem__)
 
 
-def _write_tokenizer(data: DataSource, folder: Path) -> FileEntry:
-    write_synced(folder / data.tokenizer_name, data.tokenizer)
-    digest = hashlib.sha256(data.tokenizer).hexdigest()
-    return FileEntry(bytes=len(data.tokenizer), sha256=digest)
+def _write_tokenizer(data: DataSource, folder: Path) -> ChunkedEntry:
+    file = HashedFile(folder / data.tokenizer_name, len(data.tokenizer))
+    file.write(data.tokenizer)
+    return file.close()

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
-from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry
+from gpt_dist.checkpoint.fingerprint import (
+    KINDS,
+    LAYERS,
+    Fingerprints,
+    Place,
+    check_equal,
+    fingerprint,
+    total,
+)
+from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, rank_file
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
-from gpt_dist.topology import Topology
+from gpt_dist.topology import Topology, together
 
 _RNG = ("cpu", "cuda")
 _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -23,6 +34,7 @@ class TrainingState:
     def __init__(self, engine: DeepSpeedEngine, topology: Topology) -> None:
         self._engine = engine
         self._topology = topology
+        self._partitioned = bool(engine.zero_optimization_partition_weights())
         self._names = {id(p): name for name, p in engine.module.named_parameters()}
 
     def owned(self) -> Iterator[tuple[str, Fragment]]:
@@ -41,15 +53,15 @@ class TrainingState:
             if fragment.length:
                 yield name, fragment
 
-    def describe(self, file: str) -> dict[str, ParameterEntry]:
-        """The manifest entries of what this process writes to `file`."""
+    def describe(self) -> dict[str, ParameterEntry]:
+        """Return the manifest entries of what this process writes, each with one fragment."""
         return {
             name: ParameterEntry(
                 shape=_full_shape(fragment.parameter, self._topology),
                 tensor_parallel_dimension=_split_dimension(fragment.parameter),
                 fragments=(
                     FragmentEntry(
-                        file=file,
+                        file=rank_file(self._topology.launch.rank),
                         tensor_parallel_rank=self._topology.tensor_parallel_rank,
                         offset=fragment.offset,
                         length=fragment.length,
@@ -68,38 +80,89 @@ class TrainingState:
         return steps, {key: value for key, value in scaler.items() if value is not None}
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Fill every fragment of this process from a checkpoint of any layout.
+        """Fill the state of all processes from a checkpoint of any layout; collective.
 
-        Raises CheckpointError where the checkpoint is of another model.
+        Raises CheckpointError where the checkpoint is of another model, or the loaded state is not
+        what was saved.
         """
         self._check_shapes(checkpoint)
-        manifest, topology = checkpoint.manifest, self._topology
+        manifest, fragments = checkpoint.manifest, dict(self._fragments())
+        saved: Fingerprints = {}
+        if self._partitioned:  # forward keeps the weights whole that it needs again
+            self._engine.optimizer.checkpoint_event_prologue()
         with torch.no_grad():
-            for name, fragment in self._fragments():
-                place = (topology.tensor_parallel_size, topology.tensor_parallel_rank)
-                for kind, tensor in fragment.tensors().items():
-                    checkpoint.read_part(kind, name, *place, fragment.offset, tensor)
-                step = fragment.optimizer.state[fragment.master]["step"]
-                step.fill_(manifest.optimizer_steps)
-            self._refresh_weights(checkpoint)
+            for name, parameter in self._engine.module.named_parameters():
+                fragment = fragments.get(name)
+                for kind in KINDS:
+                    full = checkpoint.read(kind, name)
+                    saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
+                    shard = self._own_shard(parameter, full)
+                    if fragment:
+                        stop = fragment.offset + fragment.length
+                        part = shard.flatten()[fragment.offset : stop]
+                        fragment.tensors()[kind].copy_(part)
+                    if kind == "weight":
+                        self._refresh_weight(parameter, shard, fragment)
+                if fragment:
+                    step = fragment.optimizer.state[fragment.master]["step"]
+                    step.fill_(manifest.optimizer_steps)
+        if self._partitioned:
+            self._engine.optimizer.checkpoint_event_epilogue()
         for key, value in manifest.loss_scaler.items():
             if hasattr(self._scaler(), key):
                 number_type = type(getattr(self._scaler(), key))
                 setattr(self._scaler(), key, number_type(value))
+        found, expected = self.fingerprints(), saved | self.live_fingerprints()
+        together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
-    def _refresh_weights(self, checkpoint: Checkpoint) -> None:
-        """Give the weights of forward and backward the values of the fp32 ones."""
-        optimizer, topology = self._engine.optimizer, self._topology
-        if self._engine.zero_optimization_partition_weights():
-            for _, fragment in self._fragments():
-                own: Tensor = fragment.parameter.ds_tensor  # type: ignore[attr-defined]
-                own.view(-1)[: fragment.length].copy_(fragment.tensors()["weight"])
-            if optimizer.persistent_parameters:
-                optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-            return
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of the weights that forward and backward use."""
+        return next(self._engine.module.parameters()).dtype
+
+    def fingerprints(self) -> Fingerprints:
+        """Return those of the state of all processes together, and of its weights once rounded."""
+        tensors = {
+            f"{kind}/{name}": tensor
+            for name, fragment in self.owned()
+            for kind, tensor in fragment.tensors().items()
+        }
+        shards = self._topology.tensor_parallel_size
+        own = fingerprint_parts(self.describe(), shards, tensors, self.precision)
+        return _total_of(None, own)
+
+    def live_fingerprints(self) -> Fingerprints:
+        """Return those of the weights that forward uses on this process and its peers.
+
+        They follow from the layers alone, whatever is thought of fragments.
+        """
+        peers = self._topology.tensor_parallel_group
+        found: Fingerprints = {}
         for name, parameter in self._engine.module.named_parameters():
-            place = (topology.tensor_parallel_size, topology.tensor_parallel_rank)
-            checkpoint.read_part("weight", name, *place, 0, parameter.detach())
+            shape, dimension = _full_shape(parameter, self._topology), _split_dimension(parameter)
+            place = Place.of_shard(shape, dimension, peers.rank(), peers.size())
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._partitioned):
+                if dimension is not None or peers.rank() == 0:
+                    (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
+        return _total_of(peers, found)
+
+    def _own_shard(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
+        """This process's tensor-parallel shard of a full tensor."""
+        dimension = _split_dimension(parameter)
+        if dimension is None:
+            return full
+        shards = full.chunk(self._topology.tensor_parallel_size, dimension)
+        return shards[self._topology.tensor_parallel_rank]
+
+    def _refresh_weight(
+        self, parameter: nn.Parameter, shard: Tensor, fragment: Fragment | None
+    ) -> None:
+        """Give the weight of forward and backward the value of the fp32 one."""
+        if not self._partitioned:
+            parameter.copy_(shard)
+        elif fragment:
+            own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+            own.view(-1)[: fragment.length].copy_(fragment.tensors()["weight"])
 
     def _check_shapes(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.manifest.parameters
@@ -123,6 +186,36 @@ class TrainingState:
         optimizer = self._engine.optimizer
         unfused = getattr(optimizer, "loss_scale_config", None)
         return unfused or getattr(optimizer, "loss_scaler", None)
+
+
+def fingerprint_parts(
+    parameters: Mapping[str, ParameterEntry],
+    shards: int,
+    tensors: Mapping[str, Tensor],
+    precision: torch.dtype | None,
+) -> Fingerprints:
+    """Return the fingerprints of what a process holds, as `TrainingState.describe` says.
+
+    `tensors` are named as in its file, and `shards` is the tensor-parallel size. With a precision,
+    those of the weights rounded to it are among them.
+    """
+    found: Fingerprints = {}
+    for name, entry in parameters.items():
+        (fragment,) = entry.fragments
+        split, shard = entry.tensor_parallel_dimension, fragment.tensor_parallel_rank
+        place = Place.of_shard(entry.shape, split, shard, shards, fragment.offset)
+        parts = {f"{kind}/{name}": tensors[f"{kind}/{name}"] for kind in KINDS}
+        if precision:
+            parts[f"{LAYERS}/{name}"] = tensors[f"weight/{name}"].to(precision).float()
+        found |= zip(parts, fingerprint([*parts.values()], place), strict=True)
+    return found
+
+
+def _total_of(group: dist.ProcessGroup | None, own: Fingerprints) -> Fingerprints:
+    """Add up what the processes of a group have, by default all."""
+    parts: list[Fingerprints] = [{}] * dist.get_world_size(group)
+    dist.all_gather_object(parts, own, group)
+    return total(parts)
 
 
 def _is_split(parameter: nn.Parameter) -> bool:
@@ -165,11 +258,13 @@ def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
     In another layout, or on another kind of device, there is none such; then the draws follow from
     the step, and differ between data-parallel processes as they must.
     """
-    manifest = checkpoint.manifest
+    manifest, rank = checkpoint.manifest, topology.launch.rank
     layout = (manifest.topology.world_size, manifest.topology.tensor_parallel_size)
-    states = {}
+    states: dict[str, Tensor | None] = {}
     if layout == (topology.launch.world_size, topology.tensor_parallel_size):
-        states = {kind: checkpoint.read_saved(topology.launch.rank, f"rng/{kind}") for kind in _RNG}
+        for number in range(topology.launch.world_size):  # all read the same
+            found = {kind: checkpoint.read_saved(number, f"rng/{kind}") for kind in _RNG}
+            states = found if number == rank else states
     cpu, cuda = map(states.get, _RNG)
     if cpu is None or (cuda is None) == torch.cuda.is_available():
         torch.manual_seed(torch.initial_seed() + (manifest.step << 20))

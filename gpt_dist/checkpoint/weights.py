@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
+from gpt_dist.checkpoint.folder import open_newest, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import CheckpointError, first_problem
@@ -28,34 +26,21 @@ class SavedWeights(Mapping[str, Tensor]):
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Raises CheckpointError where it holds no model that this version knows."""
         self.path = checkpoint.path
-        self.step = checkpoint.manifest.step
-        self.probe_loss = checkpoint.manifest.probe_loss
-        self.fine_tuned = checkpoint.manifest.config.get("task") is not None
+        self.manifest = checkpoint.manifest
+        self.files = checkpoint.files
         self._checkpoint = checkpoint
         self.config = _model_config(checkpoint)
         _check_shapes(checkpoint, self.config)
 
     @classmethod
-    def open(cls, path: Path) -> SavedWeights:
-        """The weights of a checkpoint, or of the newest whole one of a run; all hashes checked."""
+    def open(cls, path: Path, opened: Callable[[Path], Checkpoint] = open_whole) -> SavedWeights:
+        """Open the weights of a checkpoint, or of the newest of a run that `opened` opens."""
         if (path / MANIFEST_NAME).is_file():
-            return cls(open_whole(path))
-        folder = _folder(path)
-        while True:
-            listed, whole = paths(folder), None
-            with suppress(CheckpointError):
-                whole = first_valid(listed, _warn, open_whole)
-            if whole and whole.path == listed[0]:
-                return cls(whole)
-            # A run that goes on may have removed the newest by now, and written a newer one.
-            if listed == paths(folder):
-                break
-        if whole is None:
-            raise CheckpointError(f"{folder}: no checkpoint in it is whole; {_REMEDY}")
-        return cls(whole)
+            return cls(opened(path))
+        return cls(open_newest(_folder(path), opened))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._checkpoint.read("weight", _PREFIX + name)
+        return self._checkpoint.read_checked("weight", _PREFIX + name)
 
     def __iter__(self) -> Iterator[str]:
         names = self._checkpoint.manifest.parameters
@@ -98,10 +83,6 @@ def _check_shapes(checkpoint: Checkpoint, config: ResolvedModelConfig) -> None:
                 f"{checkpoint.path / MANIFEST_NAME}: {name} has shape {found.get(name)}, its "
                 f"configuration asks for {expected.get(name)}; {_REMEDY}"
             )
-
-
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _folder(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from gpt_dist.config.sections import (
     FINE_TUNING_DEFAULTS,
     NO_SOURCE,
+    AnyConfig,
     CheckpointConfig,
     Column,
     Config,
@@ -21,6 +22,7 @@ from gpt_dist.config.sections import (
 __all__ = [
     "FINE_TUNING_DEFAULTS",
     "NO_SOURCE",
+    "AnyConfig",
     "CheckpointConfig",
     "Column",
     "Config",

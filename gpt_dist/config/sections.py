@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -330,6 +330,10 @@ class Config(Section):
     def save(self, path: Path) -> None:
         """Write the configuration as YAML."""
         path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf-8")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+"""A configuration, resolved or not, where a function returns what it was given."""
 
 
 class ResolvedConfig(Config):

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all: made under a hidden name, synced to the disk, renamed."""
+"""Publish a folder atomically: made under a hidden name, synced to the disk, renamed."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[Path]:
-    """A hidden folder beside `output`, renamed to it at the end, or removed if anything fails.
+    """Make a hidden folder beside `output`, renamed to it at the end, or removed on a failure.
 
     Whatever was written into it is safe on the disk before it gets its name. Raises `error` where
     `output` exists and is not an empty folder, or is one that cannot be replaced, where the disk is
@@ -32,11 +32,7 @@ def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[P
     try:
         partial.mkdir(parents=True)
         yield partial
-        for path in partial.rglob("*"):
-            sync(path)
-        sync(partial)
-        partial.rename(output)
-        sync(output.parent)
+        publish(partial, output)
     except OSError as failure:
         if failure.errno in _DISK_FULL:
             raise error(
@@ -50,6 +46,15 @@ def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[P
         ) from failure
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish(partial: Path, output: Path) -> None:
+    """Give a written folder its name, once all that is in it is safe on the disk."""
+    for path in partial.rglob("*"):
+        sync(path)
+    sync(partial)
+    partial.rename(output)
+    sync(output.parent)
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -1,24 +1,28 @@
-"""One safetensors file: written in one pass with its hash, read straight into tensors.
+"""One safetensors file: written in one pass with its hashes, read straight into tensors.
 
 A file is the length of its header (8 bytes, little-endian), the header in JSON, and the data.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gpt_dist.files.entries import ChunkedEntry, HashedFile
+
+if TYPE_CHECKING:
+    from gpt_dist.files.shared import SharedFiles
+
 Shape = tuple[int, ...]
 
-_DTYPES = {"F32": torch.float32, "U8": torch.uint8}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {**FLOATS, "U8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _HEADER_BYTES = 10**8
 """A longer header is refused, as by the safetensors library."""
@@ -26,75 +30,81 @@ _HEADER_BYTES = 10**8
 
 def write_tensor_file(
     path: Path, entries: Mapping[str, tuple[torch.dtype, Shape]], read: Callable[[str], Tensor]
-) -> str:
-    """Write fp32 or uint8 tensors, and return once they are safe on the disk: the file's SHA-256.
+) -> ChunkedEntry:
+    """Write tensors, and return the file's entry once they are safe on the disk.
 
     `read` gives the tensor of a name as it is stated, and is asked for one at a time.
     """
-    digest = hashlib.sha256()
-    with path.open("wb") as stream:
-
-        def write(content: bytes | memoryview) -> None:
-            digest.update(content)
-            stream.write(content)
-
-        header = _header(entries)
-        write(len(header).to_bytes(8, "little"))
-        write(header)
-        for name, (dtype, shape) in entries.items():
-            tensor = read(name)
-            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape), (name, tensor.shape)
-            write(_bytes(tensor.contiguous()))
-        stream.flush()
-        os.fsync(stream.fileno())
-    return digest.hexdigest()
+    header, size = _header(entries)
+    file = HashedFile(path, 8 + len(header) + size)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for name, (dtype, shape) in entries.items():
+        tensor = read(name)
+        assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape), (name, tensor.shape)
+        file.write(memory_of(tensor.contiguous()).numpy().data)
+    return file.close()
 
 
 class TensorFile:
-    """An open file; its header is checked, its data are not."""
+    """An open file whose header is checked, and whose data are read when they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError or ValueError where it is not what `write_tensor_file` makes."""
-        self._stream = path.open("rb", buffering=0)
-        size = int.from_bytes(self._stream.read(8), "little")
-        if size > _HEADER_BYTES:
+    def __init__(self, files: SharedFiles, name: str) -> None:
+        """Read the header; OSError or ValueError where it does not describe the file."""
+        self._files, self._name = files, name
+        size = int.from_bytes(self._header_bytes(0, 8), "little")
+        if size > min(_HEADER_BYTES, files.size(name)):
             raise ValueError(f"a header of {size} bytes")
         try:
-            header = json.loads(self._stream.read(size))
+            header = json.loads(self._header_bytes(8, size))
         except RecursionError:
             raise ValueError("a header too deep") from None
         if not isinstance(header, dict):
             raise ValueError("a header that names no tensors")
-        self._first = 8 + size
+        self._first = stop = 8 + size
         self._entries = {name: _Entry(value) for name, value in header.items() if name[:2] != "__"}
+        for start, end in sorted((entry.start, entry.stop) for entry in self._entries.values()):
+            if self._first + start != stop:
+                raise ValueError(f"a gap or an overlap at byte {stop}")
+            stop = self._first + end
+        if stop != files.size(name):
+            raise ValueError(f"{files.size(name)} bytes instead of the {stop} of its header")
 
     @property
     def names(self) -> Collection[str]:
         """The tensors there are."""
         return self._entries.keys()
 
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a tensor."""
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Return the type of a tensor as the file names it, such as F32."""
+        return self._entries[name].dtype
+
     def read(self, name: str) -> Tensor:
-        """A whole tensor."""
+        """Return a whole tensor; KeyError where there is none, else as `read_into`."""
         entry = self._entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        self.read_into(name, 0, tensor.view(-1))
+        if entry.dtype not in _DTYPES:
+            raise ValueError(f"{name} holds {entry.dtype}")
+        tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device=self._files.device)
+        self.read_into(name, tensor)
         return tensor
 
-    def read_into(self, name: str, first: int, target: Tensor) -> None:
-        """Fill a contiguous vector in host memory with elements of a tensor, from `first` on.
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Fill a contiguous tensor of as many elements of the same type.
 
-        Raises OSError, KeyError or ValueError where the file has them not.
+        Raises OSError, KeyError or ValueError where the file has no such tensor.
         """
         entry = self._entries[name]
-        start, stop = (number * target.itemsize for number in (first, first + len(target)))
-        if target.dtype != entry.dtype or stop > entry.stop - entry.start:
-            raise ValueError(f"{name} is not {stop} bytes of {target.dtype}")
-        content, position = _bytes(target), self._first + entry.start + start
-        while content:
-            count = os.preadv(self._stream.fileno(), [content], position)
-            if count == 0:
-                raise ValueError(f"it ends within {name}")
-            content, position = content[count:], position + count
+        if (entry.dtype, math.prod(entry.shape)) != (_NAMES.get(target.dtype), target.numel()):
+            raise ValueError(f"{name} is not {target.numel()} elements of {target.dtype}")
+        self._files.read(self._name, self._first + entry.start, target)
+
+    def _header_bytes(self, start: int, length: int) -> bytes:
+        content = torch.empty(length, dtype=torch.uint8, device=self._files.device)
+        self._files.read(self._name, start, content)
+        return content.cpu().numpy().tobytes()
 
 
 class _Entry:
@@ -102,29 +112,31 @@ class _Entry:
 
     def __init__(self, value: Any) -> None:
         try:
-            self.dtype = _DTYPES[value["dtype"]]
+            self.dtype: str = value["dtype"]
             self.shape: Shape = tuple(value["shape"])
             self.start, self.stop = value["data_offsets"]
             numbers = (self.start, self.stop, *self.shape)
-            plain = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
-            size = math.prod(self.shape) * self.dtype.itemsize
-            consistent = plain and self.stop - self.start == size
+            consistent = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+            if self.dtype in _DTYPES:
+                size = math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+                consistent = consistent and self.stop - self.start == size
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"an entry that is none ({error!r})") from None
+            raise ValueError(f"an entry of another form ({error!r})") from None
         if not consistent:
             raise ValueError(f"an entry of bytes {self.start} to {self.stop} for {self.shape}")
 
 
-def _header(entries: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
+def memory_of(tensor: Tensor) -> Tensor:
+    """Return the bytes [n] of a contiguous tensor, which share its memory."""
+    return tensor.detach().view(-1).view(torch.uint8)
+
+
+def _header(entries: Mapping[str, tuple[torch.dtype, Shape]]) -> tuple[bytes, int]:
+    """The header, and the length of the data behind it."""
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     stop = 0
     for name, (dtype, shape) in entries.items():
         start, stop = stop, stop + math.prod(shape) * dtype.itemsize
         content[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, stop]}
     header = json.dumps(content, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8)  # so that the data are aligned
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return tensor.detach().view(-1).view(torch.uint8).numpy().data
+    return header + b" " * (-len(header) % 8), stop  # so that the data are aligned

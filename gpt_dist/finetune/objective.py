@@ -30,9 +30,11 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
         self.auxiliary_weight = auxiliary_weight
 
     def weight(self, batch: TaskBatch[Any]) -> int:
+        """Return the number of examples."""
         return len(batch.targets)
 
     def loss(self, batch: TaskBatch[Tensor]) -> Tensor:
+        """Return the sum of L3 over the examples."""
         scores, hidden = task_scores(self.model, self.head, batch)
         loss = task_losses(self.head.kind, scores, batch.targets).sum()
         if self.auxiliary_weight:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import gc
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
-from gpt_dist.checkpoint.folder import first_valid, open_whole, step_of, step_path
+from gpt_dist.checkpoint.folder import first_valid, open_shared, step_of, step_path, warner
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import model_path
 from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.checkpoint.weights import newest_path
-from gpt_dist.config import NO_SOURCE, Config, OptimizerConfig, ResolvedConfig, TaskConfig
+from gpt_dist.config import (
+    NO_SOURCE,
+    AnyConfig,
+    Config,
+    OptimizerConfig,
+    ResolvedConfig,
+    TaskConfig,
+)
 from gpt_dist.config.resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.tasks.checks import check_task
 from gpt_dist.data.tasks.reading import DEV, TRAIN, write_submission
@@ -36,11 +43,9 @@ from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Headline
-from gpt_dist.train.run import Outcome, Plan, run, warner
-from gpt_dist.train.source import OpenedSource, open_source
+from gpt_dist.train.run import Outcome, Plan, run
+from gpt_dist.train.source import OpenedSource, open_source, share_source
 from gpt_dist.train.start import Source
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 _HYPERPARAMETERS = (
     *(f"optimizer.{key}" for key in OptimizerConfig.model_fields),
@@ -102,8 +107,10 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     """
     directory = Path(inputs.config.run.directory)
     made: list[tuple[SeedResult, Checkpoint]] = []
+    config, source = share_source(inputs.config, inputs.source, topology)
+    inputs = replace(inputs, config=config, source=source)
     interruption = Interruption(topology.launch)
-    runs = _each_seed(inputs.config)
+    runs = _each_seed(config)
 
     def begin() -> None:
         if inputs.config.run.seeds and inputs.config.training.resume == "never":
@@ -174,12 +181,13 @@ def _load_best(outcome: Outcome, config: ResolvedConfig, topology: Topology) -> 
     dist.broadcast_object_list(found, src=0)
 
     def opened(path: Path) -> Checkpoint:
-        return together(lambda: open_whole(path) if topology.is_main else Checkpoint.open(path))
+        return open_shared(path, topology)
 
     checkpoint = first_valid(found[0], warner(topology), opened)
     if checkpoint is None:
         raise CheckpointError(f"{folder}: its checkpoints are gone; start again")
     outcome.engine.state().load(checkpoint)
+    checkpoint.files.release()
     return checkpoint
 
 

@@ -20,8 +20,8 @@ from gpt_dist.checkpoint.opened import (
     TASK_NAME,
     OpenedModel,
     describe_checkpoint,
+    inspect_model,
     model_path,
-    open_model,
 )
 from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
 from gpt_dist.config import TaskConfig
@@ -64,7 +64,7 @@ def save_task_model(
 ) -> None:
     """Write the model folder of a fine-tuning checkpoint; ModelError where that fails."""
     weights = SavedWeights(checkpoint)
-    head = {name: checkpoint.read("weight", _HEAD + name) for name in ("weight", "bias")}
+    head = {name: checkpoint.read_checked("weight", _HEAD + name) for name in ("weight", "bias")}
     content = {"format": FORMAT, "version": VERSION, "task": task.model_dump(mode="json")}
     files = {
         **tokenizer_files(checkpoint.path),
@@ -104,14 +104,14 @@ def is_task_model(path: Path) -> bool:
 
 
 def open_task_model(path: Path) -> TaskModel:
-    """A fine-tuned model; ModelError where the folder holds none, or it is damaged."""
+    """Open a fine-tuned model, its weights not hashed; ModelError where the folder holds none."""
     path = model_path(path)
     if not is_task_model(path):
         raise ModelError(
             f"{path}: no fine-tuned model (it has no {TASK_NAME}); give a finished run of "
             "launch/finetune.py, or its `model` folder"
         )
-    opened = open_model(path)
+    opened = inspect_model(path)
     task = _read_task(path / TASK_NAME)
     kind, outputs = head_shape(task)
     head = TaskHead(opened.config.hidden_size, kind, outputs, dropout=0.0).eval()
@@ -127,7 +127,7 @@ def load_task_model(
     opened: TaskModel, launch: Launch, tensor_parallel_size: int
 ) -> tuple[Evaluate, Topology]:
     """Connect the processes and load the model; the function gives the scores of a batch."""
-    model, topology = assemble(opened.opened, launch, tensor_parallel_size)
+    model, _, topology = assemble(opened.opened, launch, tensor_parallel_size)
     head = opened.head.to(topology.device)
 
     def evaluate(batch: TaskBatch[NDArray[Any]]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Spread an opened model over the launched processes."""
+"""Spread a model over the launched processes."""
 
 from __future__ import annotations
 
-from gpt_dist.checkpoint.opened import OpenedModel, check_same
+from gpt_dist.checkpoint.opened import OpenedModel, share_model
 from gpt_dist.errors import ConfigError
 from gpt_dist.model import GPT, load_model
 from gpt_dist.rendezvous import Launch
@@ -11,11 +11,11 @@ from gpt_dist.topology import Topology, connect, form_groups
 
 def assemble(
     opened: OpenedModel, launch: Launch, tensor_parallel_size: int
-) -> tuple[GPT, Topology]:
-    """Connect the processes and load the model for inference, each holding its slice.
+) -> tuple[GPT, OpenedModel, Topology]:
+    """Connect the processes and load an inspected model for inference, each holding its slice.
 
-    Raises ConfigError where the model cannot be divided so, ModelError where the processes opened
-    different ones.
+    It is returned as `share_model` opens it. Raises ConfigError where it cannot be divided so, and
+    ModelError or CheckpointError where it is damaged.
     """
     config = opened.config
     for number, what in (
@@ -30,6 +30,7 @@ def assemble(
                 f"{what}; choose a divisor"
             )
     topology = form_groups(launch, connect(launch), tensor_parallel_size)
-    check_same(opened)
+    opened = share_model(opened, topology)
     model = load_model(opened.tensors, config, topology.tensor_parallel_group)
-    return model.to(topology.device).eval(), topology
+    opened.files.release()
+    return model.to(topology.device).eval(), opened, topology

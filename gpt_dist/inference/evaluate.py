@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from gpt_dist.checkpoint.opened import OpenedModel
-from gpt_dist.data.tokens.folder import TokenFolder, TokenStream, file_sha256
+from gpt_dist.data.tokens.folder import TokenFolder, TokenStream
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, DataError
+from gpt_dist.files.entries import file_sha256
 from gpt_dist.inference.perplexity import SlidingWindows, total_loss
 from gpt_dist.model import GPT
 from gpt_dist.progress import Report, silent

@@ -9,11 +9,18 @@ from torch import Tensor
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
 from gpt_dist.files.folders import new_folder
-from gpt_dist.model.checksums import check_files, write_checksums
+from gpt_dist.files.shared import SharedFiles
+from gpt_dist.model.checksums import read_checksums, refuse, write_checksums
 from gpt_dist.model.families import FAMILIES, family_of
 from gpt_dist.model.parameters import parameter_table
 from gpt_dist.model.probe import agrees, probe_loss
-from gpt_dist.model.tensor_files import SHARD_BYTES, WeightFiles, read_json, write_weights
+from gpt_dist.model.tensor_files import (
+    SHARD_BYTES,
+    WeightFiles,
+    read_json,
+    weight_files,
+    write_weights,
+)
 from gpt_dist.progress import Report, silent
 
 CONFIG_NAME = "config.json"
@@ -33,7 +40,9 @@ class ModelFolder(Mapping[str, Tensor]):
     """The full tensors of a model folder under this model's names, each read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Check hashes, configuration, names and shapes.
+        """Check all but the weights: configuration, names and shapes.
+
+        `files` holds those of the weights, to be verified or shared.
 
         Raises:
             ModelError: One of them is wrong; the message names the file.
@@ -41,12 +50,16 @@ class ModelFolder(Mapping[str, Tensor]):
         self.path = path
         if not path.is_dir():
             raise ModelError(f"{path}: no such folder; {_GIVE}")
-        self.probe_loss = check_files(path)
+        self.probe_loss, stated = read_checksums(path)
         """The loss of the weights on fixed tokens as it was written; None if made elsewhere."""
-        if not (path / CONFIG_NAME).is_file():
+        if CONFIG_NAME not in stated and not (path / CONFIG_NAME).is_file():
             raise ModelError(f"{path}: no model: it has no {CONFIG_NAME}; {_GIVE}")
+        names = weight_files(path)
+        others = {name: entry for name, entry in stated.items() if name not in names}
+        SharedFiles(path, others, refuse).verify()
         self.config = read_model_config(path / CONFIG_NAME)
-        self._files = WeightFiles(path)
+        self.files = SharedFiles(path, {name: stated.get(name) for name in names}, refuse)
+        self._files = WeightFiles(path, names, self.files)
         if self.config.num_layers > len(self._files.names):
             raise ModelError(
                 f"{path}: {len(self._files.names)} weights for the {self.config.num_layers} layers "
@@ -59,9 +72,10 @@ class ModelFolder(Mapping[str, Tensor]):
                 self._files.check_shape(theirs, shape)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._table[name].stored.join(
-            [self._files.read(each) for each in self._stored[name]]
-        )
+        parts = [self._files.read(theirs) for theirs in self._stored[name]]
+        if name == _EMBEDDING and _HEAD not in self._wanted:
+            self._check_tied(parts[0])
+        return self._table[name].stored.join(parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table)
@@ -82,7 +96,8 @@ class ModelFolder(Mapping[str, Tensor]):
             name: [theirs.removeprefix(dropped) for theirs in spec.stored.names]
             for name, spec in self._table.items()
         }
-        if _HEAD in stored and not stored.issuperset(names[_EMBEDDING]):
+        tied = "head.weight" not in self._table
+        if tied and _HEAD in stored and not stored.issuperset(names[_EMBEDDING]):
             names[_EMBEDDING] = [_HEAD]
         wanted = {theirs for each in names.values() for theirs in each}
         if missing := sorted(wanted - stored):
@@ -97,17 +112,15 @@ class ModelFolder(Mapping[str, Tensor]):
                 f"{self._files.path(min(unknown))}: {min(unknown)} is no weight of the model that "
                 f"{CONFIG_NAME} describes; weights and {CONFIG_NAME} must be of one model"
             )
-        if _HEAD in stored - wanted:
-            self._check_tied(names[_EMBEDDING][0])
+        self._wanted = wanted
         return names
 
-    def _check_tied(self, embedding: str) -> None:
+    def _check_tied(self, embedding: Tensor) -> None:
         """Refuse a head that is stored beside the embedding and differs from it."""
-        self._files.check_shape(_HEAD, self._table[_EMBEDDING].stored_shapes[0])
-        if not self._files.read(_HEAD).equal(self._files.read(embedding)):
+        if _HEAD in self._files.names and not self._files.read(_HEAD).equal(embedding):
             raise ModelError(
-                f"{self._files.path(_HEAD)}: {_HEAD} differs from {embedding}; only models whose "
-                "head is tied to the embedding can be opened"
+                f"{self._files.path(_HEAD)}: {_HEAD} differs from {self._stored[_EMBEDDING][0]}; "
+                "only models whose head is tied to the embedding can be opened"
             )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
+from gpt_dist.files.shared import SharedFiles
+from gpt_dist.model.checksums import refuse
 from gpt_dist.model.parameters import Shape, parameter_table
 
 SHAPES_NAME = "params_shapes.json"
@@ -35,8 +36,9 @@ class ReleasedWeights(Mapping[str, Tensor]):
         self._names = list(self._shapes)
         self._starts = [0, *accumulate(map(math.prod, self._shapes.values()))]
         self._pieces = _open_pieces(path)
+        self.files = SharedFiles(path, dict.fromkeys(self._pieces), refuse)
         self._path = path
-        found = sum(len(piece) for piece in self._pieces)
+        found = sum(len(piece) for piece in self._pieces.values())
         if found != self._starts[-1]:
             raise ModelError(
                 f"{path}: params_*.npy hold {found} numbers, but {SHAPES_NAME} asks for "
@@ -46,9 +48,9 @@ class ReleasedWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         number = self._names.index(name)
         values = self._read(self._starts[number], self._starts[number + 1])
-        if not np.isfinite(values).all():
+        if not values.isfinite().all():
             raise ModelError(f"{self._path}: {name} holds values that are not finite; {_REMEDY}")
-        tensor = torch.from_numpy(values).reshape(self._shapes[name])
+        tensor = values.reshape(self._shapes[name])
         return parameter_table(self.config)[name].stored.join([tensor])
 
     def __iter__(self) -> Iterator[str]:
@@ -57,12 +59,16 @@ class ReleasedWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+    def _read(self, start: int, stop: int) -> Tensor:
         parts, first = [], 0
-        for piece in self._pieces:
-            parts.append(piece[max(0, start - first) : max(0, stop - first)])
+        for file, piece in self._pieces.items():
+            begin, end = (min(max(0, one - first), len(piece)) for one in (start, stop))
+            size = piece.itemsize
+            content = torch.empty((end - begin) * size, dtype=torch.uint8, device=self.files.device)
+            self.files.read(file, piece.offset + begin * size, content)
+            parts.append(content.cpu().numpy().view(piece.dtype).astype(np.float32))
             first += len(piece)
-        return np.concatenate(parts).astype(np.float32)
+        return torch.from_numpy(np.concatenate(parts))
 
 
 def _read_config(path: Path) -> ResolvedModelConfig:
@@ -98,17 +104,17 @@ def released_shapes(config: ResolvedModelConfig) -> dict[str, Shape]:
     return {name: spec.stored_shapes[0] for name, spec in (positions, tokens, *rest)}
 
 
-def _open_pieces(folder: Path) -> list[NDArray[Any]]:
+def _open_pieces(folder: Path) -> dict[str, np.memmap[Any, Any]]:
     """params_0.npy, params_1.npy, … as flat vectors that stay on the disk."""
     count = len(list(folder.glob("params_*.npy")))
-    pieces = []
+    pieces = {}
     for path in (folder / f"params_{number}.npy" for number in range(count)):
         try:
             piece = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(piece, np.ndarray) or piece.ndim != 1 or piece.dtype.kind != "f":
+            if not isinstance(piece, np.memmap) or piece.ndim != 1 or piece.dtype.kind != "f":
                 raise ValueError("not a vector of floating-point numbers")
         except Exception as error:  # noqa: BLE001 -- numpy hands a header to Python's parser
             reason = " ".join(str(error).split())
             raise ModelError(f"{path}: cannot be read ({reason}); {_REMEDY}") from None
-        pieces.append(piece)
+        pieces[path.name] = piece
     return pieces

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt_dist.errors import ModelError
-from gpt_dist.files.tensor_file import Shape, write_tensor_file
+from gpt_dist.files.shared import SharedFiles
+from gpt_dist.files.tensor_file import FLOATS, Shape, write_tensor_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -24,7 +24,6 @@ INDEX_BYTES = 2**26
 """Largest index that is read; GPT-3's would take about a hundredth of it."""
 
 _REMEDY = "copy the model folder again, or export it again"
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def write_weights(
@@ -75,19 +74,18 @@ def _write_file(path: Path, shapes: Mapping[str, Shape], read: Callable[[str], T
 class WeightFiles:
     """The tensors of a folder's safetensors files, read by name."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the files' headers; ModelError where one is missing or damaged, or is a pickle."""
-        self._files: dict[Path, Any] = {}
+    def __init__(self, folder: Path, names: list[str], files: SharedFiles) -> None:
+        """Read the headers of the files `names`; ModelError where one is damaged."""
+        self._files = files
         self._where: dict[str, Path] = {}
-        for path in _weight_files(folder):
+        for path in (folder / name for name in names):
             try:
-                self._files[path] = safe_open(path, framework="pt")
-                names = self._files[path].keys()
-            except (OSError, SafetensorError) as error:
+                tensors = files.tensors(path.name).names
+            except (OSError, ValueError) as error:
                 raise ModelError(
                     f"{path}: not a whole safetensors file ({error}); {_REMEDY}"
                 ) from None
-            for name in names:
+            for name in tensors:
                 if name in self._where:
                     raise ModelError(f"{path}: {name} is in {self._where[name]} too; {_REMEDY}")
                 self._where[name] = path
@@ -98,12 +96,12 @@ class WeightFiles:
         return set(self._where)
 
     def path(self, name: str) -> Path:
-        """The file that holds a tensor."""
+        """Return the file that holds a tensor."""
         return self._where[name]
 
     def check_shape(self, name: str, shape: Shape) -> None:
         """Refuse a tensor of another shape; reads the header alone."""
-        found = tuple(self._files[self._where[name]].get_slice(name).get_shape())
+        found = self._files.tensors(self._where[name].name).shape(name)
         if found != shape:
             raise ModelError(
                 f"{self._where[name]}: {name} has shape {list(found)}, but config.json asks for "
@@ -111,15 +109,17 @@ class WeightFiles:
             )
 
     def read(self, name: str) -> Tensor:
-        """A tensor in fp32; ModelError where it holds no numbers, or others than finite ones."""
+        """Return a tensor in fp32; ModelError where it holds other than finite numbers."""
         path = self._where[name]
         try:
-            tensor: Tensor = self._files[path].get_tensor(name)
-        except SafetensorError as error:
+            file = self._files.tensors(path.name)
+            if file.dtype(name) not in FLOATS:
+                raise ModelError(
+                    f"{path}: {name} holds {file.dtype(name)}; export it as floating point"
+                )
+            tensor = file.read(name).cpu().to(torch.float32)
+        except (OSError, KeyError, ValueError) as error:
             raise ModelError(f"{path}: {name} cannot be read ({error}); {_REMEDY}") from None
-        if tensor.dtype not in _FLOATS:
-            raise ModelError(f"{path}: {name} holds {tensor.dtype}; export it as floating point")
-        tensor = tensor.to(torch.float32)
         if not torch.isfinite(tensor).all():
             raise ModelError(
                 f"{path}: {name} holds values that are not finite; "
@@ -128,16 +128,19 @@ class WeightFiles:
         return tensor
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that `model.safetensors` or its index stand for."""
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that `model.safetensors` or its index stand for.
+
+    Raises ModelError where there are none, or only pickles.
+    """
     single, index = folder / WEIGHTS_NAME, folder / INDEX_NAME
     if single.is_file():
-        return [single]
+        return [single.name]
     if index.is_file():
         weight_map = read_json(index, INDEX_BYTES).get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if names and all(map(_is_file_name, names)):
-            return [folder / name for name in sorted(set(names))]
+            return sorted(set(names))
         raise ModelError(f"{index}: not an index of weight files; {_REMEDY}")
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")])
     if pickles:

@@ -18,7 +18,6 @@ from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.errors import LaunchError
-from gpt_dist.model import probe_tokens
 from gpt_dist.topology import Topology, model_parallel_unit
 from gpt_dist.train.deepspeed_config import deepspeed_config
 from gpt_dist.train.gradients import check_gradients, name_ranks
@@ -45,7 +44,6 @@ class Engine:
         _prepare_deepspeed()
         self._objective = objective
         self._topology = topology
-        self._model = config.model
         self._clip_norm = config.optimizer.clip_norm
         # DeepSpeed leaves fp32 without ZeRO to the plain optimizer, with a norm it does not report
         # and that lets NaN through: there the norm, the clip and the check are done here.
@@ -120,13 +118,6 @@ class Engine:
             scores = self._call(batch)
         self._engine.train()
         return scores
-
-    def probe_loss(self) -> float:
-        """The live model's loss on fixed tokens, without dropout; every process must ask."""
-        tokens, labels = probe_tokens(self._model)
-        # Compiling for these shapes would take longer than they do.
-        with torch.compiler.set_stance("force_eager"):
-            return float(self.evaluate(TokenBatch(tokens, labels)).mean())
 
     def _call(self, batch: TokenBatch[Any]) -> Tensor:
         # ZeRO 3 warns of positional arguments that are no tensors.

@@ -40,6 +40,7 @@ class Objective(nn.Module, Generic[Batch], ABC):
         """Return what the model is judged by."""
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss in training, the scores in evaluation."""
         return self.loss(batch) if self.training else self.scores(batch)
 
 
@@ -51,9 +52,11 @@ class LanguageModelObjective(Objective[TokenBatch[Tensor]]):
         self.model = model
 
     def weight(self, batch: TokenBatch[Any]) -> int:
+        """Return the number of predicted tokens."""
         return int((batch.labels != IGNORED_LABEL).sum())
 
     def loss(self, batch: TokenBatch[Tensor]) -> Tensor:
+        """Return the sum of the losses of all predicted tokens."""
         return self.scores(batch).sum()
 
     def scores(self, batch: TokenBatch[Tensor]) -> Tensor:

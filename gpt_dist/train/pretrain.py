@@ -11,9 +11,10 @@ from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config, ResolvedConfig
 from gpt_dist.config.resolution import adopt_source, check_layout, resolve
 from gpt_dist.data.tokenizers.folder import tokenizer_files
-from gpt_dist.data.tokens.folder import TokenFolder, files_of, find_damage
+from gpt_dist.data.tokens.folder import TokenFolder, files_of
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
+from gpt_dist.files.shared import SharedFiles
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
@@ -21,7 +22,7 @@ from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.run import Plan, run
-from gpt_dist.train.source import open_source
+from gpt_dist.train.source import open_source, share_source
 from gpt_dist.train.start import Source
 from gpt_dist.train.validation import validate
 
@@ -60,8 +61,6 @@ def check(config: Config, launch: Launch) -> Inputs:
     samples = _samples(config, folder)
     resolved = resolve(config, launch.world_size, folder.vocab_size, len(samples))
     check_writable(Path(config.run.directory))
-    if launch.rank == 0:
-        _check_hashes(folder)
     return Inputs(resolved, folder, source.weights if source else None)
 
 
@@ -71,7 +70,9 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
     It starts from scratch or from model.source, or goes on from the checkpoint that
     training.resume leads to.
     """
-    config, folder = inputs.config, inputs.folder
+    folder = inputs.folder
+    _check_hashes(folder, topology)
+    config, source = share_source(inputs.config, inputs.source, topology)
     held_out = Windows(folder.split("validation"), config.model.sequence_length)
     plan = Plan(
         objective=LanguageModelObjective,
@@ -79,7 +80,7 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
         validator=lambda engine: partial(validate, engine, held_out, config, topology),
         headline=Headline("validation_perplexity", higher_is_better=False),
         data=data_source(folder),
-        source=inputs.source,
+        source=source,
     )
     interruption = Interruption(topology.launch)
     run(config, plan, topology, interruption)
@@ -106,11 +107,15 @@ def _check_tokenizer(config: Config, folder: TokenFolder, source: OpenedModel) -
         )
 
 
-def _check_hashes(folder: TokenFolder) -> None:
-    if sum(entry.bytes for _, entry in files_of(folder.manifest)) > VERIFIED_BYTES:
-        return
-    for name in find_damage(folder):
-        raise DataError(
-            f"{folder.path / name}: damaged, its SHA-256 is not the manifest's; copy the token "
-            "folder again, or prepare it with `python -m data_prep build`"
-        )
+def _check_hashes(folder: TokenFolder, topology: Topology) -> None:
+    """Hash a folder that is not too large, each process a part; DataError, on all, for damage."""
+    entries = dict(files_of(folder.manifest))
+    if sum(entry.bytes for entry in entries.values()) <= VERIFIED_BYTES:
+        SharedFiles(folder.path, entries, _refuse).verify(topology)
+
+
+def _refuse(path: Path, problem: str) -> DataError:
+    return DataError(
+        f"{path}: {problem}; copy the token folder again, or prepare it with "
+        "`python -m data_prep build`"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gpt_dist.checkpoint.folder import warner
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.resume import find_checkpoint
 from gpt_dist.checkpoint.save import DataSource, Saver
@@ -79,7 +79,7 @@ def run(
             plan.validator(engine),
             config,
             topology,
-            Saver(engine.state(), config, topology, plan.data, engine.probe_loss),
+            Saver(engine.state(), config, topology, plan.data),
             interruption,
             reporter,
         )
@@ -88,11 +88,6 @@ def run(
         if reporter:
             reporter.summary()
     return Outcome(engine, reporter.best_first if reporter else [])
-
-
-def warner(topology: Topology) -> Callable[[str], None]:
-    """What shows a warning that all processes have cause to give, once."""
-    return lambda text: print(text, file=sys.stderr, flush=True) if topology.is_main else None
 
 
 def _describe(

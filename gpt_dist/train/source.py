@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import OpenedModel, describe_checkpoint, open_model
+from gpt_dist.checkpoint.opened import (
+    OpenedModel,
+    describe_checkpoint,
+    inspect_model,
+    share_model,
+)
 from gpt_dist.checkpoint.resume import find_begun
-from gpt_dist.config import Config
+from gpt_dist.config import AnyConfig, Config
 from gpt_dist.errors import CheckpointError, DataError, ModelError
+from gpt_dist.topology import Topology
 from gpt_dist.train.start import Source
 
 
@@ -26,7 +32,7 @@ class OpenedSource:
 
 
 def open_source(config: Config, runs: Sequence[Config]) -> OpenedSource:
-    """Open model.source, or what runs that have begun recorded of it.
+    """Open model.source, or what runs that have begun recorded of it; its weights are not hashed.
 
     `runs` are those of `config`, one a seed. Raises ModelError, CheckpointError or DataError.
     """
@@ -46,7 +52,7 @@ def open_source(config: Config, runs: Sequence[Config]) -> OpenedSource:
             "not begun; give another run.directory, and a source that stays (checkpoint.keep_every)"
         )
     try:
-        opened = open_model(path)
+        opened = inspect_model(path)
         unused = _new_tokens(opened) if config.task else ()
     except (ModelError, CheckpointError, DataError) as error:
         raise type(error)(f"model.source: {error}") from None
@@ -54,11 +60,28 @@ def open_source(config: Config, runs: Sequence[Config]) -> OpenedSource:
     return OpenedSource(exact, opened, Source(opened, unused))
 
 
+def share_source(
+    config: AnyConfig, source: Source | None, topology: Topology
+) -> tuple[AnyConfig, Source | None]:
+    """Have all processes hash and hold the source of runs together; collective.
+
+    The configuration gets its exact path, which is another where the newest checkpoint of a run
+    proves to be damaged. Raises ModelError or CheckpointError, on every process.
+    """
+    if source is None:
+        return config, None
+    try:
+        shared = share_model(source.model, topology)
+    except (ModelError, CheckpointError) as error:
+        raise type(error)(f"model.source: {error}") from None
+    return _with_source(config, shared.tokenizer_folder), replace(source, model=shared)
+
+
 def _recorded(checkpoint: Checkpoint) -> Path | None:
     return describe_checkpoint(checkpoint).config.source_path
 
 
-def _with_source(config: Config, path: Path) -> Config:
+def _with_source(config: AnyConfig, path: Path) -> AnyConfig:
     model = config.model.model_copy(update={"source": str(path)})
     return config.model_copy(update={"model": model})
 

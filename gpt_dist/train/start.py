@@ -1,15 +1,23 @@
-"""Where the weights of a run come from: drawn, taken from another model, or a checkpoint's."""
+"""The start of a run: with drawn weights, those of another model, or those of a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from gpt_dist.checkpoint.fingerprint import (
+    LAYERS,
+    Fingerprints,
+    Place,
+    check_equal,
+    fingerprint,
+)
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import OpenedModel, check_same
+from gpt_dist.checkpoint.opened import OpenedModel, describe_checkpoint
 from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.errors import CheckpointError, ModelError
@@ -24,6 +32,8 @@ from gpt_dist.model import (
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.objective import Objective
+
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -42,10 +52,10 @@ def start_engine(
     source: Source | None,
     checkpoint: Checkpoint | None,
 ) -> Engine:
-    """The engine of a run that begins, from `source` if given, or goes on from `checkpoint`.
+    """Build the engine of a run that begins, from `source` if given, or that goes on.
 
-    Raises CheckpointError or ModelError, on every rank, where the loaded model's loss on fixed
-    tokens is not what the stored weights give.
+    What was held of the files of `source` and `checkpoint` is given up. Raises CheckpointError or
+    ModelError, on every rank, where the loaded weights are not the stored ones.
     """
     if config.model.source_path and not (source or checkpoint):
         raise CheckpointError(
@@ -57,58 +67,76 @@ def start_engine(
     model = build_model(
         config.model, topology.tensor_parallel_group, config.training.activation_checkpointing
     )
-    source = None if checkpoint else source
-    if source:
-        opened = source.model
-        check_same(opened)
-        tensors = GrownVocabulary(
-            opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
-        )
-        load_full_tensors(model, tensors, config.model.transferred_layers)
+    loaded = _load_source(model, source, config, topology) if source and not checkpoint else {}
     engine = Engine(objective(model), config, topology)
     # Dropout differs between data-parallel processes and agrees between tensor-parallel peers.
     torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
     if checkpoint:
         engine.state().load(checkpoint)
         restore_rng(checkpoint, topology)
-        _prove_checkpoint(engine, config, checkpoint)
-    elif source and config.model.transferred_layers is None:
-        _prove_source(engine, config, topology, opened, tensors)
+        _check_loss(describe_checkpoint(checkpoint))
+        checkpoint.files.release()
+    if source:
+        source.model.files.release()
+    if loaded:
+        live = engine.state().live_fingerprints()
+
+        def refuse(name: str) -> ModelError:
+            return ModelError(
+                f"{config.model.source}: {name} has another fingerprint once it is loaded; please "
+                "report this"
+            )
+
+        together(lambda: check_equal(live, loaded, refuse))
     return engine
 
 
-def _prove_checkpoint(engine: Engine, config: ResolvedConfig, checkpoint: Checkpoint) -> None:
-    found, stored = engine.probe_loss(), checkpoint.manifest.probe_loss
-    if not agrees(found, stored, config.training.precision):
-        raise CheckpointError(
-            f"{checkpoint.path}: its weights gave a loss of {stored:.6f} on fixed tokens, and give "
-            f"{found:.6f} here; use the versions that wrote it: {checkpoint.manifest.versions}"
-        )
+class _Fingerprinted(Mapping[str, Tensor]):
+    """Full tensors, and the fingerprints of those that were read, rounded to a precision."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], precision: torch.dtype) -> None:
+        self.found: Fingerprints = {}
+        self._tensors = tensors
+        self._precision = precision
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        rounded = tensor.to(self._precision).float()
+        (self.found[f"{LAYERS}/model.{name}"],) = fingerprint([rounded], Place())
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
-def _prove_source(
-    engine: Engine,
-    config: ResolvedConfig,
-    topology: Topology,
-    source: OpenedModel,
-    tensors: GrownVocabulary,
-) -> None:
-    found = engine.probe_loss()
+def _load_source(
+    model: GPT, source: Source, config: ResolvedConfig, topology: Topology
+) -> Fingerprints:
+    """Copy another model's weights; their fingerprints, rounded to the run's precision."""
+    opened = source.model
+    opened.files.share(topology)
+    _check_loss(opened)
+    grown = GrownVocabulary(
+        opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
+    )
+    tensors = _Fingerprinted(grown, _PRECISIONS[config.training.precision])
+    load_full_tensors(model, tensors, config.model.transferred_layers)
+    return tensors.found
 
-    def compare() -> None:
-        if not topology.is_main:
-            return
-        stated, now = source.probe_loss, probe_loss(source.tensors.__getitem__, source.config)
-        if stated is not None and not agrees(now, stated, "fp32"):
+
+def _check_loss(opened: OpenedModel) -> None:
+    """Refuse stored weights that do not give the loss that is stated of them, if one is."""
+
+    def check(found: float, stated: float) -> None:
+        if not agrees(found, stated, "fp32"):
             raise ModelError(
-                f"{config.model.source}: its weights gave a loss of {stated:.6f} on fixed tokens, "
-                f"and give {now:.6f} now; take it from a backup"
-            )
-        expected = probe_loss(tensors.__getitem__, config.model)
-        if not agrees(found, expected, config.training.precision):
-            raise ModelError(
-                f"{config.model.source}: its weights give a loss of {expected:.6f} on fixed "
-                f"tokens, but {found:.6f} once loaded; please report this"
+                f"{opened.tokenizer_folder}: its weights gave a loss of {stated:.6f} on fixed "
+                f"tokens, and give {found:.6f} now; take it from a backup"
             )
 
-    together(compare)
+    if opened.probe_loss is not None:
+        found, stated = probe_loss(opened.tensors.__getitem__, opened.config), opened.probe_loss
+        together(lambda: check(found, stated))

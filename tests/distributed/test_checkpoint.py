@@ -29,7 +29,7 @@ from tests.checkpoints import (
     saved_tensors,
 )
 from tests.rows import Rows, assert_same, read_rows
-from tests.runs import train
+from tests.runs import start, train
 
 # Stage, data-parallel and tensor-parallel size.
 LAYOUTS = list(product(range(4), (1, 2), (1, 2)))
@@ -161,6 +161,41 @@ def test_weights_and_moments_survive_another_precision(
         assert all(torch.equal(before[name], after[name]) for name in before)
         found = Checkpoint.open(checkpoint).manifest.topology.precision
         assert found == precision
+
+
+def go_back(
+    launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
+) -> list[float]:
+    """The loss when a checkpoint is saved, after more steps, and when it is loaded again."""
+    from gpt_dist.checkpoint.folder import open_shared
+
+    run = start(launch, device, overrides, directory)
+    batch = [half.numpy() for half in (torch.arange(64).view(2, 32) % 500).split(1)]
+    losses = []
+    for step in range(1, 3):
+        for _ in range(8 // run.topology.data_parallel_size):
+            run.engine.backward(run.engine.forward(*batch))
+            run.engine.step(1e-2)
+        losses.append(float(run.engine.evaluate(*batch)))
+        run.saver.save(step)
+        run.saver.wait()
+    checkpoint = open_shared(directory / "checkpoints/step-00000001", run.topology)
+    run.engine.state().load(checkpoint)
+    checkpoint.files.release()
+    return [*losses, float(run.engine.evaluate(*batch))]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_trained_model_goes_back_to_a_checkpoint(
+    process_group, token_folder, tmp_path, zero_stage, precision
+):
+    """As fine-tuning does at its end, when forward has last been used for validation."""
+    settings = SHORT | {"data.path": token_folder, "training.micro_batch_size": 1}
+    settings |= layout(zero_stage, 1) | {"training.precision": precision, "model.dropout": 0}
+    for saved, later, loaded in process_group(2).run(go_back, settings, tmp_path):
+        assert loaded == saved
+        assert later < saved - 0.1
 
 
 def test_other_data_are_refused(process_group, finished, tmp_path):

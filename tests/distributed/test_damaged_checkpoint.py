@@ -175,7 +175,7 @@ def test_a_tokenizer_planted_beside_the_listed_one_is_refused(finished, tmp_path
     assert f"{newest / 'tokenizer.json'}: not of this checkpoint" in read_all(newest)
 
 
-def test_what_was_removed_while_it_was_listed_is_listed_again(finished, tmp_path, monkeypatch):
+def test_what_was_removed_while_it_was_listed_is_listed_again(finished, tmp_path):
     """As a run does that goes on, with checkpoint.keep=1."""
     folder = shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     opened: list[Path] = []
@@ -187,13 +187,12 @@ def test_what_was_removed_while_it_was_listed_is_listed_again(finished, tmp_path
         opened.append(path)
         return open_whole(path)
 
-    monkeypatch.setattr("gpt_dist.checkpoint.weights.open_whole", go_on_and_open)
-    assert SavedWeights.open(tmp_path).path == folder / "step-00000006"
+    assert SavedWeights.open(tmp_path, go_on_and_open).path == folder / "step-00000006"
 
 
 def test_warnings_do_not_mix_with_a_command_s_output(checkpoints, capsys):
     (checkpoints / "step-00000004/rank-00000.safetensors").write_bytes(b"")
-    assert SavedWeights.open(checkpoints.parent).step == 2
+    assert SavedWeights.open(checkpoints.parent).manifest.step == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "falling back to step-00000002" in shown.err

@@ -1,24 +1,32 @@
-"""Stored weights prove themselves by a loss on fixed tokens, computed again wherever they go."""
+"""The loss on fixed tokens, by which model folders and old checkpoints are proven."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from gpt_dist.checkpoint.folder import open_whole
-from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
-from gpt_dist.data.tokens.folder import FileEntry, file_sha256
-from gpt_dist.errors import CheckpointError
+from gpt_dist.checkpoint.opened import open_model, save_model
+from gpt_dist.checkpoint.weights import SavedWeights
+from gpt_dist.errors import ModelError
 from gpt_dist.model import family_of, probe_loss, probe_tokens, to_hugging_face
-from gpt_dist.rendezvous import Launch
+from tests.checkpoints import make_first_version, refusal, saved_tensors, vouch_for
+from tests.distributed.test_checkpoint import save_again_and_train
 from tests.distributed.test_layouts import SMALL
 from tests.models import FAMILIES, random_weights, small_config
-from tests.runs import start, train
+from tests.runs import train
+
+CHECKPOINT = "checkpoints/step-00000030"
+SETTINGS = SMALL | {"training.max_steps": 30, "model.dropout": 0, "checkpoint.interval": 30}
+SETTINGS |= {
+    "optimizer.learning_rate": 0.02,
+    "schedule.warmup_steps": 0,
+    "schedule.decay_steps": 30,
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -38,6 +46,15 @@ def test_the_loss_is_transformers(family):
     assert probe_loss(tensors.__getitem__, config) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def first_version(process_group, token_folder, tmp_path_factory) -> Path:
+    """The directory of a run whose weights mean something, with a checkpoint of version 1."""
+    directory = tmp_path_factory.mktemp("first")
+    process_group(2).run(train, SETTINGS | {"data.path": token_folder}, directory)
+    make_first_version(directory / CHECKPOINT)
+    return directory
+
+
 def shift_rows(path: Path) -> None:
     """What a wrong reader of the layout would do, with every hash of the checkpoint right."""
     file = path / "rank-00000.safetensors"
@@ -45,54 +62,36 @@ def shift_rows(path: Path) -> None:
     name = "weight/model.token_embedding.weight"
     tensors[name] = tensors[name].roll(32)
     save_file(tensors, file)
-    manifest = Checkpoint.open(path).manifest
-    entry = FileEntry(bytes=file.stat().st_size, sha256=file_sha256(file))
-    changed = manifest.model_copy(update={"files": {**manifest.files, file.name: entry}})
-    (path / MANIFEST_NAME).write_text(changed.sealed().model_dump_json())
+    vouch_for(path, file.name)
 
 
-def refusal(launch: Launch, device: torch.device, *arguments: Any) -> str:
-    try:
-        start(launch, device, *arguments)
-    except CheckpointError as error:
-        return str(error)
-    return ""
-
-
-def test_weights_that_compute_something_else_are_refused_on_every_rank(
-    process_group, token_folder, tmp_path
+def test_a_first_version_resumes_and_exports_the_same(
+    process_group, token_folder, first_version, tmp_path
 ):
-    settings = SMALL | {"data.path": token_folder, "training.max_steps": 30, "model.dropout": 0}
-    settings |= {"optimizer.learning_rate": 0.02, "schedule.warmup_steps": 0}
-    process_group(2).run(train, settings, tmp_path / "whole")
-    directory = shutil.copytree(tmp_path / "whole", tmp_path / "changed")
-    path = directory / "checkpoints/step-00000030"
-    shift_rows(path)
-    open_whole(path)
+    settings = SETTINGS | {"data.path": token_folder, "training.max_steps": 32}
+    directory = shutil.copytree(first_version, tmp_path / "run")
+    before = saved_tensors(directory / CHECKPOINT)
+    save_model(open_model(directory), tmp_path / "model")
+    process_group(2).run(save_again_and_train, settings, directory)
+    again = saved_tensors(directory / "checkpoints/step-00000099")
+    assert before.keys() == again.keys()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    saved, exported = SavedWeights.open(directory / CHECKPOINT), open_model(tmp_path / "model")
+    for name, tensor in exported.tensors.items():
+        assert torch.equal(saved[name][:500], tensor[:500]), name  # without padding
+
+
+def test_a_first_version_that_computes_something_else_is_refused_on_every_rank(
+    process_group, token_folder, first_version, tmp_path
+):
+    directory = shutil.copytree(first_version, tmp_path / "run")
+    shift_rows(directory / CHECKPOINT)
+    open_whole(directory / CHECKPOINT)
+    settings = SETTINGS | {"data.path": token_folder, "training.max_steps": 31}
     for message in process_group(2).run(refusal, settings, directory):
         assert "its weights gave a loss of" in message
-    assert process_group(2).run(refusal, settings, tmp_path / "whole") == ["", ""]
-
-
-def save_something_else(
-    launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path
-) -> str:
-    """Spoil the snapshot of a weight between the model and the disk."""
-    run = start(launch, device, overrides, directory)
-    for parameter in run.engine._engine.module.parameters():
-        parameter.data.normal_()  # not of the fp32 weights, which are what is saved
-    try:
-        run.saver.save(1)
-        run.saver.wait()
-    except CheckpointError as error:
-        return str(error)
-    return ""
-
-
-def test_a_checkpoint_that_is_not_the_model_is_not_published(process_group, token_folder, tmp_path):
-    settings = SMALL | {"data.path": token_folder, "parallel.zero_stage": 1}
-    settings |= {"training.precision": "bf16"}
-    for message in process_group(2).run(save_something_else, settings, tmp_path):
-        assert "not written" in message
-        assert "the model that they were copied from" in message
-    assert not list((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(ModelError, match="its weights would give a loss of"):
+        save_model(open_model(directory), tmp_path / "model")
+    source = settings | {"model.source": directory / CHECKPOINT}
+    for message in process_group(2).run(refusal, source, tmp_path / "new"):
+        assert "its weights gave a loss of" in message

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from gpt_dist.data.tokens.shards import Ids, bin_path, idx_path, read_index_header
 from gpt_dist.errors import DataError, first_problem
+from gpt_dist.files.entries import FileEntry, Sha256, file_sha256
 from gpt_dist.files.records import Record
 
 MANIFEST_NAME = "manifest.json"
@@ -20,14 +21,6 @@ FORMAT = "gpt_dist.tokens"
 VERSION = 1
 
 TokenizerName = Literal["tokenizer.model", "tokenizer.json"]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class FileEntry(Record, from_attributes=True):
-    """Size in bytes and SHA-256 of a file of the folder."""
-
-    bytes: NonNegativeInt
-    sha256: Sha256
 
 
 class TokenizerEntry(FileEntry):
@@ -192,12 +185,6 @@ class TokenFolder:
 
 
 _REMEDY = "; copy the token folder again, or prepare it with `python -m data_prep build`"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def find_damage(

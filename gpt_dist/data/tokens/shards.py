@@ -6,8 +6,6 @@ there too. An index holds, little-endian: magic, version, type code, number of s
 number at which each document starts, and a last entry at the end). Here a sequence is a document.
 """
 
-import hashlib
-import os
 import struct
 from array import array
 from collections.abc import Iterable
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpt_dist.errors import DataError
+from gpt_dist.files.entries import FileEntry, HashedFile
 
 Ids = np.ndarray[Any, np.dtype[Any]]
 
@@ -29,21 +28,13 @@ _CODE_OF_DTYPE = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 
 
 @dataclass(frozen=True)
-class FileInfo:
-    """Size in bytes and SHA-256 (hexadecimal) of one file."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class ShardInfo:
     """Counts and files of a finished shard."""
 
     tokens: int
     documents: int
-    bin: FileInfo
-    idx: FileInfo
+    bin: FileEntry
+    idx: FileEntry
 
 
 @dataclass(frozen=True)
@@ -78,27 +69,20 @@ class ShardWriter:
         self._prefix = prefix
         self._dtype = dtype
         self._lengths = array("q")
-        self._digest = hashlib.sha256()
-        self._bin = bin_path(prefix).open("wb")
+        self._bin = HashedFile(bin_path(prefix))
 
     def add_document(self, ids: Ids) -> None:
         """Append one document, a vector of ids."""
-        data = ids.astype(self._dtype, copy=False).tobytes()
-        self._bin.write(data)
-        self._digest.update(data)
+        self._bin.write(ids.astype(self._dtype, copy=False).tobytes())
         self._lengths.append(len(ids))
 
     def close(self) -> ShardInfo:
         """Write the index and return once both files are safe on the disk."""
-        _sync_and_close(self._bin)
-        tokens = sum(self._lengths)
-        bin_info = FileInfo(tokens * self._dtype.itemsize, self._digest.hexdigest())
-        index = b"".join(self._index())
-        with idx_path(self._prefix).open("wb") as stream:
-            stream.write(index)
-            _sync_and_close(stream)
-        idx_info = FileInfo(len(index), hashlib.sha256(index).hexdigest())
-        return ShardInfo(tokens, len(self._lengths), bin_info, idx_info)
+        index = HashedFile(idx_path(self._prefix))
+        for part in self._index():
+            index.write(part)
+        entries = self._bin.close().unchunked, index.close().unchunked
+        return ShardInfo(sum(self._lengths), len(self._lengths), *entries)
 
     def _index(self) -> Iterable[bytes]:
         lengths = np.array(self._lengths, dtype="<i8")
@@ -136,9 +120,3 @@ def read_index_header(path: Path) -> IndexHeader:
             "copy the token folder or prepare it again"
         )
     return IndexHeader(dtype, sequences, entries - 1)
-
-
-def _sync_and_close(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()

@@ -1,0 +1,134 @@
+"""Size and hashes of a file: computed as it is written or read, and stated in manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from gpt_dist.files.records import Record
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+BLOCK_BYTES = 2**20
+"""Bytes that are read and hashed at a time, and the least length of a chunk."""
+_MAX_CHUNKS = 64
+
+
+class FileEntry(Record, from_attributes=True):
+    """Size in bytes and SHA-256 of a file."""
+
+    bytes: NonNegativeInt
+    sha256: Sha256
+
+
+class ChunkedEntry(FileEntry):
+    """The same with the SHA-256 of each chunk, so that processes can share out one file.
+
+    All chunks but the last are equally long. There are none of a short file, and in what earlier
+    versions wrote.
+    """
+
+    chunks: tuple[Sha256, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_chunks(self) -> Self:
+        if self.chunks and len(_cut(self.bytes, len(self.chunks))) != len(self.chunks):
+            raise ValueError(f"{self.bytes} bytes are not {len(self.chunks)} equal chunks")
+        return self
+
+    @property
+    def unchunked(self) -> FileEntry:
+        """The entry as manifests without chunks hold it."""
+        return FileEntry(bytes=self.bytes, sha256=self.sha256)
+
+
+class Piece(NamedTuple):
+    """Bytes start to stop of a file, and their SHA-256 where it is stated."""
+
+    file: str
+    start: int
+    stop: int
+    sha256: str | None
+
+
+def pieces_of(name: str, entry: FileEntry | int) -> list[Piece]:
+    """Divide a file, of which an entry or the size alone is known, into what is read at once."""
+    if isinstance(entry, int):
+        return [Piece(name, *bounds, None) for bounds in _cut(entry)]
+    hashes = (isinstance(entry, ChunkedEntry) and entry.chunks) or (entry.sha256,)
+    bounds = _cut(entry.bytes, len(hashes))
+    return [Piece(name, *one, sha256) for one, sha256 in zip(bounds, hashes, strict=True)]
+
+
+class Hasher:
+    """Computes the entry of a file from its content, given in order."""
+
+    def __init__(self, size: int = 0) -> None:
+        """Hash chunks too where the `size` of the file is known beforehand."""
+        self._whole = hashlib.sha256()
+        self._chunks: list[hashlib._Hash] = []
+        self._bytes = 0
+        self._step = _cut(size)[0][1] if len(_cut(size)) > 1 else 0
+
+    def update(self, content: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        self._whole.update(content)
+        rest, position = memoryview(content), self._bytes
+        self._bytes += len(rest)
+        while self._step and rest:
+            if position % self._step == 0:
+                self._chunks.append(hashlib.sha256())
+            part = rest[: self._step - position % self._step]
+            self._chunks[-1].update(part)
+            rest, position = rest[len(part) :], position + len(part)
+
+    def entry(self) -> ChunkedEntry:
+        """Return the entry of all that was taken."""
+        chunks = tuple(chunk.hexdigest() for chunk in self._chunks)
+        return ChunkedEntry(bytes=self._bytes, sha256=self._whole.hexdigest(), chunks=chunks)
+
+
+class HashedFile:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        """Create the file; its chunks are hashed too where its `size` is known beforehand."""
+        self._stream = path.open("wb")
+        self._hasher = Hasher(size)
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append some bytes."""
+        self._stream.write(content)
+        self._hasher.update(content)
+
+    def close(self) -> ChunkedEntry:
+        """Return the file's entry once it is safe on the disk."""
+        with self._stream:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        return self._hasher.entry()
+
+
+def describe_file(path: Path) -> ChunkedEntry:
+    """Return the entry of a file, read in blocks."""
+    hasher = Hasher(path.stat().st_size)
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.entry()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cut(size: int, count: int = 0) -> list[tuple[int, int]]:
+    """The bounds of equal parts, the last of them shorter; by default those of a new file."""
+    step = -(-size // (count or max(1, min(_MAX_CHUNKS, size // BLOCK_BYTES)))) or 1
+    return [(start, min(start + step, size)) for start in range(0, max(size, 1), step)]

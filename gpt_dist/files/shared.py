@@ -1,0 +1,197 @@
+"""Files of a folder that several processes read together, each byte from the disk once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from stat import S_ISREG
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt_dist.errors import GptDistError
+from gpt_dist.files.entries import BLOCK_BYTES, FileEntry, Piece, pieces_of
+from gpt_dist.files.tensor_file import TensorFile, memory_of
+from gpt_dist.topology import Topology, together
+
+_SENT_BYTES = 2**22
+_KEPT_BYTES = 2**27
+"""Bytes that one broadcast carries, and that a process keeps of the last ones, at most."""
+
+
+class SharedFiles:
+    """Described files, checked against their entries, and read by name and place.
+
+    Each process reads for itself until `share`. From then on all processes hold the files together
+    in their memory, and reading is collective: all ask for the same bytes in the same order.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        entries: Mapping[str, FileEntry | None],
+        refuse: Callable[[Path, str], GptDistError],
+    ) -> None:
+        """Take files by name; None is the entry of a file of which nothing is stated.
+
+        `refuse` makes the error that is raised for a file and what is wrong with it.
+        """
+        self._folder = folder
+        self._refuse = refuse
+        self._pieces = {
+            name: pieces_of(name, entry or self._size_on_disk(name))
+            for name, entry in entries.items()
+        }
+        self._streams: dict[str, FileIO] = {}
+        self._tensor_files: dict[str, TensorFile] = {}
+        self._shared = False
+        self._owners: dict[Piece, int] = {}
+        self._held: dict[Piece, Tensor] = {}
+        self._received: dict[str, tuple[int, Tensor]] = {}
+        self.device = torch.device("cpu")
+        """Where the target of a read must be."""
+
+    def verify(self, topology: Topology | None = None, *, hold: bool = False) -> None:
+        """Hash every file; with a topology each of its processes a part, and all raise any error.
+
+        With `hold`, each process keeps its part, and reading is collective from then on.
+        """
+        if topology is None:
+            for pieces in self._pieces.values():
+                for piece in pieces:
+                    self._load(piece, hold=False)
+            return
+        digests = [""] * topology.launch.world_size
+        dist.all_gather_object(digests, hashlib.sha256(repr(self._pieces).encode()).hexdigest())
+        if len(set(digests)) > 1:
+            raise self._refuse(
+                self._folder, "not the same for every process; use storage that all hosts share"
+            )
+        owners = self._share_out(topology.launch.world_size)
+        own = [piece for piece, rank in owners.items() if rank == topology.launch.rank]
+        held = together(lambda: {piece: self._load(piece, hold) for piece in own})
+        if hold:
+            self._owners, self._held, self.device = owners, held, topology.device
+            self._tensor_files.clear()
+
+    def share(self, topology: Topology) -> None:
+        """Read and hash every file, each process a part, and hold them until `release`; collective.
+
+        A process that is alone holds nothing: it hashes the files, and goes on reading from them.
+        """
+        if not self._shared:
+            self.verify(topology, hold=topology.launch.world_size > 1)
+            self._shared = True
+
+    def release(self) -> None:
+        """Give up what is held: each process reads for itself again."""
+        self._shared, self.device = False, torch.device("cpu")
+        self._owners, self._held, self._received, self._tensor_files = {}, {}, {}, {}
+
+    def size(self, name: str) -> int:
+        """Return the length of a file in bytes."""
+        if self._owners:
+            return self._pieces[name][-1].stop
+        return os.fstat(self._stream(name).fileno()).st_size
+
+    def tensors(self, name: str) -> TensorFile:
+        """Open a safetensors file; OSError or ValueError where it is none."""
+        if name not in self._tensor_files:
+            self._tensor_files[name] = TensorFile(self, name)
+        return self._tensor_files[name]
+
+    def read(self, name: str, start: int, target: Tensor) -> None:
+        """Fill a contiguous tensor with the bytes of a file from `start` on.
+
+        Raises OSError, or ValueError where the file is shorter.
+        """
+        content = memory_of(target)
+        if not self._owners:
+            self._read_here(name, start, content)
+            return
+        if start + len(content) > self.size(name):
+            raise ValueError(f"it ends before byte {start + len(content)}")
+        while len(content):
+            part = self._receive(name, start)[: len(content)]
+            content[: len(part)].copy_(part)
+            start, content = start + len(part), content[len(part) :]
+
+    def _receive(self, name: str, position: int) -> Tensor:
+        """Some bytes from a position on, which their owner sends to all.
+
+        The last block of each file is kept, since what is read next is mostly in it.
+        """
+        first, block = self._received.get(name, (0, torch.empty(0)))
+        if not first <= position < first + len(block):
+            piece = next(one for one in self._pieces[name] if position < one.stop)
+            length = min(_SENT_BYTES, _KEPT_BYTES // len(self._pieces))
+            first = position - (position - piece.start) % length
+            length = min(length, piece.stop - first)
+            if piece in self._held:
+                block = self._held[piece][first - piece.start :][:length].to(self.device)
+            else:
+                block = torch.empty(length, dtype=torch.uint8, device=self.device)
+            dist.broadcast(block, self._owners[piece])
+            self._received[name] = first, block
+        return block[position - first :]
+
+    def _share_out(self, processes: int) -> dict[Piece, int]:
+        """Give each process consecutive pieces, of about the same number of bytes."""
+        pieces = [piece for pieces in self._pieces.values() for piece in pieces]
+        total = sum(piece.stop - piece.start for piece in pieces)
+        owners, middle = {}, 0.0
+        for piece in pieces:
+            half = (piece.stop - piece.start) / 2
+            owners[piece] = min(int((middle + half) * processes / max(total, 1)), processes - 1)
+            middle += 2 * half
+        return owners
+
+    def _load(self, piece: Piece, hold: bool) -> Tensor:
+        """Read and check a piece: its bytes if they are to be held, else no more than a block."""
+        path, expected = self._folder / piece.file, self._pieces[piece.file][-1].stop
+        found = self._size_on_disk(piece.file)
+        if found != expected:
+            raise self._refuse(path, f"{found} bytes instead of {expected}")
+        digest, length = hashlib.sha256(), piece.stop - piece.start if hold or piece.sha256 else 0
+        content = torch.empty(length if hold else min(length, BLOCK_BYTES), dtype=torch.uint8)
+        with self._reading(piece.file):
+            for start in range(0, length, BLOCK_BYTES):
+                block = content[start if hold else 0 :][: min(BLOCK_BYTES, length - start)]
+                self._read_here(piece.file, piece.start + start, block)
+                digest.update(block.numpy().data)
+        if piece.sha256 not in (None, digest.hexdigest()):
+            raise self._refuse(path, "damaged, its SHA-256 is another")
+        return content
+
+    def _size_on_disk(self, name: str) -> int:
+        with self._reading(name):
+            status = (self._folder / name).stat()
+            if not S_ISREG(status.st_mode):
+                raise ValueError("not a file")
+            return status.st_size
+
+    def _read_here(self, name: str, start: int, target: Tensor) -> None:
+        content = target.numpy().data
+        while content:
+            count = os.preadv(self._stream(name).fileno(), [content], start)
+            if count == 0:
+                raise ValueError(f"it ends at byte {start}")
+            start, content = start + count, content[count:]
+
+    def _stream(self, name: str) -> FileIO:
+        if name not in self._streams:
+            self._streams[name] = FileIO(self._folder / name)
+        return self._streams[name]
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise self._refuse(self._folder / name, f"cannot be read ({reason})") from None
