@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.data.batches import TokenBatch
 from gpt_dist.rendezvous import Launch
 from tests.checkpoints import (
     FILES,
@@ -170,19 +171,17 @@ def go_back(
     from gpt_dist.checkpoint.folder import open_shared
 
     run = start(launch, device, overrides, directory)
-    batch = [half.numpy() for half in (torch.arange(64).view(2, 32) % 500).split(1)]
+    batch = TokenBatch(*(torch.arange(64).view(2, 32) % 500).split(1))
     losses = []
     for step in range(1, 3):
-        for _ in range(8 // run.topology.data_parallel_size):
-            run.engine.backward(run.engine.forward(*batch))
-            run.engine.step(1e-2)
-        losses.append(float(run.engine.evaluate(*batch)))
+        run.engine.train_batch([batch] * (8 // run.topology.data_parallel_size), 1e-2)
+        losses.append(float(run.engine.evaluate(batch).mean()))
         run.saver.save(step)
         run.saver.wait()
     checkpoint = open_shared(directory / "checkpoints/step-00000001", run.topology)
     run.engine.state().load(checkpoint)
     checkpoint.files.release()
-    return [*losses, float(run.engine.evaluate(*batch))]
+    return [*losses, float(run.engine.evaluate(batch).mean())]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
