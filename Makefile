@@ -1,6 +1,9 @@
 # `make demo` and `make test` work on a bare machine: they build .venv when there is none.
-PYTHON ?= python3
 VENV := .venv
+# The Python that made .venv, else the machine's: `make install PYTHON=python3.12` is remembered.
+PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+INSTALLED := $(VENV)/lib/python$(VERSION)/installed
 DEMO := runs/demo
 # By Python: the first line of the script itself does not hold a path with spaces.
 DEEPSPEED := python $(VENV)/bin/deepspeed --num_gpus 2
@@ -11,15 +14,19 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: demo test test-faults check bench-checkpoint install clean
 
-install: $(VENV)/installed
+install: $(INSTALLED)
 
 # torch first and exactly: a range would fetch gigabytes of CUDA packages on a machine without GPU.
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+$(INSTALLED): pyproject.toml constraints/python$(VERSION).txt constraints/common.txt
+	test -d $(@D) || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet torch --constraint constraints.txt
-	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mpi,hf]'
+	$(VENV)/bin/python -m pip install --quiet torch --constraint constraints/python$(VERSION).txt
+	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --quiet \
+		--constraint constraints/python$(VERSION).txt --editable '.[dev,mpi,hf]'
 	touch $@
+
+constraints/python%.txt:
+	@echo "Python $* is not supported (3.11 to 3.13 are): make PYTHON=python3.12"; exit 1
 
 demo: install
 	rm -rf $(DEMO)

@@ -128,6 +128,13 @@ def disconnect() -> None:
     dist.destroy_process_group()
 
 
+def gloo_group() -> ProcessGroup:
+    """Form a group of all processes on the CPU, which does not wait for training's collectives."""
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, ProcessGroup)  # no process is left out
+    return group
+
+
 def _release_groups() -> None:
     """End megatron-core's groups: it only forgets them, and each keeps threads."""
     groups = {group for group in vars(parallel_state).values() if isinstance(group, ProcessGroup)}

@@ -30,7 +30,7 @@ from gpt_dist.errors import CheckpointError
 from gpt_dist.files.entries import ChunkedEntry, HashedFile
 from gpt_dist.files.folders import publish
 from gpt_dist.files.tensor_file import write_tensor_file
-from gpt_dist.topology import Topology
+from gpt_dist.topology import Topology, gloo_group
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
 
@@ -95,7 +95,7 @@ class Saver:
         self._parameters = state.describe()
         self._compared = False
         self._buffers: dict[str, Tensor] = {}
-        self._group = dist.new_group(backend="gloo")
+        self._group = gloo_group()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from gpt_dist.model import GPT
 from gpt_dist.model.cache import LayerCache
@@ -94,6 +95,7 @@ def _next_probabilities(
 ) -> Tensor:
     """Return the distributions [B, V] of the next tokens, on the CPU: the same on every host."""
     logits = model.logits(model(tokens, caches)[:, -1])  # [B, V/tp]
+    assert isinstance(model.group, ProcessGroup)
     parts = [torch.empty_like(logits) for _ in range(model.group.size())]
     dist.all_gather(parts, logits.contiguous(), group=model.group)
     return filtered_probabilities(torch.cat(parts, dim=-1).float().cpu(), sampling)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from gpt_dist.rendezvous import Launch, launcher_ended
+from gpt_dist.topology import gloo_group
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -21,7 +22,7 @@ class Interruption:
 
     def __init__(self, launch: Launch) -> None:
         self._noted = False
-        self._group = dist.new_group(backend="gloo")
+        self._group = gloo_group()
         self._launch = launch
         for number in SIGNALS:
             signal.signal(number, lambda *_: self._note())

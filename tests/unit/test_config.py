@@ -436,11 +436,13 @@ def test_a_run_may_be_all_warm_up(tmp_path, overrides):
     assert rates == sorted(rates)
 
 
-@pytest.mark.parametrize("nodes", [1, 8])
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("path", "nodes"),
+    # tiny is for a laptop: 64 processes are more than its batch has sequences.
+    [(path, n) for path in SHIPPED for n in (1, 8) if (path.stem, n) != ("tiny", 8)],
+    ids=lambda value: getattr(value, "stem", value),
+)
 def test_every_shipped_configuration_is_valid_on_nodes_of_eight(path, nodes):
-    if nodes == 8 and path.stem == "tiny":
-        pytest.skip("made for a laptop")
     config = load_config(path, ["training.micro_batch_size=1"] if nodes == 8 else [])
     check_layout(config, 8 * nodes, "cuda")
     resolve(config, 8 * nodes, vocab_size=40_000, samples=10**6)
