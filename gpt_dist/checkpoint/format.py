@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -44,6 +44,8 @@ _ELEMENT_BYTES = 4
 _TOKENIZER_NAMES = get_args(TokenizerName)
 
 FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(model|json))$")]
+Range = tuple[int, int, int]
+"""A saved shard, and the bounds of consecutive elements of it."""
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
@@ -170,10 +172,11 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / name}: not of this checkpoint; remove it")
         SharedFiles(self.path, listed, _refuse).verify()
 
-    def read(self, kind: str, name: str) -> Tensor:
+    def read(self, kind: str, name: str, wanted: Sequence[Range | None] | None = None) -> Tensor:
         """Return a whole parameter or moment, in its full shape, in fp32.
 
-        Where the files are shared, it is on the device that the processes communicate from.
+        Where the files are shared, it is on the device that the processes communicate from. Where
+        each process wants a range at most, it may get something else for all other elements.
         """
         entry = self._entry(name)
         shape, dimension = list(entry.shape), entry.tensor_parallel_dimension
@@ -187,8 +190,11 @@ class Checkpoint:
         for fragment in fragments:
             stop = fragment.offset + fragment.length
             part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
+            users = None
+            if wanted is not None:
+                users = {rank for rank, one in enumerate(wanted) if _overlap(one, fragment)}
             with self._reading(fragment.file):
-                self.files.tensors(fragment.file).read_into(f"{kind}/{name}", part)
+                self.files.tensors(fragment.file).read_into(f"{kind}/{name}", part, users)
         return shards[0] if dimension is None else torch.cat(shards, dimension)
 
     def read_checked(self, kind: Kind, name: str) -> Tensor:
@@ -242,6 +248,12 @@ class Checkpoint:
                 ) from None
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise CheckpointError(f"{self.path / name}: cannot be read ({reason})") from None
+
+
+def _overlap(wanted: Range | None, fragment: FragmentEntry) -> bool:
+    shard, start, stop = wanted or (-1, 0, 0)
+    end = fragment.offset + fragment.length
+    return shard == fragment.tensor_parallel_rank and start < end and fragment.offset < stop
 
 
 def rank_file(rank: int) -> str:

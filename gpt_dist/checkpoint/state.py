@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import deepspeed
 import torch
@@ -14,12 +14,19 @@ from gpt_dist.checkpoint.fingerprint import (
     KINDS,
     LAYERS,
     Fingerprints,
+    Kind,
     Place,
     check_equal,
     fingerprint,
     total,
 )
-from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, rank_file
+from gpt_dist.checkpoint.format import (
+    Checkpoint,
+    FragmentEntry,
+    ParameterEntry,
+    Range,
+    rank_file,
+)
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
 from gpt_dist.topology import Topology, together
@@ -86,34 +93,71 @@ class TrainingState:
         what was saved.
         """
         self._check_shapes(checkpoint)
-        manifest, fragments = checkpoint.manifest, dict(self._fragments())
+        fragments, everyone = dict(self._fragments()), self._ranges()
         saved: Fingerprints = {}
-        if self._partitioned:  # forward keeps the weights whole that it needs again
+        if self._partitioned:  # forward keeps weights whole that it will need again
             self._engine.optimizer.checkpoint_event_prologue()
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
-                fragment = fragments.get(name)
-                for kind in KINDS:
-                    full = checkpoint.read(kind, name)
-                    saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
-                    shard = self._own_shard(parameter, full)
-                    if fragment:
-                        stop = fragment.offset + fragment.length
-                        part = shard.flatten()[fragment.offset : stop]
-                        fragment.tensors()[kind].copy_(part)
-                    if kind == "weight":
-                        self._refresh_weight(parameter, shard, fragment)
-                if fragment:
-                    step = fragment.optimizer.state[fragment.master]["step"]
-                    step.fill_(manifest.optimizer_steps)
+                ranges = [ranges.get(name) for ranges in everyone]
+                shards = self._read_shards(checkpoint, name, parameter, ranges, saved)
+                self._fill(parameter, fragments.get(name), shards, checkpoint)
         if self._partitioned:
             self._engine.optimizer.checkpoint_event_epilogue()
-        for key, value in manifest.loss_scaler.items():
+        for key, value in checkpoint.manifest.loss_scaler.items():
             if hasattr(self._scaler(), key):
                 number_type = type(getattr(self._scaler(), key))
                 setattr(self._scaler(), key, number_type(value))
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
+
+    def _read_shards(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        parameter: nn.Parameter,
+        ranges: list[Range | None],
+        saved: Fingerprints,
+    ) -> Iterator[tuple[Kind, Tensor]]:
+        """Yield this process's tensor-parallel shard of each kind, and note what is stated of it.
+
+        Elements that this process does not use may be others.
+        """
+        dimension, topology = _split_dimension(parameter), self._topology
+        same_cut = (
+            checkpoint.manifest.topology.tensor_parallel_size == topology.tensor_parallel_size
+        )
+        for kind in KINDS:
+            partly = kind != "weight" or self._partitioned
+            partly = partly and checkpoint.manifest.version > 1 and (dimension is None or same_cut)
+            full = checkpoint.read(kind, name, ranges if partly else None)
+            saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
+            if dimension is None:
+                yield kind, full
+            else:
+                shards = full.chunk(topology.tensor_parallel_size, dimension)
+                yield kind, shards[topology.tensor_parallel_rank]
+
+    def _fill(
+        self,
+        parameter: nn.Parameter,
+        fragment: Fragment | None,
+        shards: Iterable[tuple[Kind, Tensor]],
+        checkpoint: Checkpoint,
+    ) -> None:
+        """Fill this process's part of a parameter, and what forward uses of it."""
+        for kind, shard in shards:
+            if kind == "weight" and not self._partitioned:
+                parameter.copy_(shard)
+            if fragment:
+                part = shard.flatten()[fragment.offset : fragment.offset + fragment.length]
+                fragment.tensors()[kind].copy_(part)
+                if kind == "weight" and self._partitioned:
+                    own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+                    own.view(-1)[: fragment.length].copy_(part)
+        if fragment:
+            step = fragment.optimizer.state[fragment.master]["step"]
+            step.fill_(checkpoint.manifest.optimizer_steps)
 
     @property
     def precision(self) -> torch.dtype:
@@ -146,23 +190,16 @@ class TrainingState:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
         return _total_of(peers, found)
 
-    def _own_shard(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
-        """This process's tensor-parallel shard of a full tensor."""
-        dimension = _split_dimension(parameter)
-        if dimension is None:
-            return full
-        shards = full.chunk(self._topology.tensor_parallel_size, dimension)
-        return shards[self._topology.tensor_parallel_rank]
-
-    def _refresh_weight(
-        self, parameter: nn.Parameter, shard: Tensor, fragment: Fragment | None
-    ) -> None:
-        """Give the weight of forward and backward the value of the fp32 one."""
-        if not self._partitioned:
-            parameter.copy_(shard)
-        elif fragment:
-            own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-            own.view(-1)[: fragment.length].copy_(fragment.tensors()["weight"])
+    def _ranges(self) -> list[dict[str, Range]]:
+        """The elements that each process holds of each parameter's shard."""
+        rank = self._topology.tensor_parallel_rank
+        own = {
+            name: (rank if _is_split(one.parameter) else 0, one.offset, one.offset + one.length)
+            for name, one in self._fragments()
+        }
+        everyone = [own] * self._topology.launch.world_size
+        dist.all_gather_object(everyone, own)
+        return everyone
 
     def _check_shapes(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.manifest.parameters
