@@ -44,8 +44,8 @@ _ELEMENT_BYTES = 4
 _TOKENIZER_NAMES = get_args(TokenizerName)
 
 FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(model|json))$")]
-Range = tuple[int, int, int]
-"""A saved shard, and the bounds of consecutive elements of it."""
+Range = tuple[tuple[int, int], int, int]
+"""Into how many shards a parameter is split, which one it is, and an offset and a length in it."""
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
@@ -175,26 +175,27 @@ class Checkpoint:
     def read(self, kind: str, name: str, wanted: Sequence[Range | None] | None = None) -> Tensor:
         """Return a whole parameter or moment, in its full shape, in fp32.
 
-        Where the files are shared, it is on the device that the processes communicate from. Where
-        each process wants a range at most, it may get something else for all other elements.
+        Where the files are shared, it is on the device that the processes communicate from; and
+        where each wants a range at most, others of its elements may be something else.
         """
         entry = self._entry(name)
         shape, dimension = list(entry.shape), entry.tensor_parallel_dimension
         size = 1 if dimension is None else self.manifest.topology.tensor_parallel_size
         if dimension is not None:
             shape[dimension] //= size
-        fragments = [one for one in entry.fragments if one.tensor_parallel_rank < size]
-        for fragment in fragments:  # before memory is taken for what only the manifest claims
-            self._check_length(f"{kind}/{name}", fragment)
         shards = [torch.empty(shape, device=self.files.device) for _ in range(size)]
-        for fragment in fragments:
-            stop = fragment.offset + fragment.length
-            part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
-            users = None
-            if wanted is not None:
-                users = {rank for rank, one in enumerate(wanted) if _overlap(one, fragment)}
-            with self._reading(fragment.file):
-                self.files.tensors(fragment.file).read_into(f"{kind}/{name}", part, users)
+        for fragment in entry.fragments:
+            if fragment.tensor_parallel_rank < size:
+                stop = fragment.offset + fragment.length
+                part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
+                users = {
+                    rank
+                    for rank, one in enumerate(wanted or ())
+                    if one and (one[0][0] != size or _overlap(one, fragment))
+                }
+                with self._reading(fragment.file):
+                    file = self.files.tensors(fragment.file)
+                    file.read_into(f"{kind}/{name}", part, None if wanted is None else users)
         return shards[0] if dimension is None else torch.cat(shards, dimension)
 
     def read_checked(self, kind: Kind, name: str) -> Tensor:
@@ -230,12 +231,6 @@ class Checkpoint:
             )
         return self.manifest.parameters[name]
 
-    def _check_length(self, name: str, fragment: FragmentEntry) -> None:
-        with self._reading(fragment.file):
-            shape = self.files.tensors(fragment.file).shape(name)
-            if shape != (fragment.length,):
-                raise ValueError(f"{name} has shape {shape}")
-
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
         try:
@@ -250,10 +245,12 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / name}: cannot be read ({reason})") from None
 
 
-def _overlap(wanted: Range | None, fragment: FragmentEntry) -> bool:
-    shard, start, stop = wanted or (-1, 0, 0)
+def _overlap(wanted: Range, fragment: FragmentEntry) -> bool:
+    (_, shard), start, length = wanted
     end = fragment.offset + fragment.length
-    return shard == fragment.tensor_parallel_rank and start < end and fragment.offset < stop
+    return (
+        shard == fragment.tensor_parallel_rank and start < end and fragment.offset < start + length
+    )
 
 
 def rank_file(rank: int) -> str:

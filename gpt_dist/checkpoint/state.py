@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import deepspeed
 import torch
@@ -93,15 +93,22 @@ class TrainingState:
         what was saved.
         """
         self._check_shapes(checkpoint)
-        fragments, everyone = dict(self._fragments()), self._ranges()
+        fragments, ranges = dict(self._fragments()), self._ranges()
         saved: Fingerprints = {}
         if self._partitioned:  # forward keeps weights whole that it will need again
             self._engine.optimizer.checkpoint_event_prologue()
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
-                ranges = [ranges.get(name) for ranges in everyone]
-                shards = self._read_shards(checkpoint, name, parameter, ranges, saved)
-                self._fill(parameter, fragments.get(name), shards, checkpoint)
+                wanted = [of_rank.get(name) for of_rank in ranges]
+                for kind in KINDS:
+                    whole = kind == "weight" and not self._partitioned
+                    whole = whole or checkpoint.manifest.version == 1  # to be fingerprinted
+                    full = checkpoint.read(kind, name, None if whole else wanted)
+                    saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
+                    self._fill(parameter, fragments.get(name), kind, full)
+        for fragment in fragments.values():
+            step = fragment.optimizer.state[fragment.master]["step"]
+            step.fill_(checkpoint.manifest.optimizer_steps)
         if self._partitioned:
             self._engine.optimizer.checkpoint_event_epilogue()
         for key, value in checkpoint.manifest.loss_scaler.items():
@@ -111,53 +118,33 @@ class TrainingState:
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
-    def _read_shards(
-        self,
-        checkpoint: Checkpoint,
-        name: str,
-        parameter: nn.Parameter,
-        ranges: list[Range | None],
-        saved: Fingerprints,
-    ) -> Iterator[tuple[Kind, Tensor]]:
-        """Yield this process's tensor-parallel shard of each kind, and note what is stated of it.
-
-        Elements that this process does not use may be others.
-        """
-        dimension, topology = _split_dimension(parameter), self._topology
-        same_cut = (
-            checkpoint.manifest.topology.tensor_parallel_size == topology.tensor_parallel_size
-        )
-        for kind in KINDS:
-            partly = kind != "weight" or self._partitioned
-            partly = partly and checkpoint.manifest.version > 1 and (dimension is None or same_cut)
-            full = checkpoint.read(kind, name, ranges if partly else None)
-            saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
-            if dimension is None:
-                yield kind, full
-            else:
-                shards = full.chunk(topology.tensor_parallel_size, dimension)
-                yield kind, shards[topology.tensor_parallel_rank]
+    def _ranges(self) -> list[dict[str, Range]]:
+        """The elements that each process holds of each parameter."""
+        size, rank = self._topology.tensor_parallel_size, self._topology.tensor_parallel_rank
+        own = {
+            name: ((size, rank) if _is_split(one.parameter) else (1, 0), one.offset, one.length)
+            for name, one in self._fragments()
+        }
+        everyone = [own] * self._topology.launch.world_size
+        dist.all_gather_object(everyone, own)
+        return everyone
 
     def _fill(
-        self,
-        parameter: nn.Parameter,
-        fragment: Fragment | None,
-        shards: Iterable[tuple[Kind, Tensor]],
-        checkpoint: Checkpoint,
+        self, parameter: nn.Parameter, fragment: Fragment | None, kind: Kind, full: Tensor
     ) -> None:
-        """Fill this process's part of a parameter, and what forward uses of it."""
-        for kind, shard in shards:
-            if kind == "weight" and not self._partitioned:
-                parameter.copy_(shard)
-            if fragment:
-                part = shard.flatten()[fragment.offset : fragment.offset + fragment.length]
-                fragment.tensors()[kind].copy_(part)
-                if kind == "weight" and self._partitioned:
-                    own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-                    own.view(-1)[: fragment.length].copy_(part)
+        """Fill this process's part of a parameter or moment, and what forward uses of it."""
+        shard, dimension = full, _split_dimension(parameter)
+        if dimension is not None:
+            shards = full.chunk(self._topology.tensor_parallel_size, dimension)
+            shard = shards[self._topology.tensor_parallel_rank]
+        if kind == "weight" and not self._partitioned:
+            parameter.copy_(shard)
         if fragment:
-            step = fragment.optimizer.state[fragment.master]["step"]
-            step.fill_(checkpoint.manifest.optimizer_steps)
+            part = shard.flatten()[fragment.offset : fragment.offset + fragment.length]
+            fragment.tensors()[kind].copy_(part)
+            if kind == "weight" and self._partitioned:
+                own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+                own.view(-1)[: fragment.length].copy_(part)
 
     @property
     def precision(self) -> torch.dtype:
@@ -189,17 +176,6 @@ class TrainingState:
                 if dimension is not None or peers.rank() == 0:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
         return _total_of(peers, found)
-
-    def _ranges(self) -> list[dict[str, Range]]:
-        """The elements that each process holds of each parameter's shard."""
-        rank = self._topology.tensor_parallel_rank
-        own = {
-            name: (rank if _is_split(one.parameter) else 0, one.offset, one.offset + one.length)
-            for name, one in self._fragments()
-        }
-        everyone = [own] * self._topology.launch.world_size
-        dist.all_gather_object(everyone, own)
-        return everyone
 
     def _check_shapes(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.manifest.parameters
