@@ -26,6 +26,8 @@ Fingerprints = dict[str, int]
 """By `KIND/PARAMETER`; the kind LAYERS is the weight as forward uses it, in its precision."""
 LAYERS = "layers"
 
+_FACTORS = (0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64)
+"""Of SplitMix64 (Steele, Lea, Flood 2014), as int64."""
 _CHUNKS = {"cpu": 2**15, "cuda": 2**24}
 """Elements at a time: on the CPU, what stays in the cache."""
 
@@ -89,19 +91,7 @@ def check_equal(
 
 
 def _odd_numbers(index: Tensor) -> Tensor:
-    """Mix the bits of indices as SplitMix64 does its states (Steele, Lea, Flood 2014)."""
-    state = (index + 1) * _signed(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        state ^= _shift_right(state, shift)
-        state *= _signed(factor)
-    state ^= _shift_right(state, 31)
-    return state | 1
-
-
-def _shift_right(state: Tensor, count: int) -> Tensor:
-    """Shift as if the numbers had no sign, which int64 has no operation for."""
-    return (state >> count) & ((1 << (64 - count)) - 1)
-
-
-def _signed(number: int) -> int:
-    return number - 2**64 if number >= 2**63 else number
+    """Mix the bits of indices by two multiplications and a shift, as SplitMix64 does."""
+    state = (index + 1) * _FACTORS[0]
+    state ^= (state >> 32) & 0xFFFFFFFF  # int64 has no shift that leaves the sign out
+    return state * _FACTORS[1] | 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -43,6 +43,8 @@ _ELEMENT_BYTES = 4
 _TOKENIZER_NAMES = get_args(TokenizerName)
 
 FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(model|json))$")]
+Range = tuple[tuple[int, int], int, int]
+"""Into how many shards a parameter is split, which one it is, and an offset and a length in it."""
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
@@ -165,25 +167,30 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / name}: not of this checkpoint; remove it")
         SharedFiles(self.path, listed, _refuse).verify()
 
-    def read(self, kind: str, name: str) -> Tensor:
+    def read(self, kind: str, name: str, wanted: Sequence[Range | None] | None = None) -> Tensor:
         """Return a whole parameter or moment, in its full shape, in fp32.
 
-        Where the files are shared, it is on the device that the processes communicate from.
+        Where the files are shared, it is on the device that the processes communicate from; and
+        where each wants a range at most, others of its elements may be something else.
         """
         entry = self._entry(name)
         shape, dimension = list(entry.shape), entry.tensor_parallel_dimension
         size = 1 if dimension is None else self.manifest.topology.tensor_parallel_size
         if dimension is not None:
             shape[dimension] //= size
-        fragments = [one for one in entry.fragments if one.tensor_parallel_rank < size]
-        for fragment in fragments:  # before memory is taken for what only the manifest claims
-            self._check_length(f"{kind}/{name}", fragment)
         shards = [torch.empty(shape, device=self.files.device) for _ in range(size)]
-        for fragment in fragments:
-            stop = fragment.offset + fragment.length
-            part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
-            with self._reading(fragment.file):
-                self.files.tensors(fragment.file).read_into(f"{kind}/{name}", part)
+        for fragment in entry.fragments:
+            if fragment.tensor_parallel_rank < size:
+                stop = fragment.offset + fragment.length
+                part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
+                users = {
+                    rank
+                    for rank, one in enumerate(wanted or ())
+                    if one and (one[0][0] != size or _overlap(one, fragment))
+                }
+                with self._reading(fragment.file):
+                    file = self.files.tensors(fragment.file)
+                    file.read_into(f"{kind}/{name}", part, None if wanted is None else users)
         return shards[0] if dimension is None else torch.cat(shards, dimension)
 
     def read_checked(self, kind: Kind, name: str) -> Tensor:
@@ -219,12 +226,6 @@ class Checkpoint:
             )
         return self.manifest.parameters[name]
 
-    def _check_length(self, name: str, fragment: FragmentEntry) -> None:
-        with self._reading(fragment.file):
-            shape = self.files.tensors(fragment.file).shape(name)
-            if shape != (fragment.length,):
-                raise ValueError(f"{name} has shape {shape}")
-
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
         try:
@@ -237,6 +238,14 @@ class Checkpoint:
                 ) from None
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise CheckpointError(f"{self.path / name}: cannot be read ({reason})") from None
+
+
+def _overlap(wanted: Range, fragment: FragmentEntry) -> bool:
+    (_, shard), start, length = wanted
+    end = fragment.offset + fragment.length
+    return (
+        shard == fragment.tensor_parallel_rank and start < end and fragment.offset < start + length
+    )
 
 
 def rank_file(rank: int) -> str:

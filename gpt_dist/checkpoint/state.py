@@ -14,12 +14,19 @@ from gpt_dist.checkpoint.fingerprint import (
     KINDS,
     LAYERS,
     Fingerprints,
+    Kind,
     Place,
     check_equal,
     fingerprint,
     total,
 )
-from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, rank_file
+from gpt_dist.checkpoint.format import (
+    Checkpoint,
+    FragmentEntry,
+    ParameterEntry,
+    Range,
+    rank_file,
+)
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
 from gpt_dist.topology import Topology, together
@@ -86,34 +93,58 @@ class TrainingState:
         what was saved.
         """
         self._check_shapes(checkpoint)
-        manifest, fragments = checkpoint.manifest, dict(self._fragments())
+        fragments, ranges = dict(self._fragments()), self._ranges()
         saved: Fingerprints = {}
-        if self._partitioned:  # forward keeps the weights whole that it needs again
+        if self._partitioned:  # forward keeps weights whole that it will need again
             self._engine.optimizer.checkpoint_event_prologue()
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
-                fragment = fragments.get(name)
+                wanted = [of_rank.get(name) for of_rank in ranges]
                 for kind in KINDS:
-                    full = checkpoint.read(kind, name)
+                    whole = kind == "weight" and not self._partitioned
+                    whole = whole or checkpoint.manifest.version == 1  # to be fingerprinted
+                    full = checkpoint.read(kind, name, None if whole else wanted)
                     saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
-                    shard = self._own_shard(parameter, full)
-                    if fragment:
-                        stop = fragment.offset + fragment.length
-                        part = shard.flatten()[fragment.offset : stop]
-                        fragment.tensors()[kind].copy_(part)
-                    if kind == "weight":
-                        self._refresh_weight(parameter, shard, fragment)
-                if fragment:
-                    step = fragment.optimizer.state[fragment.master]["step"]
-                    step.fill_(manifest.optimizer_steps)
+                    self._fill(parameter, fragments.get(name), kind, full)
+        for fragment in fragments.values():
+            step = fragment.optimizer.state[fragment.master]["step"]
+            step.fill_(checkpoint.manifest.optimizer_steps)
         if self._partitioned:
             self._engine.optimizer.checkpoint_event_epilogue()
-        for key, value in manifest.loss_scaler.items():
+        for key, value in checkpoint.manifest.loss_scaler.items():
             if hasattr(self._scaler(), key):
                 number_type = type(getattr(self._scaler(), key))
                 setattr(self._scaler(), key, number_type(value))
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
+
+    def _ranges(self) -> list[dict[str, Range]]:
+        """The elements that each process holds of each parameter."""
+        size, rank = self._topology.tensor_parallel_size, self._topology.tensor_parallel_rank
+        own = {
+            name: ((size, rank) if _is_split(one.parameter) else (1, 0), one.offset, one.length)
+            for name, one in self._fragments()
+        }
+        everyone = [own] * self._topology.launch.world_size
+        dist.all_gather_object(everyone, own)
+        return everyone
+
+    def _fill(
+        self, parameter: nn.Parameter, fragment: Fragment | None, kind: Kind, full: Tensor
+    ) -> None:
+        """Fill this process's part of a parameter or moment, and what forward uses of it."""
+        shard, dimension = full, _split_dimension(parameter)
+        if dimension is not None:
+            shards = full.chunk(self._topology.tensor_parallel_size, dimension)
+            shard = shards[self._topology.tensor_parallel_rank]
+        if kind == "weight" and not self._partitioned:
+            parameter.copy_(shard)
+        if fragment:
+            part = shard.flatten()[fragment.offset : fragment.offset + fragment.length]
+            fragment.tensors()[kind].copy_(part)
+            if kind == "weight" and self._partitioned:
+                own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+                own.view(-1)[: fragment.length].copy_(part)
 
     @property
     def precision(self) -> torch.dtype:
@@ -145,24 +176,6 @@ class TrainingState:
                 if dimension is not None or peers.rank() == 0:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
         return _total_of(peers, found)
-
-    def _own_shard(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
-        """This process's tensor-parallel shard of a full tensor."""
-        dimension = _split_dimension(parameter)
-        if dimension is None:
-            return full
-        shards = full.chunk(self._topology.tensor_parallel_size, dimension)
-        return shards[self._topology.tensor_parallel_rank]
-
-    def _refresh_weight(
-        self, parameter: nn.Parameter, shard: Tensor, fragment: Fragment | None
-    ) -> None:
-        """Give the weight of forward and backward the value of the fp32 one."""
-        if not self._partitioned:
-            parameter.copy_(shard)
-        elif fragment:
-            own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-            own.view(-1)[: fragment.length].copy_(fragment.tensors()["weight"])
 
     def _check_shapes(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.manifest.parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -105,10 +105,11 @@ class SharedFiles:
             self._tensor_files[name] = TensorFile(self, name)
         return self._tensor_files[name]
 
-    def read(self, name: str, start: int, target: Tensor) -> None:
+    def read(self, name: str, start: int, target: Tensor, users: Set[int] | None = None) -> None:
         """Fill a contiguous tensor with the bytes of a file from `start` on.
 
-        Raises OSError, or ValueError where the file is shorter.
+        With `users`, the processes that need them, others may be left with something else. Raises
+        OSError, or ValueError where the file is shorter.
         """
         content = memory_of(target)
         if not self._owners:
@@ -117,18 +118,23 @@ class SharedFiles:
         if start + len(content) > self.size(name):
             raise ValueError(f"it ends before byte {start + len(content)}")
         while len(content):
-            part = self._receive(name, start)[: len(content)]
+            piece = next(one for one in self._pieces[name] if start < one.stop)
+            if users is None or not users <= {self._owners[piece]}:
+                part = self._receive(piece, start)[: len(content)]
+            elif piece in self._held:
+                part = self._held[piece][start - piece.start :][: len(content)]
+            else:
+                part = content[: piece.stop - start]
             content[: len(part)].copy_(part)
             start, content = start + len(part), content[len(part) :]
 
-    def _receive(self, name: str, position: int) -> Tensor:
-        """Some bytes from a position on, which their owner sends to all.
+    def _receive(self, piece: Piece, position: int) -> Tensor:
+        """Some bytes from a position of the file on, which the owner of the piece sends to all.
 
         The last block of each file is kept, since what is read next is mostly in it.
         """
-        first, block = self._received.get(name, (0, torch.empty(0)))
+        first, block = self._received.get(piece.file, (0, torch.empty(0)))
         if not first <= position < first + len(block):
-            piece = next(one for one in self._pieces[name] if position < one.stop)
             length = min(_SENT_BYTES, _KEPT_BYTES // len(self._pieces))
             first = position - (position - piece.start) % length
             length = min(length, piece.stop - first)
@@ -137,7 +143,7 @@ class SharedFiles:
             else:
                 block = torch.empty(length, dtype=torch.uint8, device=self.device)
             dist.broadcast(block, self._owners[piece])
-            self._received[name] = first, block
+            self._received[piece.file] = first, block
         return block[position - first :]
 
     def _share_out(self, processes: int) -> dict[Piece, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,15 +91,15 @@ class TensorFile:
         self.read_into(name, tensor)
         return tensor
 
-    def read_into(self, name: str, target: Tensor) -> None:
-        """Fill a contiguous tensor of as many elements of the same type.
+    def read_into(self, name: str, target: Tensor, users: Set[int] | None = None) -> None:
+        """Fill a contiguous tensor of as many elements of the same type; `users` as for files.
 
         Raises OSError, KeyError or ValueError where the file has no such tensor.
         """
         entry = self._entries[name]
         if (entry.dtype, math.prod(entry.shape)) != (_NAMES.get(target.dtype), target.numel()):
             raise ValueError(f"{name} is not {target.numel()} elements of {target.dtype}")
-        self._files.read(self._name, self._first + entry.start, target)
+        self._files.read(self._name, self._first + entry.start, target, users)
 
     def _header_bytes(self, start: int, length: int) -> bytes:
         content = torch.empty(length, dtype=torch.uint8, device=self._files.device)

@@ -27,8 +27,7 @@ def measure(
     launch: Launch, device: torch.device, zero_stage: int, tokens: Path, directory: Path
 ) -> dict[str, list[float]]:
     """Return the seconds of each round, by kind, on this rank."""
-    from gpt_dist.checkpoint.folder import step_path
-    from gpt_dist.checkpoint.format import Checkpoint
+    from gpt_dist.checkpoint.folder import open_shared, step_path
 
     settings = SIZES | {"data.path": tokens, "training.micro_batch_size": 1}
     run = start(launch, device, settings | {"parallel.zero_stage": zero_stage}, directory)
@@ -53,9 +52,9 @@ def measure(
         )
 
     def load() -> None:
-        checkpoint = Checkpoint.open(newest)
-        checkpoint.verify(launch.rank, launch.world_size)
+        checkpoint = open_shared(newest, run.topology)
         engine.state().load(checkpoint)
+        checkpoint.files.release()
 
     newest = step_path(directory / "checkpoints", ROUNDS)
     for _ in range(ROUNDS):

@@ -216,18 +216,21 @@ def test_shards_that_the_manifest_exchanges_are_refused(
 
 def resume_wrongly(launch: Launch, *arguments: Any) -> list[str]:
     """What a resume is refused with that loads others' shards, or does not load the layers."""
-    from gpt_dist.checkpoint.state import TrainingState, _split_dimension
+    from gpt_dist.checkpoint.state import TrainingState
 
-    def other_shard(self: Any, parameter: Any, full: Tensor) -> Tensor:
-        dimension = _split_dimension(parameter)
-        rank = 1 - self._topology.tensor_parallel_rank
-        return full if dimension is None else full.chunk(2, dimension)[rank]
+    fill, messages = TrainingState._fill, []
 
-    messages = []
-    with mock.patch.object(TrainingState, "_own_shard", other_shard):
-        messages.append(refusal(launch, *arguments))
-    with mock.patch.object(TrainingState, "_refresh_weight"):
-        messages.append(refusal(launch, *arguments))
+    def fill_reversed(self: Any, parameter: Any, fragment: Any, shards: Any, path: Any) -> None:
+        fill(self, parameter, fragment, ((kind, shard.flip(0)) for kind, shard in shards), path)
+
+    def fill_fragment(self: Any, parameter: Any, *arguments: Any) -> None:
+        before = parameter.clone()
+        fill(self, parameter, *arguments)
+        parameter.copy_(before)
+
+    for wrong in (fill_reversed, fill_fragment):
+        with mock.patch.object(TrainingState, "_fill", wrong):
+            messages.append(refusal(launch, *arguments))
     return messages
 
 
@@ -235,8 +238,8 @@ def test_a_state_that_is_loaded_wrongly_is_refused(process_group, token_folder, 
     directory = shutil.copytree(split, tmp_path / "run")
     settings = SMALL | {"training.max_steps": 3, "data.path": token_folder}
     settings |= layout(1, 2) | {"training.precision": "bf16"}
-    for shards, layers in process_group(2).run(resume_wrongly, settings, directory):
-        assert "weight/model.token_embedding.weight has another fingerprint" in shards
+    for values, layers in process_group(2).run(resume_wrongly, settings, directory):
+        assert "weight/model.token_embedding.weight has another fingerprint" in values
         assert "layers/model.token_embedding.weight has another fingerprint" in layers
 
 
