@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt_dist import command
 from gpt_dist.data.tasks.reading import read_unlabelled
 from gpt_dist.errors import ConfigError
-from gpt_dist.finetune.predict import describe, score_examples
+from gpt_dist.finetune.predict import describe, judge
 from gpt_dist.finetune.task_model import encode, load_task_model, open_task_model
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.progress import show_progress
@@ -45,7 +45,8 @@ def main() -> None:
     evaluate, topology = load_task_model(opened, launch, arguments.tensor_parallel_size)
     with show_progress(topology.is_main) as report:
         group = topology.data_parallel_group
-        scores = score_examples(evaluate, split, arguments.batch_size, group, report)
+        size = arguments.batch_size
+        scores = judge(evaluate, split, opened.task, size, group, report).scores
     if topology.is_main:
         for prediction in describe(opened.task, scores):
             print(json.dumps(prediction))

@@ -1,4 +1,4 @@
-"""The data of a fine-tuning run: a task's splits, encoded, and the order of training."""
+"""Data of a fine-tuning run: the encoded splits of a task, and the order of training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from gpt_dist.data.tokenizers.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Splits:
-    """A task's data; test splits that are not there are left out."""
+    """The data of a task, without test splits that are missing."""
 
     examples: dict[str, list[Example]]
     encoded: dict[str, EncodedSplit]
     validation: dict[str, EncodedSplit]
-    """The dev splits, up to validation.max_samples of each."""
+    """The dev splits, each up to validation.max_samples."""
 
 
 class TaskSamples:
-    """The endless stream of training examples, those of like length in one batch."""
+    """Endless training examples, with those of similar length in one batch."""
 
     def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
         self._split = split
@@ -37,7 +37,7 @@ class TaskSamples:
 
     @property
     def tokens_per_sample(self) -> float:
-        """Of all sequences of an example, on average."""
+        """Return the average number of tokens in all sequences of an example."""
         return len(self._split.tokens) / len(self._split)
 
     def batch(self, samples: NDArray[np.int64]) -> TaskBatch[NDArray[Any]]:
@@ -46,7 +46,7 @@ class TaskSamples:
 
 
 def read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Tokenizer) -> Splits:
-    """Read and encode every split that is there; DataError or ConfigError for bad input."""
+    """Read and encode every split that exists; raises DataError or ConfigError for bad input."""
     examples = {name: read_split(folder, task, name) for name in present_splits(folder, task)}
     transformation = Transformation(task.form, tokenizer, config.model.sequence_length)
     encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
@@ -60,11 +60,11 @@ def read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Token
 
 
 def digest_of(encoded: dict[str, EncodedSplit]) -> str:
-    """SHA-256, in hexadecimal, of what is trained on and judged by."""
+    """Return the SHA-256, in hexadecimal, of the splits that a trained model depends on."""
     digest = hashlib.sha256()
     for name, split in encoded.items():
         if name.startswith("test"):
-            continue  # what is predicted after training does not change it
+            continue
         digest.update(name.encode())
         for array in (split.tokens, split.sequence_starts, split.example_starts, split.targets):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())

@@ -1,4 +1,4 @@
-"""The linear layer that fine-tuning adds, and its scores and losses.
+"""Linear layer that fine-tuning adds, with its scores and losses.
 
 Shapes: R sequences, B examples, D hidden, C outputs, K choices.
 """
@@ -19,21 +19,21 @@ HeadKind = Literal["classes", "score", "choices"]
 
 
 def head_shape(task: TaskConfig) -> tuple[HeadKind, int]:
-    """The kind of head that a task needs, and its outputs."""
+    """Return the kind of head that a task needs, and its number of outputs."""
     if task.form == "multiple_choice":
         return "choices", 1
     return ("score", 1) if task.labels is None else ("classes", len(task.labels))
 
 
 class TaskHead(nn.Module):
-    """Reads the activations at the extract tokens (Radford et al. 2018, sections 3.2 and 3.3).
+    """Scores the activations at the extract tokens (Radford et al. 2018, sections 3.2 and 3.3).
 
     For classes and scores, the activations of an example's sequences are added before the layer;
-    for choices, each sequence gets one score. Dropout is one mask an example.
+    for choices, each sequence gets one score. An example has one dropout mask.
     """
 
     def __init__(self, hidden_size: int, kind: HeadKind, outputs: int, dropout: float) -> None:
-        """`outputs`: the number of classes; 1 for scores and choices."""
+        """Draw the layer; `outputs` is the number of classes, or 1 for scores and choices."""
         super().__init__()
         self.kind = kind
         self.dropout = nn.Dropout(dropout)
@@ -42,9 +42,10 @@ class TaskHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, owners: Tensor, examples: int) -> Tensor:
-        """Scores in fp32 of sequences [R, D] that belong to examples `owners` [R], ascending.
+        """Return scores in fp32 of sequences [R, D], whose examples are `owners` [R], ascending.
 
-        [B, C] for classes; [B] for scores; [B, K] for choices, -inf where an example has fewer.
+        They are [B, C] for classes, [B] for scores, and [B, K] for choices, with -inf where an
+        example has fewer choices.
         """
         if self.kind != "choices":
             pooled = hidden.new_zeros(examples, hidden.size(1)).index_add(0, owners, hidden)
@@ -70,7 +71,7 @@ def task_scores(model: GPT, head: TaskHead, batch: TaskBatch[Tensor]) -> tuple[T
 
 
 def task_losses(kind: HeadKind, scores: Tensor, targets: Tensor) -> Tensor:
-    """The loss [B] of each example: cross-entropy in nats, or for scores the squared error."""
+    """Return the loss [B] of each example: cross-entropy in nats, or squared error of scores."""
     if kind == "score":
         return F.mse_loss(scores, targets, reduction="none")
     return F.cross_entropy(scores, targets, reduction="none")

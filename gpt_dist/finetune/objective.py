@@ -1,4 +1,4 @@
-"""The objective of fine-tuning: a task's own loss, and the language model's beside it.
+"""Objective of fine-tuning: the loss of a task, and that of the language model.
 
 Shapes: R sequences, B examples, T time, D hidden, N predicted tokens.
 """
@@ -17,9 +17,9 @@ from gpt_dist.train.objective import LanguageModelObjective, Objective
 
 
 class TaskObjective(Objective[TaskBatch[Tensor]]):
-    """L3 = L2 + lambda L1 of the paper: a task's own loss, and the language model's beside it.
+    """L3 = L2 + lambda L1 of the paper: the loss of a task, and that of the language model.
 
-    L1 is the mean over a sequence's own tokens, then over the sequences of an example, then over
+    L1 is the mean over the tokens of a sequence, then over the sequences of an example, then over
     examples, so that neither padding nor the division into micro-batches changes it.
     """
 

@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of a task's examples, shared out over processes."""
+"""Predictions of a fine-tuned model, shared out over processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from gpt_dist.finetune.scores import score_splits
 from gpt_dist.progress import Report, silent
 
 Scores = list[NDArray[np.float32]]
-"""For each example: a score a class or choice, or one score."""
-
+"""For each example, a score for each class or choice, or one score."""
 
 Evaluate = Callable[[TaskBatch[NDArray[Any]]], Tensor]
 """Returns the scores of a batch, as the task's head gives them."""
@@ -33,11 +32,11 @@ Evaluate = Callable[[TaskBatch[NDArray[Any]]], Tensor]
 
 @dataclass(frozen=True)
 class Judged:
-    """The examples of a split as a model sees them."""
+    """Scores and predictions for the examples of a split."""
 
     scores: Scores
     predictions: NDArray[Any]
-    """The likeliest class or choice of each, by its number, or the score within its range."""
+    """The number of the likeliest class or choice, or the score moved into its range."""
     targets: NDArray[Any] | None
     """None in a split without labels."""
 
@@ -50,11 +49,24 @@ def judge(
     group: ProcessGroup,
     report: Report = silent,
 ) -> Judged:
-    """Predict a split; the processes of `group`, the data-parallel one, share it and get all.
+    """Score the examples of a split, and predict from the scores.
 
-    Raises TrainingError where a score is not finite.
+    `group` is the data-parallel one: its processes must all call this, share the examples, and get
+    all results. Raises TrainingError if a score is not finite.
     """
-    scores = score_examples(evaluate, split, batch_size, group, report)
+    plan = BatchPlan(batch_size, group.size(), group.rank())
+    order = np.argsort(split.lengths, kind="stable")
+    parts = (order[places % len(order)] for places in plan.micro_batches(0, len(order)))
+    own: dict[int, NDArray[np.float32]] = {}
+    with closing(prefetch((numbers, collate(split, numbers)) for numbers in parts)) as batches:
+        for numbers, batch in batches:
+            own.update(zip(numbers.tolist(), evaluate(batch).float().cpu().numpy(), strict=True))
+            report("scoring", len(own), math.ceil(len(order) / group.size()))
+    gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
+    dist.all_gather_object(gathered, own, group=group)
+    found = {number: row for part in gathered for number, row in part.items()}
+    # An example with fewer choices than others of its batch has -inf for the rest.
+    scores = [row[row != -np.inf] if row.ndim else row for _, row in sorted(found.items())]
     if not all(np.isfinite(row).all() for row in scores):
         raise TrainingError(
             f"{task.name}: a score is not a finite number; lower optimizer.learning_rate, or use "
@@ -68,7 +80,7 @@ def judge(
 
 
 def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:
-    """The metrics of each split that has labels, and of all dev splits together under `dev`."""
+    """Return the metrics of each split with labels, and of all dev splits together as `dev`."""
     pairs = {
         name: (one.targets, one.predictions)
         for name, one in judged.items()
@@ -77,35 +89,8 @@ def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict
     return score_splits(task, pairs)
 
 
-def score_examples(
-    evaluate: Evaluate,
-    split: EncodedSplit,
-    batch_size: int,
-    group: ProcessGroup,
-    report: Report = silent,
-) -> Scores:
-    """Return the scores of a split's examples, in their order, on every process.
-
-    The examples are shared out over `group`, the data-parallel one, whose processes all call this.
-    """
-    plan = BatchPlan(batch_size * group.size(), batch_size, group.size(), group.rank())
-    order = np.argsort(split.lengths, kind="stable")
-    parts = (order[places % len(order)] for places in plan.over(len(order)))
-    own: dict[int, NDArray[np.float32]] = {}
-    with closing(prefetch((numbers, collate(split, numbers)) for numbers in parts)) as batches:
-        for numbers, batch in batches:
-            scores = evaluate(batch).float().cpu().numpy()
-            own.update(zip(numbers.tolist(), scores, strict=True))
-            report("scoring", len(own), math.ceil(len(order) / group.size()))
-    gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
-    dist.all_gather_object(gathered, own, group=group)
-    found = {number: score for part in gathered for number, score in part.items()}
-    # Choices that an example has not were filled up with -inf.
-    return [row[row != -np.inf] if row.ndim else row for _, row in sorted(found.items())]
-
-
 def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
-    """Predictions as they are shown: a score, or the likeliest label and every probability."""
+    """Yield predictions for display: a score, or the likeliest label and all probabilities."""
     kind, _ = head_shape(task)
     for row in scores:
         if kind == "score":

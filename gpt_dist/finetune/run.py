@@ -6,6 +6,7 @@ import gc
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from gpt_dist.finetune.objective import TaskObjective
 from gpt_dist.finetune.predict import Judged, metrics_of
 from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.finetune.task_model import save_task_model
-from gpt_dist.finetune.validation import TaskValidator
+from gpt_dist.finetune.validation import judge_split, validate
 from gpt_dist.model import GPT, num_parameters
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type, together
@@ -143,16 +144,17 @@ def _train_seed(
         samples=TaskSamples(
             inputs.splits.encoded[TRAIN], config.training.global_batch_size, config.run.seed
         ),
-        validator=lambda engine: TaskValidator(engine, inputs.splits.validation, config, topology),
+        validator=lambda engine: partial(
+            validate, engine, inputs.splits.validation, config, topology
+        ),
         headline=Headline(f"{DEV}_{task.metric}", higher_is_better=True),
         data=inputs.data,
         source=inputs.source,
     )
     outcome = run(config, plan, topology, interruption)
     best = _load_best(outcome, config, topology)
-    validator = TaskValidator(outcome.engine, inputs.splits.validation, config, topology)
     judged = {
-        name: validator.judge(split)
+        name: judge_split(outcome.engine, split, config, topology)
         for name, split in inputs.splits.encoded.items()
         if name != TRAIN
     }

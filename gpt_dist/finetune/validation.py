@@ -1,15 +1,13 @@
-"""Validation of fine-tuning: the task's metrics on its dev splits."""
+"""Validation of fine-tuning: the metrics of the task on its dev splits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from gpt_dist.config import Config, TaskConfig
+from gpt_dist.config import Config
 from gpt_dist.data.tasks.examples import EncodedSplit
 from gpt_dist.finetune.head import head_shape, task_losses
 from gpt_dist.finetune.predict import Judged, judge, metrics_of
@@ -18,41 +16,30 @@ from gpt_dist.train.engine import Engine
 from gpt_dist.train.metrics import Row
 
 
-class TaskValidator:
-    """Scores the dev splits of a task with an engine's weights, the same for every layout."""
+def validate(
+    engine: Engine, splits: Mapping[str, EncodedSplit], config: Config, topology: Topology
+) -> Row:
+    """Return `validation_loss` of all dev examples, and `SPLIT_METRIC` of each split.
 
-    def __init__(
-        self, engine: Engine, splits: Mapping[str, EncodedSplit], config: Config, topology: Topology
-    ) -> None:
-        assert config.task is not None
-        self._engine = engine
-        self._splits = splits
-        self._task: TaskConfig = config.task
-        self._config = config
-        self._topology = topology
+    They are the same for every layout. Every process must call this.
+    """
+    assert config.task is not None
+    kind, _ = head_shape(config.task)
+    judged = {name: judge_split(engine, one, config, topology) for name, one in splits.items()}
+    losses = []
+    for one in judged.values():
+        assert one.targets is not None, "dev splits have labels"
+        scores, targets = map(torch.tensor, one.scores), torch.tensor(one.targets)
+        losses += [float(task_losses(kind, *pair)) for pair in zip(scores, targets, strict=True)]
+    row: Row = {"validation_loss": float(np.mean(losses))}
+    for name, metrics in metrics_of(judged, config.task).items():
+        row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+    return row
 
-    def __call__(self) -> Row:
-        """`validation_loss` of all dev examples, and `SPLIT_METRIC` of each split."""
-        judged = {name: self.judge(split) for name, split in self._splits.items()}
-        losses = np.concatenate([self._losses(one) for one in judged.values()])
-        row: Row = {"validation_loss": float(losses.mean())}
-        for name, metrics in metrics_of(judged, self._task).items():
-            row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
-        return row
 
-    def judge(self, split: EncodedSplit) -> Judged:
-        """Predictions for any split; every process calls this, and gets all."""
-        size = self._config.training.micro_batch_size
-        assert size is not None, "the configuration is not resolved yet"
-        group = self._topology.data_parallel_group
-        return judge(self._engine.evaluate, split, self._task, size, group)
-
-    def _losses(self, judged: Judged) -> NDArray[Any]:
-        kind = head_shape(self._task)[0]
-        assert judged.targets is not None, "dev splits have labels"
-        pairs = zip(judged.scores, judged.targets, strict=True)
-        each = [
-            task_losses(kind, torch.tensor(scores)[None], torch.tensor(target)[None])
-            for scores, target in pairs
-        ]
-        return torch.cat(each).numpy()
+def judge_split(engine: Engine, split: EncodedSplit, config: Config, topology: Topology) -> Judged:
+    """Return the predictions for a split; every process must call this, and gets all."""
+    size = config.training.micro_batch_size
+    assert config.task is not None
+    assert size is not None, "the configuration is not resolved yet"
+    return judge(engine.evaluate, split, config.task, size, topology.data_parallel_group)

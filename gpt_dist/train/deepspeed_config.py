@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, derived from ours."""
+"""Configuration of DeepSpeed, derived from that of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INITIAL_LOSS_SCALE_POWER = 16
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
-    """The dictionary that `deepspeed.initialize` gets for a resolved configuration.
+    """Return the dictionary for `deepspeed.initialize`, from a resolved configuration.
 
     Gradients are summed and reduced in fp32 wherever DeepSpeed can, so that accumulation and the
     number of processes do not change the result.
@@ -22,7 +22,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.clip_norm,
         "communication_data_type": "fp32",
         "zero_optimization": _zero(config),
-        # The optimiser is torch's fused AdamW, on the host too: it needs no compiled extension.
+        # The optimizer is torch's fused AdamW, on the host too: it needs no compiled extension.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "wall_clock_breakdown": False,

@@ -21,7 +21,7 @@ from gpt_dist.errors import LaunchError
 from gpt_dist.model import probe_tokens
 from gpt_dist.topology import ModelParallelUnit, Topology
 from gpt_dist.train.deepspeed_config import deepspeed_config
-from gpt_dist.train.gradients import check_gradients, drop_gradients
+from gpt_dist.train.gradients import check_gradients, name_ranks
 from gpt_dist.train.objective import Objective, to_device
 from gpt_dist.train.optimizer import build_optimizer
 
@@ -33,7 +33,7 @@ class Update:
     grad_norm: float
     applied: bool
     bad_ranks: tuple[int, ...]
-    """Ranks whose loss is not finite; failing that, those whose sum of gradients is not."""
+    """Ranks that cause the gradient not to be finite, as far as it can be told."""
 
 
 class Engine:
@@ -51,7 +51,7 @@ class Engine:
         self._plain = unpartitioned and config.training.precision == "fp32"
         self._half_without_zero = unpartitioned and not self._plain
         self.num_parameters = sum(parameter.numel() for parameter in objective.parameters())
-        """Of this process's tensor-parallel slice."""
+        """Parameters of this process's tensor-parallel slice."""
         derived = deepspeed_config(config)
         if self._plain:
             derived["gradient_clipping"] = 0.0
@@ -68,16 +68,22 @@ class Engine:
         if self._half_without_zero:
             # DeepSpeed allocated the moments by a step that Adam's bias correction must not count.
             self._engine.optimizer.optimizer.state.clear()
-        self._check_batch_sizes(config)
+        size = self._engine.dp_world_size
+        if size != topology.data_parallel_size:
+            # It silently assumes that there is no tensor parallelism where it cannot use its `mpu`.
+            raise LaunchError(
+                f"DeepSpeed {deepspeed.__version__} sees {size} data-parallel processes, not "
+                f"{topology.data_parallel_size}; use a version that pyproject.toml allows"
+            )
 
     def state(self) -> TrainingState:
-        """Weights, moments and counters, to be saved or loaded."""
+        """Return the weights, moments and counters, to be saved or loaded."""
         return TrainingState(self._engine, self._topology)
 
     def train_batch(
         self, micro_batches: Sequence[TokenBatch[Any]], learning_rate: float
     ) -> tuple[float, Update]:
-        """Make one optimizer step; every process must call this at the same time.
+        """Make one optimizer step; every process must call this.
 
         Args:
             micro_batches: This process's share of the global batch.
@@ -96,15 +102,17 @@ class Engine:
             loss += self._accumulate_gradient(batch, weight)
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        checked = check_gradients(engine, loss)
+        figures = check_gradients(engine, loss)
         grad_norm, applied = self._update_weights()
-        mean_loss, bad_ranks = checked.read(self._topology)
+        *flags, loss_sum = figures.tolist()
+        size = self._topology.tensor_parallel_size
         if not applied:
-            drop_gradients(engine)
-        return mean_loss, Update(grad_norm, applied, bad_ranks)
+            # With an offloaded optimizer, DeepSpeed adds the next gradients to those not finite.
+            getattr(engine.optimizer, "averaged_gradients", {}).clear()
+        return loss_sum / size, Update(grad_norm, applied, name_ranks(flags, size))
 
     def evaluate(self, batch: TokenBatch[Any]) -> Tensor:
-        """Return the objective's scores of a batch, without dropout; every process must ask."""
+        """Return the objective's scores of a batch, without dropout; every process must call."""
         self._engine.eval()
         with torch.no_grad():
             scores = self._call(batch)
@@ -119,21 +127,21 @@ class Engine:
             return float(self.evaluate(TokenBatch(tokens, labels)).mean())
 
     def _call(self, batch: TokenBatch[Any]) -> Tensor:
-        # By its name: ZeRO 3 warns of positional arguments that are no tensors.
+        # ZeRO 3 warns of positional arguments that are no tensors.
         result: Tensor = self._engine(batch=to_device(batch, self._topology.device))
         return result
 
     def _global_weight(self, micro_batches: Sequence[TokenBatch[Any]]) -> Tensor:
         """Return the weight of the whole global batch, a scalar in fp32 on the device."""
         own = sum(map(self._objective.weight, micro_batches))
-        weight = torch.tensor(own, dtype=torch.float64, device=self._engine.device)
+        weight = torch.full((), own, dtype=torch.float64, device=self._engine.device)
         dist.all_reduce(weight, group=self._topology.data_parallel_group)
         return weight.clamp(min=1).float()
 
     def _accumulate_gradient(self, batch: TokenBatch[Any], weight: Tensor) -> Tensor:
         """Add the gradient of a micro-batch; return its part of the mean loss, on the device."""
         loss = self._call(batch) / weight
-        # DeepSpeed takes the mean over data-parallel processes, of what is to be summed here.
+        # DeepSpeed takes the mean over data-parallel processes, but this is to be summed.
         scale: float = self._topology.data_parallel_size
         if self._half_without_zero:
             # DeepSpeed divides these gradients by the loss scale, but does not multiply the loss.
@@ -184,30 +192,9 @@ class Engine:
                 parameter.grad.tensor_model_parallel = True
         return float(self._engine.optimizer.loss_scale_config.cur_scale)
 
-    def _check_batch_sizes(self, config: Config) -> None:
-        """DeepSpeed computes these itself, and silently assumes one process where it errs."""
-        training, topology = config.training, self._topology
-        assert training.micro_batch_size is not None
-        expected = (
-            training.global_batch_size,
-            training.micro_batch_size,
-            training.global_batch_size // training.micro_batch_size // topology.data_parallel_size,
-        )
-        engine = self._engine
-        found = (
-            engine.train_batch_size(),
-            engine.train_micro_batch_size_per_gpu(),
-            engine.gradient_accumulation_steps(),
-        )
-        if found != expected or engine.dp_world_size != topology.data_parallel_size:
-            raise LaunchError(
-                f"DeepSpeed {deepspeed.__version__} sees global batch, micro-batch, accumulation "
-                f"{found}, not {expected}; use a version that pyproject.toml allows"
-            )
-
 
 def _prepare_deepspeed() -> None:
-    """Quiet it, and spare it the compilation of an extension that training never calls."""
+    """Make DeepSpeed quiet, and spare it the compilation of an extension that is never called."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,5 +1,4 @@
-"""Pre-emption: a signal to any process, or the end of the launcher, ends the run after a step that
-all agree on."""
+"""Pre-emption: a signal to any process, or the end of the launcher, ends a run between steps."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class Interruption:
     """Notes the signals by which schedulers announce the end of a job.
 
-    The `deepspeed` command passes none on: it is gone at once, and what it started goes on without
-    it. So the end of the launcher counts as one.
+    The `deepspeed` command passes no signal on: it ends at once, and its processes go on without
+    it. So the end of the launcher counts as a signal.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -28,15 +27,14 @@ class Interruption:
             signal.signal(number, lambda *_: self._note())
 
     def agreed(self, failed: bool = False) -> tuple[bool, bool]:
-        """Whether any process was interrupted, and whether any has `failed`.
+        """Return whether any process was interrupted, and whether any has `failed`.
 
-        Every process must ask, and all get one answer.
+        Every process must call this, and all get the same answer.
         """
         interrupted = self._noted or launcher_ended(self._launch)
-        flags = torch.tensor([int(interrupted), int(failed)])
+        flags = torch.tensor([interrupted, failed], dtype=torch.int)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
-        any_interrupted, any_failed = flags.tolist()
-        return bool(any_interrupted), bool(any_failed)
+        return bool(flags[0]), bool(flags[1])
 
     def close(self) -> None:
         """Give the group back."""

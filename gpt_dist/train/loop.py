@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,21 +24,22 @@ from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
 from gpt_dist.train.optimizer import learning_rate
 
+MAX_SKIPPED_STEPS = 20
+"""Steps in a row without a finite gradient after which training stops; fp16 needs a few at first,
+while its loss scale comes down."""
+
+MicroBatch = TokenBatch[NDArray[Any]]
+
 
 class Samples(Protocol):
     """Training samples by number."""
 
     @property
     def tokens_per_sample(self) -> float:
-        """On average, for figures of speed."""
+        """Return the average, for figures of speed."""
 
-    def batch(self, samples: NDArray[np.int64]) -> TokenBatch[NDArray[Any]]:
+    def batch(self, samples: NDArray[np.int64]) -> MicroBatch:
         """Return the micro-batch of these samples, as the objective takes it."""
-
-
-MAX_SKIPPED_STEPS = 20
-"""Steps in a row without a finite gradient after which training stops; fp16 needs a few at first,
-while its loss scale comes down."""
 
 
 @dataclass
@@ -48,78 +49,88 @@ class Trainer:
     engine: Engine
     samples: Samples
     validate: Callable[[], Row]
-    """Validation figures by name; every process calls it."""
+    """Returns validation figures by name; every process calls it."""
     config: Config
     topology: Topology
     saver: Saver
     interruption: Interruption
     reporter: Reporter | None
     """Given on the reporting process only."""
+    _skipped: int = field(default=0, init=False)
+    """Steps in a row, up to the last one, whose update was skipped."""
+    _last_report: int = field(init=False)
+    """The step that was reported last."""
+    _timer: float = field(init=False)
+    """The time of the last report, moved on by the time that validation takes."""
 
     def run(self, done: int) -> None:
         """Train from the step after `done` to training.max_steps.
 
-        Raises TrainingError when the gradient stays not finite, CheckpointError when a checkpoint
-        cannot be written, and Interrupted after having saved when a scheduler ends the job.
+        Raises TrainingError if the gradient stays not finite, CheckpointError if a checkpoint
+        cannot be written, and Interrupted, after having saved, if a scheduler ends the job.
         """
-        config = self.config
-        max_steps, interval = config.training.max_steps, config.validation.interval
+        max_steps, interval = self.config.training.max_steps, self.config.validation.interval
         assert max_steps is not None, "the configuration is not resolved yet"
         assert interval is not None
-        topology = self.topology
-        plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
+        self._last_report, self._timer = done, time.perf_counter()
         if done == 0:
             self._validate(0)
         interrupted, step = False, done
-        skipped, last_step, last_time = 0, done, time.perf_counter()
-        with closing(prefetch(self._batches(plan, done, max_steps))) as batches:
-            for step in range(done + 1, max_steps + 1):
-                rate = learning_rate(step, config.optimizer.learning_rate, config.schedule)
-                loss, update = self.engine.train_batch(next(batches), rate)
-                skipped = 0 if update.applied else skipped + 1
-                if skipped:
-                    self._report_skipped(step, skipped, loss, update)
-                if step % config.logging.interval == 0 or step in (1, max_steps):
-                    now = time.perf_counter()
-                    seconds = (now - last_time) / (step - last_step)
-                    self._report(step, loss, rate, update, seconds)
-                    last_step, last_time = step, now
-                best = False
-                if step % interval == 0 or step == max_steps:
-                    pause = time.perf_counter()
+        with closing(prefetch(self._global_batches(done, max_steps))) as batches:
+            for step, micro_batches in enumerate(batches, done + 1):
+                self._train(step, micro_batches, is_last=step == max_steps)
+                is_validated = step % interval == 0 or step == max_steps
+                if is_validated:
                     self._validate(step)
-                    last_time += time.perf_counter() - pause
-                    best = config.checkpoint.keep_best
-                interrupted = self._save_if_due(step, best or step == max_steps)
+                is_wanted = is_validated and self.config.checkpoint.keep_best
+                interrupted = self._save_if_due(step, is_wanted or step == max_steps)
                 if interrupted:
                     break
         self.saver.wait()
         if interrupted and step < max_steps:
             raise Interrupted(f"interrupted and saved at step {step}; start again to go on")
 
+    def _global_batches(self, done: int, max_steps: int) -> Iterator[list[MicroBatch]]:
+        """Yield this process's micro-batches of each step."""
+        topology, size = self.topology, self.config.training.global_batch_size
+        plan = BatchPlan.of(self.config, topology.data_parallel_size, topology.data_parallel_rank)
+        for start in range(done * size, max_steps * size, size):
+            yield [self.samples.batch(part) for part in plan.micro_batches(start, start + size)]
+
+    def _train(self, step: int, micro_batches: list[MicroBatch], is_last: bool) -> None:
+        """Make a step, and report it where that is due."""
+        config = self.config
+        rate = learning_rate(step, config.optimizer.learning_rate, config.schedule)
+        loss, update = self.engine.train_batch(micro_batches, rate)
+        self._skipped = 0 if update.applied else self._skipped + 1
+        if self._skipped:
+            self._report_skipped(step, loss, update.bad_ranks, is_last)
+        if step % config.logging.interval == 0 or step == 1 or is_last:
+            now = time.perf_counter()
+            seconds = (now - self._timer) / (step - self._last_report)
+            self._report(step, loss, rate, update, seconds)
+            self._last_report, self._timer = step, now
+
+    def _validate(self, step: int) -> None:
+        start = time.perf_counter()
+        row = self.validate()
+        if self.reporter and row:
+            self.reporter.validation({"step": step, **row})
+        elif self.reporter and step == 0:
+            self.reporter.say("no validation: too little text is held out for one window")
+        self._timer += time.perf_counter() - start
+
     def _save_if_due(self, step: int, wanted: bool) -> bool:
-        """Save when wanted, at each interval, and when the job ends; whether it does."""
+        """Save if wanted, at each interval, and when the job ends; return whether it ends."""
         interval = self.config.checkpoint.interval
         assert interval is not None
         interrupted, failed = self.interruption.agreed(self.saver.failed)
         if failed:
             self.saver.wait()
         if wanted or interrupted or step % interval == 0:
-            self.saver.save(step, self._steps_to_keep())
+            best = self.reporter.best_first[:1] if self.reporter else []
+            self.saver.save(step, best if self.config.checkpoint.keep_best else [])
         return interrupted
-
-    def _steps_to_keep(self) -> set[int]:
-        """Checkpoints that must stay, beside the newest; only the main process removes any."""
-        if self.config.checkpoint.keep_best and self.reporter and self.reporter.best:
-            return {self.reporter.best.step}
-        return set()
-
-    def _validate(self, step: int) -> None:
-        row = self.validate()
-        if self.reporter and row:
-            self.reporter.validation({"step": step, **row})
-        elif self.reporter and step == 0:
-            self.reporter.say("no validation: too little text is held out for one window")
 
     def _report(self, step: int, loss: float, rate: float, update: Update, seconds: float) -> None:
         if self.reporter is None:
@@ -136,35 +147,31 @@ class Trainer:
             "step_seconds": seconds,
             "tokens_per_second": batch_tokens / seconds,
         }
-        peak = peak_flops(topology.device)
-        if peak:
+        if peak := peak_flops(topology.device):
             rate_reached = flops_per_token(config.model) * batch_tokens / seconds
             row["mfu"] = rate_reached / (peak * topology.launch.world_size)
         self.reporter.training(row)
 
-    def _report_skipped(self, step: int, skipped: int, loss: float, update: Update) -> None:
-        training = self.config.training
-        batch = training.global_batch_size
-        named = ", ".join(map(str, update.bad_ranks))
+    def _report_skipped(self, step: int, loss: float, ranks: Sequence[int], is_last: bool) -> None:
+        """Say that a step was skipped; raise TrainingError if it is the last, or one too many."""
+        size = self.config.training.global_batch_size
+        where = f" on rank(s) {', '.join(map(str, ranks))}" if ranks else ""
         what = (
-            f"step {step}: the gradient is not finite{named and f' on rank(s) {named}'}, the "
-            f"update is skipped (samples {(step - 1) * batch} to {step * batch - 1})"
+            f"step {step}: the gradient is not finite{where}, the update is skipped "
+            f"(samples {(step - 1) * size} to {step * size - 1})"
         )
         if self.reporter:
             self.reporter.say(what)
         # fp16's loss scale costs a step now and then, which may be the last.
-        harmless = training.precision == "fp16" and math.isfinite(loss)
-        at_the_end = step == training.max_steps and not harmless
-        if at_the_end or skipped >= MAX_SKIPPED_STEPS:
-            self.saver.wait()
-            reason = "as the last step" if at_the_end else f"for the {skipped}th time in a row"
-            raise TrainingError(
-                f"{what}, {reason}; lower optimizer.learning_rate, or use training.precision bf16 "
-                "or fp32"
-            )
-
-    def _batches(
-        self, plan: BatchPlan, done: int, max_steps: int
-    ) -> Iterator[list[TokenBatch[NDArray[Any]]]]:
-        for step in range(done, max_steps):
-            yield [self.samples.batch(numbers) for numbers in plan.micro_batches(step)]
+        is_harmless = self.config.training.precision == "fp16" and math.isfinite(loss)
+        if is_last and not is_harmless:
+            reason = "as the last step"
+        elif self._skipped >= MAX_SKIPPED_STEPS:
+            reason = f"for the {self._skipped}th time in a row"
+        else:
+            return
+        self.saver.wait()
+        raise TrainingError(
+            f"{what}, {reason}; lower optimizer.learning_rate, or use training.precision bf16 "
+            "or fp32"
+        )

@@ -1,13 +1,13 @@
-"""What a run reports: metrics.jsonl, TensorBoard, and a live line on the console."""
+"""Reports of a run: metrics.jsonl, TensorBoard, and a live line on the console."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -28,26 +28,18 @@ class Headline:
     higher_is_better: bool
 
 
-@dataclass(frozen=True)
-class Point:
-    """The headline's value at a step."""
-
-    step: int
-    value: float
-
-
 class Reporter:
-    """Writes the rows of one run; made on the one process that reports."""
+    """Writes the rows of a run, on the one process that reports."""
 
     def __init__(
         self, directory: Path, max_steps: int, headline: Headline, first_step: int = 0
     ) -> None:
-        """Go on after `first_step`, dropping what an interrupted run wrote beyond it."""
+        """Go on after `first_step`, and drop what an interrupted run wrote beyond it."""
         self._directory = directory
         self._max_steps = max_steps
         self._first_step = first_step
         self._headline = headline
-        self._points: list[Point] = []
+        self._values: dict[int, float] = {}
         if first_step:
             self._take_over_rows(first_step)
         else:
@@ -72,18 +64,13 @@ class Reporter:
         self._started = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
         self._tensorboard.close()
         self._file.close()
 
     def training(self, row: Row) -> None:
-        """Record a row of training figures, and show the most telling of them."""
+        """Record a row of training figures, and show the main ones."""
         self._write(row, "train")
         self._tokens = int(row["tokens"])
         text = (
@@ -110,27 +97,22 @@ class Reporter:
         self.say(f"step {row['step']}/{self._max_steps}  {figures}")
 
     @property
-    def best_first(self) -> list[Point]:
-        """The validations after the untrained one, the first of equals first."""
-        sign = 1 if self._headline.higher_is_better else -1
-        trained = [point for point in self._points if point.step]
-        return sorted(trained, key=lambda point: -sign * point.value)
-
-    @property
-    def best(self) -> Point | None:
-        """The first of the best validations after the untrained one."""
-        return next(iter(self.best_first), None)
+    def best_first(self) -> list[int]:
+        """Return the validated steps after step 0, best first; equals are in their order."""
+        sign = -1 if self._headline.higher_is_better else 1
+        return sorted(filter(None, self._values), key=lambda step: sign * self._values[step])
 
     def summary(self) -> None:
-        """Say what the run did and where it is."""
+        """Print what the run did, and where its files are."""
         seconds = time.perf_counter() - self._started
         self.say(f"trained on {self._tokens:,} tokens in {seconds:,.0f} s")
-        if self._points:
+        if self._values:
             name = self._headline.key.replace("_", " ")
-            first, last, best = self._points[0], self._points[-1], self.best
-            text = f"{name} {first.value:,.4g} at step {first.step}, {last.value:,.4g} now"
-            if best and best.value != last.value:
-                text += f", {best.value:,.4g} at best, at step {best.step}"
+            (first, *_), (*_, last) = self._values, self._values.values()
+            text = f"{name} {self._values[first]:,.4g} at step {first}, {last:,.4g} now"
+            for step in self.best_first[:1]:
+                if self._values[step] != last:
+                    text += f", {self._values[step]:,.4g} at best, at step {step}"
             self.say(text)
         self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/, checkpoints/")
 
@@ -150,28 +132,27 @@ class Reporter:
     def _remember(self, row: Row) -> None:
         value = row.get(self._headline.key)
         if isinstance(value, int | float) and math.isfinite(value):
-            self._points.append(Point(int(row["step"]), value))
+            self._values[int(row["step"])] = value
 
     def _take_over_rows(self, step: int) -> None:
         """Keep the rows up to a step, and drop what an interrupted run wrote beyond it."""
         path = self._directory / "metrics.jsonl"
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        rows = [_parse_row(line) for line in text.splitlines()]
-        kept = [row for row in rows if row and row["step"] <= step]
+        rows = [row for line in text.splitlines() if (row := _parse_row(line, step))]
         saved = {0, *steps(self._directory / "checkpoints")}
-        for row in kept:
+        for row in rows:
             if row["step"] in saved:
                 self._remember(row)
         replacement = path.with_suffix(".partial")
-        lines = [json.dumps(row) + "\n" for row in kept]
+        lines = [json.dumps(row) + "\n" for row in rows]
         replacement.write_text("".join(lines), encoding="utf-8")
         replacement.rename(path)
 
 
-def _parse_row(line: str) -> Row | None:
-    """A row; None for what a crash can leave in its place."""
-    try:
+def _parse_row(line: str, last_step: int) -> Row | None:
+    """Return a row up to the last step, and None for other text, which a crash can leave."""
+    with suppress(ValueError, RecursionError):
         row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= last_step:
+            return row
+    return None

@@ -64,11 +64,8 @@ class LanguageModelObjective(Objective[TokenBatch[Tensor]]):
 
 def to_device(batch: TokenBatch[Any], device: torch.device) -> Any:
     """Return a batch of arrays as one of the same type, of tensors on a device."""
-    arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    tensors = {field.name: torch.as_tensor(getattr(batch, field.name)) for field in fields(batch)}
     if device.type == "cuda":
-        tensors = {
-            name: tensor.pin_memory().to(device, non_blocking=True)
-            for name, tensor in tensors.items()
-        }
+        pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
     return replace(batch, **tensors)

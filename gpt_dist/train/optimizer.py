@@ -1,4 +1,4 @@
-"""The paper's AdamW and its learning-rate schedule."""
+"""AdamW and the learning-rate schedule of the paper."""
 
 from __future__ import annotations
 
@@ -11,29 +11,24 @@ from gpt_dist.config import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay on matrices only, not on biases and LayerNorm gains.
+    """Return AdamW with weight decay on matrices only, not on biases and LayerNorm gains.
 
-    Its learning rate is 0 until each step sets one.
+    Its learning rate is 0 until a step sets one.
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in module.parameters() if parameter.dim() == 1]
     groups = [
-        {
-            "params": [parameter for parameter in parameters if parameter.dim() > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [parameter for parameter in parameters if parameter.dim() == 1],
-            "weight_decay": 0.0,
-        },
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def learning_rate(step: int, maximum: float, schedule: ScheduleConfig) -> float:
-    """The rate of update number `step`, counted from 1.
+    """Return the rate of a step, counted from 1.
 
-    Linear from 0 to the maximum over the warm-up, then down to 0 at decay_steps (Radford et al.
-    2018, section 4.1).
+    It rises linearly from 0 to the maximum over the warm-up, then falls to 0 at decay_steps
+    (Radford et al. 2018, section 4.1).
     """
     if step <= schedule.warmup_steps:
         return maximum * step / schedule.warmup_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gpt_dist.checkpoint.opened import OpenedModel
@@ -22,7 +23,7 @@ from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.run import Plan, run
 from gpt_dist.train.source import open_source
 from gpt_dist.train.start import Source
-from gpt_dist.train.validation import PerplexityValidator
+from gpt_dist.train.validation import validate
 
 VERIFIED_BYTES = 2**30
 """Token folders up to this size are hashed before training, which takes a second or two."""
@@ -75,7 +76,7 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
     plan = Plan(
         objective=LanguageModelObjective,
         samples=_samples(config, folder),
-        validator=lambda engine: PerplexityValidator(engine, held_out, config, topology),
+        validator=lambda engine: partial(validate, engine, held_out, config, topology),
         headline=Headline("validation_perplexity", higher_is_better=False),
         data=data_source(folder),
         source=inputs.source,

@@ -86,7 +86,7 @@ def run(config: Config, plan: Plan, topology: Topology, interruption: Interrupti
         trainer.saver.close()
         if reporter:
             reporter.summary()
-    return Outcome(engine, [point.step for point in reporter.best_first] if reporter else [])
+    return Outcome(engine, reporter.best_first if reporter else [])
 
 
 def warner(topology: Topology) -> Callable[[str], None]:

@@ -21,35 +21,28 @@ from gpt_dist.train.engine import Engine
 from gpt_dist.train.metrics import Row
 
 
-class PerplexityValidator:
-    """Loss and perplexity of the first windows of a split, the same for every layout."""
+def validate(engine: Engine, windows: Windows, config: Config, topology: Topology) -> Row:
+    """Return loss and perplexity of the first windows of a split, the same for every layout.
 
-    def __init__(
-        self, engine: Engine, windows: Windows, config: Config, topology: Topology
-    ) -> None:
-        self._engine = engine
-        self._windows = windows
-        self._topology = topology
-        self._count = min(len(windows), config.validation.max_samples or 2**63)
-        self._plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
+    The loss is in nats per token. Every process must call this; without windows the row is empty.
+    """
+    count = min(len(windows), config.validation.max_samples or len(windows))
+    if count == 0:
+        return {}
+    plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
 
-    def __call__(self) -> Row:
-        """`validation_loss` in nats per token and `validation_perplexity`; all processes ask."""
-        if self._count == 0:
-            return {}
-        total = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
-        with closing(prefetch(self._batches())) as batches:
-            for batch in batches:
-                total[0] += self._engine.evaluate(batch).double().sum()
-                total[1] += int((batch.labels != IGNORED_LABEL).sum())
-        dist.all_reduce(total, group=self._topology.data_parallel_group)
-        loss_mean = float(total[0] / total[1])
-        perplexity = math.exp(loss_mean) if loss_mean < 700 else math.inf
-        return {"validation_loss": loss_mean, "validation_perplexity": perplexity}
-
-    def _batches(self) -> Iterator[TokenBatch[NDArray[np.int64]]]:
-        """This process's micro-batches; all get the same number, filled up with void rows."""
-        for numbers in self._plan.over(self._count):
-            batch = split_labels(self._windows.read(numbers % self._count))
-            batch.labels[numbers >= self._count] = IGNORED_LABEL
+    def read() -> Iterator[TokenBatch[NDArray[np.int64]]]:
+        for numbers in plan.micro_batches(0, count):
+            batch = split_labels(windows.read(numbers % count))
+            batch.labels[numbers >= count] = IGNORED_LABEL
             yield batch
+
+    total = torch.zeros(2, dtype=torch.float64, device=topology.device)
+    with closing(prefetch(read())) as batches:
+        for batch in batches:
+            total[0] += engine.evaluate(batch).double().sum()
+            total[1] += int((batch.labels != IGNORED_LABEL).sum())
+    dist.all_reduce(total, group=topology.data_parallel_group)
+    loss = float(total[0] / total[1])
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"validation_loss": loss, "validation_perplexity": perplexity}

@@ -69,9 +69,11 @@ def test_every_window_of_an_epoch_comes_once_in_an_order_of_its_own():
 
 def test_a_sample_is_read_the_same_alone_and_in_any_batch():
     samples = ShuffledWindows(Windows(Counting(8 * 77 + 1), 8), seed=1)
-    together = samples.read(np.arange(70, 90))
-    alone = [samples.read(np.array([number]))[0] for number in range(70, 90)]
-    assert np.array_equal(together, alone)
+    together = samples.batch(np.arange(70, 90))
+    alone = [samples.batch(np.array([number])) for number in range(70, 90)]
+    assert np.array_equal(together.tokens, [batch.tokens[0] for batch in alone])
+    assert np.array_equal(together.labels, [batch.labels[0] for batch in alone])
+    assert np.array_equal(together.tokens[:, 1:], together.labels[:, :-1])
 
 
 def test_text_shorter_than_a_window_is_refused():
@@ -85,13 +87,22 @@ def test_text_shorter_than_a_window_is_refused():
 def test_the_global_batch_does_not_depend_on_how_it_is_shared(data_parallel_size, micro_batch_size):
     for step in (0, 7):
         plans = [
-            BatchPlan(8, micro_batch_size, data_parallel_size, rank)
+            BatchPlan(micro_batch_size, data_parallel_size, rank)
             for rank in range(data_parallel_size)
         ]
-        parts = [list(plan.micro_batches(step)) for plan in plans]
-        assert all(len(part) == plans[0].accumulation_steps for part in parts)
+        parts = [list(plan.micro_batches(8 * step, 8 * step + 8)) for plan in plans]
+        assert len({len(part) for part in parts}) == 1
         numbers = np.concatenate([batch for part in parts for batch in part])
         assert sorted(numbers.tolist()) == list(range(8 * step, 8 * step + 8))
+
+
+def test_processes_get_equally_many_full_micro_batches_of_any_number():
+    parts = [list(BatchPlan(2, 3, rank).micro_batches(0, 7)) for rank in range(3)]
+    assert [[batch.tolist() for batch in part] for part in parts] == [
+        [[0, 1], [6, 7]],
+        [[2, 3], [8, 9]],
+        [[4, 5], [10, 11]],
+    ]
 
 
 def test_prefetch_keeps_order_and_passes_errors_on():
@@ -115,4 +126,4 @@ def test_closing_a_prefetch_ends_its_thread():
     fetched = prefetch(endless())
     next(fetched)
     fetched.close()
-    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())

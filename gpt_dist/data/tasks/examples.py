@@ -1,4 +1,4 @@
-"""Encoded examples in memory, batches of them, and the order in which training visits them."""
+"""Encoded examples in memory, batches of them, and their order in training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ from gpt_dist.data.tasks.transforms import Transformation
 
 _CHUNK_BATCHES = 50
 
-Targets = NDArray[np.int64] | NDArray[np.float32]
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedSplit:
-    """The token sequences of a split, one after another, and what is to be predicted."""
+    """The token sequences of a split, one after another, and the targets of its examples."""
 
     tokens: NDArray[np.int32]
     sequence_starts: NDArray[np.int64]
     """Sequence i is tokens[sequence_starts[i] : sequence_starts[i + 1]]."""
     example_starts: NDArray[np.int64]
     """Example i has the sequences from example_starts[i] up to example_starts[i + 1]."""
-    targets: Targets | None
+    targets: NDArray[Any] | None
     """Classes or choices as int64, or scores as float32; None in a split without labels."""
     ids: tuple[str, ...]
 
@@ -39,23 +37,25 @@ class EncodedSplit:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each example's longest sequence."""
+        """Return the number of tokens in each example's longest sequence."""
         return np.maximum.reduceat(np.diff(self.sequence_starts), self.example_starts[:-1])
 
 
 def encode_split(examples: Sequence[Example], transformation: Transformation) -> EncodedSplit:
-    """Encode at least one example; raises DataError where one has no room for its answer."""
+    """Encode one example or more; raises DataError where one has no room for its answer."""
     tokens, sequence_starts, example_starts = array("i"), array("q", [0]), array("q", [0])
     for example in examples:
         for sequence in transformation.sequences(example):
             tokens.frombytes(sequence.tobytes())
             sequence_starts.append(len(tokens))
         example_starts.append(len(sequence_starts) - 1)
+    labels = [example.label for example in examples]
+    label_type = np.float32 if isinstance(labels[0], float) else np.int64
     return EncodedSplit(
         tokens=np.frombuffer(tokens, dtype=np.int32),
         sequence_starts=np.frombuffer(sequence_starts, dtype=np.int64),
         example_starts=np.frombuffer(example_starts, dtype=np.int64),
-        targets=_targets([example.label for example in examples]),
+        targets=None if labels[0] is None else np.array(labels, dtype=label_type),
         ids=tuple(example.id for example in examples),
     )
 
@@ -70,33 +70,33 @@ def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> TaskBatch[NDArra
     for row, start, stop in zip(tokens, starts, stops, strict=True):
         row[: stop - start] = split.tokens[start:stop]
     has_next = np.arange(tokens.shape[1]) < lengths[:, None] - 1
-    targets = np.zeros(len(split), dtype=np.int64) if split.targets is None else split.targets
+    unknown = np.zeros(len(numbers), dtype=np.int64)
     return TaskBatch(
         tokens=tokens,
         labels=np.where(has_next, np.roll(tokens, -1, axis=1), -1),
         ends=lengths - 1,
         owners=np.repeat(np.arange(len(numbers)), last - first),
-        targets=targets[numbers],
+        targets=unknown if split.targets is None else split.targets[numbers],
     )
 
 
 class BucketedOrder:
-    """The endless sequence of training samples, with examples of like length in a global batch.
+    """Endless training samples, with examples of similar length in a global batch.
 
-    Each epoch visits every example once, reshuffled: chunks of 50 global batches are sorted by
-    length, and their batches shuffled. Only a global batch that two epochs share mixes lengths.
-    Sample s is a function of (seed, s) alone, however samples are asked for.
+    Each epoch visits every example once, in another order: chunks of 50 global batches are sorted
+    by length, and their batches shuffled. Only a global batch that two epochs share mixes lengths.
+    The seed and its number determine a sample.
     """
 
     def __init__(self, lengths: NDArray[np.int64], global_batch_size: int, seed: int) -> None:
-        """lengths[i] is that of example i, as EncodedSplit.lengths has it."""
+        """Order the examples whose lengths are given, as EncodedSplit has them."""
         self._lengths = lengths
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._order = lru_cache(2)(self._compute_order)
 
     def numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The example of each sample number."""
+        """Return the example of each sample."""
         size = len(self._lengths)
         numbers = np.empty_like(samples)
         epochs = samples // size
@@ -106,7 +106,7 @@ class BucketedOrder:
         return numbers
 
     def _compute_order(self, epoch: int) -> NDArray[np.int64]:
-        """All example numbers as this epoch visits them."""
+        """Return all examples in the order of an epoch."""
         size, batch_size = len(self._lengths), self._global_batch_size
         shuffled = permute(np.arange(size), size, permutation_key(self._seed, str(epoch)))
         # The first examples complete the global batch that the epoch before has begun.
@@ -120,11 +120,3 @@ class BucketedOrder:
             key = permutation_key(self._seed, f"{epoch}/batches")
             batches = batches[permute(places, len(batches), key)]
         return np.concatenate([head, batches.ravel(), tail])
-
-
-def _targets(labels: list[Any]) -> Targets | None:
-    if labels[0] is None:
-        return None
-    if isinstance(labels[0], float):
-        return np.array(labels, dtype=np.float32)
-    return np.array(labels, dtype=np.int64)

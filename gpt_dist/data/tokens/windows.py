@@ -1,34 +1,24 @@
-"""Training samples: windows of the token stream, in an order computed from a seed and a number."""
+"""Training samples of a token stream: windows, in an order that a seed determines."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.permutation import permutation_key, permute
+from gpt_dist.data.tokens.folder import TokenStream
 from gpt_dist.errors import DataError
 
 
-class TokenSource(Protocol):
-    """What windows are cut from."""
-
-    @property
-    def num_tokens(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> NDArray[np.integer]: ...
-
-
 class Windows:
-    """The windows of a token stream: number i holds tokens [i*T, (i+1)*T] for sequence length T.
+    """Windows of a token stream: number i holds tokens i*T to (i+1)*T, for sequence length T.
 
-    Neighbours share one token, the last label of one and the first input of the next, so that every
-    token but the stream's first is predicted exactly once.
+    The last token of a window is the first of the next, so that every token but the first of the
+    stream is predicted exactly once.
     """
 
-    def __init__(self, source: TokenSource, sequence_length: int) -> None:
+    def __init__(self, source: TokenStream, sequence_length: int) -> None:
         self._source = source
         self.sequence_length = sequence_length
 
@@ -36,12 +26,11 @@ class Windows:
         return max(0, self._source.num_tokens - 1) // self.sequence_length
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens [len(numbers), T + 1] of these windows."""
+        """Return the tokens [len(numbers), T + 1] of these windows."""
         length = self.sequence_length
-        tokens = np.empty((len(numbers), length + 1), dtype=np.int64)
-        for row, number in zip(tokens, numbers.tolist(), strict=True):
-            row[:] = self._source.read(number * length, (number + 1) * length + 1)
-        return tokens
+        starts = (number * length for number in numbers.tolist())
+        rows = [self._source.read(start, start + length + 1) for start in starts]
+        return np.stack(rows).astype(np.int64)
 
 
 def split_labels(windows: NDArray[np.int64]) -> TokenBatch[NDArray[np.int64]]:
@@ -50,9 +39,10 @@ def split_labels(windows: NDArray[np.int64]) -> TokenBatch[NDArray[np.int64]]:
 
 
 class ShuffledWindows:
-    """The endless sequence of training samples: each epoch visits every window once, reshuffled.
+    """Endless training samples: each epoch visits every window once, in another order.
 
-    Sample s is a function of (seed, s) alone, so that consumed_samples is the whole data position.
+    The seed and its number determine a sample, so that the count of consumed samples is the whole
+    position in the data.
     """
 
     def __init__(self, windows: Windows, seed: int) -> None:
@@ -65,16 +55,16 @@ class ShuffledWindows:
         self._seed = seed
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
+        """Return the number of samples in an epoch."""
         return len(self._windows)
 
     @property
     def tokens_per_sample(self) -> float:
-        """Tokens of a window."""
+        """Return the number of tokens in a window."""
         return self._windows.sequence_length
 
     def window_numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The window of each sample number."""
+        """Return the window of each sample."""
         size = len(self._windows)
         numbers = np.empty_like(samples)
         epochs = samples // size
@@ -84,10 +74,6 @@ class ShuffledWindows:
             numbers[chosen] = permute(samples[chosen] % size, size, key)
         return numbers
 
-    def read(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens [len(samples), T + 1] of these samples."""
-        return self._windows.read(self.window_numbers(samples))
-
     def batch(self, samples: NDArray[np.int64]) -> TokenBatch[NDArray[np.int64]]:
         """Return the batch of these samples."""
-        return split_labels(self.read(samples))
+        return split_labels(self._windows.read(self.window_numbers(samples)))
