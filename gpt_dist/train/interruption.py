@@ -35,8 +35,7 @@ class Interruption:
         interrupted = self._noted or launcher_ended(self._launch)
         flags = torch.tensor([interrupted, failed], dtype=torch.int)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
-        any_interrupted, any_failed = flags.tolist()
-        return bool(any_interrupted), bool(any_failed)
+        return bool(flags[0]), bool(flags[1])
 
     def close(self) -> None:
         """Give the group back."""

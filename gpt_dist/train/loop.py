@@ -61,7 +61,7 @@ class Trainer:
     _last_report: int = field(init=False)
     """The step that was reported last."""
     _timer: float = field(init=False)
-    """The time of the last report; what validation takes is added."""
+    """The time of the last report, moved on by the time that validation takes."""
 
     def run(self, done: int) -> None:
         """Train from the step after `done` to training.max_steps.
@@ -144,8 +144,7 @@ class Trainer:
             "step_seconds": seconds,
             "tokens_per_second": batch_tokens / seconds,
         }
-        peak = peak_flops(topology.device)
-        if peak:
+        if peak := peak_flops(topology.device):
             rate_reached = flops_per_token(config.model) * batch_tokens / seconds
             row["mfu"] = rate_reached / (peak * topology.launch.world_size)
         self.reporter.training(row)
