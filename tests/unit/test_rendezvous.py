@@ -14,10 +14,9 @@ import psutil
 import pytest
 from torch.distributed import Store, TCPStore
 
-from gpt_dist import network, rendezvous
+from gpt_dist import rendezvous
 from gpt_dist.errors import LaunchError
-from gpt_dist.network import choose_interface
-from gpt_dist.rendezvous import Launch, discover_launch, open_store
+from gpt_dist.rendezvous import Launch, choose_interface, discover_launch, open_store
 
 
 def variables(text: str) -> dict[str, str]:
@@ -218,5 +217,5 @@ def test_the_interface_that_reaches_the_others(monkeypatch, own, others, expecte
         for name, addresses in INTERFACES.items()
     }
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: table)
-    monkeypatch.setattr(network, "_address_towards", {"10.2.0.6": "10.2.0.5"}.__getitem__)
+    monkeypatch.setattr(rendezvous, "_address_towards", {"10.2.0.6": "10.2.0.5"}.__getitem__)
     assert choose_interface(own, [own, *others]) == expected
