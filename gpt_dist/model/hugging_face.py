@@ -1,7 +1,4 @@
-"""Translation between this package's models and Hugging Face's: parameters and `config.json`.
-
-Each family states its own names and keys with the parts that are defined here.
-"""
+"""Translation between this package's models and Hugging Face's: parameters and `config.json`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.config import ModelConfig, ResolvedModelConfig
+from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
+from gpt_dist.model.layers import INIT_STD
 
 Values = Mapping[str, Any]
 """The content of a config.json."""
@@ -32,7 +30,7 @@ class Stored:
 
 def same(name: str) -> Stored:
     """Store a parameter as it is."""
-    return Stored((name,), lambda tensors: tensors[0], lambda tensor: [tensor])
+    return Stored((name,), lambda tensors: tensors[0], lambda full: [full])
 
 
 def transposed(name: str) -> Stored:
@@ -53,63 +51,78 @@ def token_rows(name: str, config: ResolvedModelConfig) -> Stored:
     return Stored((name,), join, lambda full: [full[: config.vocab_size]])
 
 
-def fused_thirds(name: str, num_heads: int) -> Stored:
+def fused_thirds(name: str, config: ResolvedModelConfig) -> Stored:
     """Store the fused projection as thirds q, k, v of one matrix input x output, or one bias."""
 
     def join(tensors: Sequence[Tensor]) -> Tensor:
         rows = tensors[0].t().contiguous() if tensors[0].dim() == 2 else tensors[0]
-        return rows.unflatten(0, (3, num_heads, -1)).transpose(0, 1).flatten(0, 2)
+        return rows.unflatten(0, (3, config.num_heads, -1)).transpose(0, 1).flatten(0, 2)
 
     def split(full: Tensor) -> list[Tensor]:
-        rows = full.unflatten(0, (num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+        rows = full.unflatten(0, (config.num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
         return [rows.t().contiguous() if rows.dim() == 2 else rows]
 
     return Stored((name,), join, split)
 
 
-def grouped_projections(names: tuple[str, str, str], config: ResolvedModelConfig) -> Stored:
-    """Store the fused projection as three matrices output x input: queries, keys, values."""
+def grouped_projections(name: str, config: ResolvedModelConfig) -> Stored:
+    """Store the fused projection as three matrices output x input; `{}` in `name` is q, k or v."""
     groups = config.num_key_value_heads or config.num_heads
-    counts = (config.num_heads // groups, 1, 1)  # heads of q, k, v in a group
+    sizes = [config.hidden_size // groups, config.head_size, config.head_size]  # in a group
 
     def join(tensors: Sequence[Tensor]) -> Tensor:
-        parts = [
-            tensor.unflatten(0, (groups, count * config.head_size))
-            for tensor, count in zip(tensors, counts, strict=True)
-        ]
+        parts = [tensor.unflatten(0, (groups, -1)) for tensor in tensors]
         return torch.cat(parts, dim=1).flatten(0, 1)
 
     def split(full: Tensor) -> list[Tensor]:
-        sizes = [count * config.head_size for count in counts]
-        return [
-            part.flatten(0, 1).contiguous()
-            for part in full.unflatten(0, (groups, sum(sizes))).split(sizes, dim=1)
-        ]
+        parts = full.unflatten(0, (groups, -1)).split(sizes, dim=1)
+        return [part.flatten(0, 1).contiguous() for part in parts]
 
-    return Stored(names, join, split)
+    return Stored(tuple(name.format(part) for part in "qkv"), join, split)
 
 
-@dataclass(frozen=True)
-class HuggingFaceConfig:
-    """The `config.json` of a family: how it is written, read, and checked."""
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace:
+    """A family in Hugging Face's form: the names of its parameters, and its `config.json`."""
 
     architecture: str
     """The class of transformers that opens the model."""
     model_type: str
     prefix: str
     """The prefix of parameter names that the class without a head leaves out."""
-    keys: Mapping[str, tuple[str, ...]]
-    """Their keys for each field of the model section; several must agree."""
-    defaults: Mapping[str, Any]
-    """Their default of a field where it is not the one of the model section."""
-    fixed: Mapping[str, Any]
-    """Keys that are always written so."""
-    supported: Callable[[Values], Mapping[str, tuple[Any, ...]]]
-    """Gives the values with which a model computes what this family computes, by key."""
+    names: Mapping[str, str]
+    """Their names of `blocks`, of the modules within a block, and of those outside."""
+    matrix: Callable[[str], Stored]
+    """Gives the form of a linear layer's weight."""
+    fused: Callable[[str, ResolvedModelConfig], Stored]
+    """Gives the form of the fused projection's weight or bias."""
+    keys: Mapping[str, tuple[Any, ...]]
+    """For each field of the model section: their default, and their keys, which must agree."""
+    written: Mapping[str, tuple[Any, ...]]
+    """Keys with the values that mean what this family computes; the first of them is written."""
+    accepted: Mapping[str, tuple[Any, ...]]
+    """The same for keys that are not written."""
+    derived: Callable[[ResolvedModelConfig], Values]
+    """Gives keys that may state what follows from others, with what this family computes with."""
     flatten: Callable[[Values], Values] = lambda values: values
     """Brings what other versions of transformers write into the form of `keys`."""
     complete: Callable[[ResolvedModelConfig], Values] = lambda _config: {}
     """Gives the fields whose default is the family's own, with the values that it computes with."""
+
+    def stored(self, name: str, config: ResolvedModelConfig) -> Stored:
+        """Return the form in which a parameter is stored, by its name here."""
+        module, _, kind = name.rpartition(".")
+        block = ""
+        if module.startswith("blocks."):
+            _, layer, module = module.split(".", 2)
+            block = f"{self.names['blocks']}.{layer}."
+        theirs = f"{block}{self.names[module]}.{kind}"
+        if module in ("token_embedding", "head"):
+            return token_rows(theirs, config)
+        if module == "attention.query_key_value":
+            return self.fused(theirs, config)
+        is_matrix = block and kind == "weight" and "norm" not in module
+        return self.matrix(theirs) if is_matrix else same(theirs)
 
     def describe(self, config: ResolvedModelConfig, end_of_text: int | None) -> dict[str, Any]:
         """Return the content of config.json.
@@ -119,14 +132,12 @@ class HuggingFaceConfig:
             end_of_text: The token that ends a text, and begins one; None where it has none.
         """
         values = {**config.model_dump(), **self.complete(config)}
-        fields = {
-            theirs: values[ours] for ours, all_theirs in self.keys.items() for theirs in all_theirs
-        }
         return {
             "architectures": [self.architecture],
             "model_type": self.model_type,
-            **fields,
-            **self.fixed,
+            **{key: values[ours] for ours, (_, *theirs) in self.keys.items() for key in theirs},
+            **{key: allowed[0] for key, allowed in self.written.items()},
+            "initializer_range": INIT_STD,
             "dtype": "float32",
             # Left out, they would be those of the released models' vocabularies.
             "bos_token_id": end_of_text,
@@ -141,39 +152,37 @@ class HuggingFaceConfig:
                 names the key.
         """
         values = self.flatten(values)
-        for key, allowed in self.supported(values).items():
-            if key in values and values[key] not in allowed:
-                raise ModelError(
-                    f"{path}: {key} is {values[key]!r}; only models with {allowed[-1]!r} can be "
-                    "opened"
-                )
         found: dict[str, Any] = {"family": family}
-        defaults = {**ModelConfig().model_dump(), **self.defaults}
-        for ours, theirs in self.keys.items():
-            each = [values.get(key, defaults[ours]) for key in theirs]
+        for ours, (default, *theirs) in self.keys.items():
+            each = [values.get(key, default) for key in theirs]
             if any(other != each[0] for other in each):
                 raise ModelError(
                     f"{path}: {', '.join(theirs)} differ, but a model has one rate here; set them "
                     "equal"
                 )
             found[ours] = each[0]
-        return self._validate(path, found)
+        config = self._validate(path, found)
+        derived = {key: (None, value) for key, value in self.derived(config).items()}
+        for key, allowed in {**self.written, **self.accepted, **derived}.items():
+            if key in values and values[key] not in allowed:
+                raise ModelError(
+                    f"{path}: {key} is {values[key]!r}; only models with {allowed[-1]!r} can be "
+                    "opened"
+                )
+        return config
 
     def _validate(self, path: Path, found: Values) -> ResolvedModelConfig:
         try:
             config = ResolvedModelConfig.model_validate(found, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            key, value = self.keys[str(first["loc"][0])][0], repr(first["input"])[:40]
+            key, value = self.keys[str(first["loc"][0])][1], repr(first["input"])[:40]
             raise ModelError(f"{path}: {key} is {value}: {first['msg']}; copy it again") from None
-        for divisor, number in (
-            ("num_heads", "hidden_size"),
-            ("num_key_value_heads", "num_heads"),
-        ):
+        for divisor, number in (("num_heads", "hidden_size"), ("num_key_value_heads", "num_heads")):
             of, part = getattr(config, number), getattr(config, divisor)
             if part and of % part:
                 raise ModelError(
-                    f"{path}: {self.keys[divisor][0]} {part} does not divide "
-                    f"{self.keys[number][0]} {of}; copy it again"
+                    f"{path}: {self.keys[divisor][1]} {part} does not divide "
+                    f"{self.keys[number][1]} {of}; copy it again"
                 )
         return config

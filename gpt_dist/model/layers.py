@@ -14,8 +14,7 @@ from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.cache import LayerCache
-from gpt_dist.model.group import Group
-from gpt_dist.model.random import fork_rng_for_tensor_parallel
+from gpt_dist.model.group import Group, fork_rng_for_tensor_parallel
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
@@ -79,7 +78,6 @@ class RowParallel(RowParallelLinear):
     def __init__(
         self, input_size: int, output_size: int, group: Group, *, std: float, bias: bool = True
     ) -> None:
-        """Draw the weight with standard deviation `std`."""
         super().__init__(
             input_size,
             output_size,
@@ -105,7 +103,6 @@ class TokenEmbedding(VocabParallelEmbedding):
     """Embedding whose rows are split over the group: token ids [B, T] -> [B, T, D]."""
 
     def __init__(self, config: ResolvedModelConfig, group: Group) -> None:
-        """Draw a row for every token and for the padding of the vocabulary."""
         super().__init__(
             config.padded_vocab_size,
             config.hidden_size,
@@ -127,7 +124,6 @@ class PositionEmbedding(nn.Embedding):
     """Learned embedding of positions, the same on every process: positions [T] -> [T, D]."""
 
     def __init__(self, config: ResolvedModelConfig) -> None:
-        """Draw a row for every position of the context."""
         super().__init__(config.sequence_length, config.hidden_size)
         nn.init.normal_(self.weight, std=INIT_STD)
         declare_initial(self.weight, INIT_STD)
@@ -169,7 +165,6 @@ class Attention(nn.Module):
         output_std: float = INIT_STD,
         bias: bool = True,
     ) -> None:
-        """Draw both projections, that of the output with standard deviation `output_std`."""
         super().__init__()
         self.group = group
         self.head_size = config.head_size
@@ -196,8 +191,7 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(key, value)
         context = self.attend(query, key, value)  # [B, H/tp, T, S]
-        output: Tensor = self.projection(context.transpose(1, 2).flatten(2))
-        return output
+        return self.projection(context.transpose(1, 2).flatten(2))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Mix the values of this process's heads; dropout differs between peers.
@@ -226,7 +220,6 @@ class FeedForward(nn.Module):
     def __init__(
         self, config: ResolvedModelConfig, group: Group, *, output_std: float = INIT_STD
     ) -> None:
-        """Draw both layers, the second with standard deviation `output_std`."""
         super().__init__()
         width = config.hidden_size
         self.expansion = ColumnParallel(width, 4 * width, group)
@@ -235,8 +228,44 @@ class FeedForward(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map each hidden state [B, T, D] by itself."""
         inner = F.gelu(self.expansion(hidden), approximate="tanh")  # [B, T, 4D/tp]
-        output: Tensor = self.projection(inner)
-        return output
+        return self.projection(inner)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a residual branch, with a norm of the branch or the sum.
+
+    With `norm_first` a norm comes before each branch, otherwise after each sum.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        attention_norm: nn.Module,
+        feed_forward: nn.Module,
+        feed_forward_norm: nn.Module,
+        *,
+        dropout: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = attention_norm
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = feed_forward_norm
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(
+        self, hidden: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Map hidden states [B, T, D] to hidden states [B, T, D]."""
+        if self.norm_first:
+            mixed = self.attention(self.attention_norm(hidden), rotation, cache)
+            hidden = hidden + self.dropout(mixed)
+            return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+        mixed = self.attention(hidden, rotation, cache)
+        hidden = self.attention_norm(hidden + self.dropout(mixed))
+        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
 
 def _parallel(group: Group | ProcessGroup) -> ModelParallelConfig:

@@ -42,7 +42,7 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
 
     The model is built without memory for its weights, in milliseconds a block.
     """
-    stored_parameter = family_of(config).stored_parameter
+    stored = family_of(config).hugging_face.stored
     with torch.device("meta"):
         model = build_model(config, SingleProcess())
     return {
@@ -51,7 +51,7 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
             split_dimension(parameter),
             getattr(parameter, "init_std", None),
             getattr(parameter, "is_vocabulary", False),
-            stored_parameter(name, config),
+            stored(name, config),
         )
         for name, parameter in model.named_parameters()
     }

@@ -32,4 +32,4 @@ def build_model(
     config: ResolvedModelConfig, group: Group, activation_checkpointing: bool = False
 ) -> GPT:
     """Return a model with initial weights drawn from the default generator."""
-    return family_of(config).model(config, group, activation_checkpointing)
+    return GPT(config, family_of(config), group, activation_checkpointing)
