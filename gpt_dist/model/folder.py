@@ -1,7 +1,8 @@
 """Model folders: a configuration, weights and tokenizer files, as `transformers` opens them."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from gpt_dist.errors import ModelError
 from gpt_dist.files.folders import new_folder
 from gpt_dist.model.checksums import check_files, write_checksums
 from gpt_dist.model.families import FAMILIES, family_of
-from gpt_dist.model.parameters import parameter_table
+from gpt_dist.model.parameters import FullTensors, parameter_table
 from gpt_dist.model.probe import agrees, probe_loss
 from gpt_dist.model.tensor_files import SHARD_BYTES, WeightFiles, read_json, write_weights
 from gpt_dist.progress import Report, silent
@@ -29,7 +30,7 @@ _EMBEDDING = "token_embedding.weight"
 _OTHER_HEADS = ("multiple_choice_head.", "score.", "classifier.", "qa_outputs.")
 
 
-class ModelFolder(Mapping[str, Tensor]):
+class ModelFolder(FullTensors):
     """The full tensors of a model folder under this model's names, each read when asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -62,12 +63,6 @@ class ModelFolder(Mapping[str, Tensor]):
         return self._table[name].stored.join(
             [self._files.read(each) for each in self._stored[name]]
         )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table)
-
-    def __len__(self) -> int:
-        return len(self._table)
 
     def _find_names(self) -> dict[str, list[str]]:
         """Return the names under which each parameter is stored.
@@ -141,19 +136,22 @@ def write_model_folder(
         ModelError: The loss differs, or `path` exists and is not empty, or cannot be written to.
     """
     table = parameter_table(config)
-    sources = {theirs: name for name, spec in table.items() for theirs in spec.stored.names}
+    sources = {
+        theirs: (name, part)
+        for name, spec in table.items()
+        for part, theirs in enumerate(spec.stored.names)
+    }
     shapes = {
         theirs: shape
         for spec in table.values()
         for theirs, shape in zip(spec.stored.names, spec.stored_shapes, strict=True)
     }
-    numbers = {theirs: number for number, theirs in enumerate(shapes, 1)}
+    numbers = count(1)
 
     def read_stored(theirs: str) -> Tensor:
-        report("writing", numbers[theirs], len(numbers))
-        name = sources[theirs]
-        stored = table[name].stored
-        return stored.split(read(name))[stored.names.index(theirs)]
+        report("writing", next(numbers), len(shapes))
+        name, part = sources[theirs]
+        return table[name].stored.split(read(name))[part]
 
     with new_folder(path, ModelError, "4 bytes a parameter") as partial:
         expected = probe_loss(read, config) if stated_loss is None else stated_loss

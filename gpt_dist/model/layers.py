@@ -10,7 +10,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.cache import LayerCache
@@ -268,7 +267,7 @@ class Block(nn.Module):
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
 
-def _parallel(group: Group | ProcessGroup) -> ModelParallelConfig:
+def _parallel(group: Group) -> ModelParallelConfig:
     """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
     return ModelParallelConfig(
         tensor_model_parallel_size=group.size(),

@@ -1,10 +1,12 @@
 """The table of a model's parameters, read off the model itself, and what follows from it."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.families import build_model, family_of
@@ -71,3 +73,15 @@ def num_parameters(config: ResolvedModelConfig) -> int:
         for spec in parameter_table(config).values()
         for shape in spec.stored_shapes
     )
+
+
+class FullTensors(Mapping[str, Tensor]):
+    """The full tensors of a model by parameter name, each read when it is asked for."""
+
+    config: ResolvedModelConfig
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(parameter_table(self.config))
+
+    def __len__(self) -> int:
+        return len(parameter_table(self.config))

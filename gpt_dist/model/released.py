@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
-from gpt_dist.model.parameters import Shape, parameter_table
+from gpt_dist.model.parameters import FullTensors, Shape, parameter_table
 
 SHAPES_NAME = "params_shapes.json"
 HEAD_SIZE = 64
@@ -25,44 +24,35 @@ _TENSORS_PER_LAYER = 12
 _REMEDY = "copy the released files again"
 
 
-class ReleasedWeights(Mapping[str, Tensor]):
+class ReleasedWeights(FullTensors):
     """Full tensors of `params_*.npy` under this model's names, each read on demand."""
 
     def __init__(self, path: Path) -> None:
         """Check shapes and sizes; raise ModelError if the files are damaged or hold pickles."""
         self.config = _read_config(path / SHAPES_NAME)
-        self._shapes = released_shapes(self.config)
-        self._names = list(self._shapes)
-        self._starts = [0, *accumulate(map(math.prod, self._shapes.values()))]
-        self._pieces = _open_pieces(path)
         self._path = path
-        found = sum(len(piece) for piece in self._pieces)
-        if found != self._starts[-1]:
+        self._pieces = _open_pieces(path)
+        self._shapes = _stored_shapes(self.config)
+        sizes = map(math.prod, self._shapes.values())
+        self._stops = dict(zip(self._shapes, accumulate(sizes), strict=True))
+        found, expected = sum(map(len, self._pieces)), max(self._stops.values())
+        if found != expected:
             raise ModelError(
                 f"{path}: params_*.npy hold {found} numbers, but {SHAPES_NAME} asks for "
-                f"{self._starts[-1]}; {_REMEDY}"
+                f"{expected}; {_REMEDY}"
             )
 
     def __getitem__(self, name: str) -> Tensor:
-        number = self._names.index(name)
-        values = self._read(self._starts[number], self._starts[number + 1])
-        if not np.isfinite(values).all():
-            raise ModelError(f"{self._path}: {name} holds values that are not finite; {_REMEDY}")
-        tensor = torch.from_numpy(values).reshape(self._shapes[name])
-        return parameter_table(self.config)[name].stored.join([tensor])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
-        parts, first = [], 0
+        shape, stop = self._shapes[name], self._stops[name]
+        start, first, parts = stop - math.prod(shape), 0, []
         for piece in self._pieces:
             parts.append(piece[max(0, start - first) : max(0, stop - first)])
             first += len(piece)
-        return np.concatenate(parts).astype(np.float32)
+        values = np.concatenate(parts).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ModelError(f"{self._path}: {name} holds values that are not finite; {_REMEDY}")
+        tensor = torch.from_numpy(values).reshape(shape)
+        return parameter_table(self.config)[name].stored.join([tensor])
 
 
 def _read_config(path: Path) -> ResolvedModelConfig:
@@ -82,7 +72,7 @@ def _read_config(path: Path) -> ResolvedModelConfig:
         # Matrices are stored as convolutions of width 1.
         expected = [
             [1, *shape] if name.startswith("blocks") and len(shape) == 2 else list(shape)
-            for name, shape in released_shapes(config).items()
+            for name, shape in _stored_shapes(config).items()
         ]
         if width % HEAD_SIZE or shapes != expected:
             raise ValueError("not the shapes of a GPT-1")
@@ -92,7 +82,7 @@ def _read_config(path: Path) -> ResolvedModelConfig:
     return config
 
 
-def released_shapes(config: ResolvedModelConfig) -> dict[str, Shape]:
+def _stored_shapes(config: ResolvedModelConfig) -> dict[str, Shape]:
     """Return the stored shape of each parameter in the order of the files: positions first."""
     tokens, positions, *rest = parameter_table(config).items()
     return {name: spec.stored_shapes[0] for name, spec in (positions, tokens, *rest)}

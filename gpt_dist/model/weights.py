@@ -1,6 +1,6 @@
 """Whole weights: translated to and from Hugging Face's layout, and loaded into a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.decoder import GPT
 from gpt_dist.model.families import build_model
-from gpt_dist.model.parameters import parameter_table, split_dimension
+from gpt_dist.model.parameters import FullTensors, parameter_table, split_dimension
 
 
 def from_hugging_face(
@@ -33,7 +33,7 @@ def to_hugging_face(
     }
 
 
-class GrownVocabulary(Mapping[str, Tensor]):
+class GrownVocabulary(FullTensors):
     """The full tensors of a model, with rows drawn for tokens that are new to it."""
 
     def __init__(
@@ -48,14 +48,14 @@ class GrownVocabulary(Mapping[str, Tensor]):
 
         The ids `unused` of the model before get new rows as well.
         """
+        self.config = after
         self._tensors = tensors
-        self._table = parameter_table(after)
         self._unused = list(unused)
         self._known = before.vocab_size
         self._seed = seed
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor, spec = self._tensors[name], self._table[name]
+        tensor, spec = self._tensors[name], parameter_table(self.config)[name]
         if not spec.is_vocabulary:
             return tensor
         assert spec.init_std is not None
@@ -66,12 +66,6 @@ class GrownVocabulary(Mapping[str, Tensor]):
         rows[self._unused] = drawn
         return rows
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
 
 def load_model(
     tensors: Mapping[str, Tensor], config: ResolvedModelConfig, group: ProcessGroup
@@ -79,7 +73,11 @@ def load_model(
     """Return a model with these full tensors, each process of the group holding its slice."""
     with torch.device("meta"):  # no initial weights are drawn, which would take seconds
         model = build_model(config, group)
-    _allocate(model)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            allocated = nn.Parameter(torch.empty_like(parameter, device="cpu"))
+            vars(allocated).update(vars(parameter))
+            setattr(module, name, allocated)
     load_full_tensors(model, tensors)
     return model
 
@@ -94,24 +92,11 @@ def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor], layers: int | N
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if layers is not None and _block_number(name) >= layers:
+            _, block, *_ = name.split(".")
+            if layers is not None and block.isdigit() and int(block) >= layers:
                 continue
             full, dimension = tensors[name], split_dimension(parameter)
             if dimension is not None:
                 full = full.chunk(model.group.size(), dim=dimension)[model.group.rank()]
             assert parameter.shape == full.shape, f"{name}: {full.shape} for {parameter.shape}"
             parameter.copy_(full)
-
-
-def _allocate(model: nn.Module) -> None:
-    """Give the parameters of a model on the meta device memory, and keep their attributes."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            allocated = nn.Parameter(torch.empty_like(parameter, device="cpu"))
-            vars(allocated).update(vars(parameter))
-            setattr(module, name, allocated)
-
-
-def _block_number(name: str) -> int:
-    """Return the number of the block that a parameter belongs to, or -1."""
-    return int(name.split(".")[1]) if name.startswith("blocks.") else -1
