@@ -16,7 +16,7 @@ from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.cache import LayerCache
 from gpt_dist.model.family import Family
 from gpt_dist.model.group import Group
-from gpt_dist.model.layers import ColumnParallel, PositionEmbedding, TokenEmbedding
+from gpt_dist.model.layers import INIT_STD, ColumnParallel, TokenEmbedding
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
@@ -49,7 +49,8 @@ class GPT(nn.Module):
         self._make_rotation = family.rotation
         self.token_embedding = TokenEmbedding(config, group)
         if family.rotation is None:
-            self.position_embedding = PositionEmbedding(config)
+            self.position_embedding = nn.Embedding(config.sequence_length, config.hidden_size)
+            nn.init.normal_(self.position_embedding.weight, std=INIT_STD)
             self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(family.block(config, group) for _ in range(config.num_layers))
         self.final_norm = family.final_norm(config)
@@ -58,7 +59,6 @@ class GPT(nn.Module):
             config.padded_vocab_size,
             group,
             bias=False,
-            is_vocabulary=True,
             own_weight=not family.tied_head,
         )
 

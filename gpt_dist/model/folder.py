@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.errors import ModelError
+from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.files.folders import new_folder
 from gpt_dist.model.checksums import check_files, write_checksums
 from gpt_dist.model.families import FAMILIES, family_of
@@ -181,8 +181,10 @@ def read_model_config(path: Path) -> ResolvedModelConfig:
     for name, family in FAMILIES.items():
         if family.hugging_face.model_type == model_type:
             config = family.hugging_face.read(path, values, name)
-            if problem := family.problem(config):
-                raise ModelError(f"{path}: {problem}")
+            try:
+                family_of(config)
+            except ConfigError as error:
+                raise ModelError(f"{path}: {error}") from None
             return config
     kinds = ", ".join(family.hugging_face.model_type for family in FAMILIES.values())
     raise ModelError(f"{path}: model_type {model_type!r}; models of type {kinds} can be opened")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from gpt_dist.model.layers import INIT_STD
 
 Values = Mapping[str, Any]
 """The content of a config.json."""
+
+TOKEN_MODULES = ("token_embedding", "head")
+"""The modules whose weight has a row for each token."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ def same(name: str) -> Stored:
 
 
 def transposed(name: str) -> Stored:
-    """Store a matrix input x output."""
+    """Store a matrix input x output; a vector stays as it is."""
     return Stored(
         (name,), lambda tensors: tensors[0].t().contiguous(), lambda full: [full.t().contiguous()]
     )
@@ -42,27 +46,25 @@ def transposed(name: str) -> Stored:
 
 def token_rows(name: str, config: ResolvedModelConfig) -> Stored:
     """Store a matrix that has a row for each token without the padding of the vocabulary."""
-
-    def join(tensors: Sequence[Tensor]) -> Tensor:
-        rows = tensors[0]
-        padding = rows.new_zeros(config.padded_vocab_size - rows.size(0), rows.size(1))
-        return torch.cat([rows, padding])
-
-    return Stored((name,), join, lambda full: [full[: config.vocab_size]])
+    rows = config.padded_vocab_size
+    return Stored(
+        (name,),
+        lambda tensors: F.pad(tensors[0], (0, 0, 0, rows - tensors[0].size(0))),
+        lambda full: [full[: config.vocab_size]],
+    )
 
 
 def fused_thirds(name: str, config: ResolvedModelConfig) -> Stored:
     """Store the fused projection as thirds q, k, v of one matrix input x output, or one bias."""
 
-    def join(tensors: Sequence[Tensor]) -> Tensor:
-        rows = tensors[0].t().contiguous() if tensors[0].dim() == 2 else tensors[0]
-        return rows.unflatten(0, (3, config.num_heads, -1)).transpose(0, 1).flatten(0, 2)
+    def swap(rows: Tensor, outer: int, inner: int) -> Tensor:
+        return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
-    def split(full: Tensor) -> list[Tensor]:
-        rows = full.unflatten(0, (config.num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
-        return [rows.t().contiguous() if rows.dim() == 2 else rows]
-
-    return Stored((name,), join, split)
+    return Stored(
+        (name,),
+        lambda tensors: swap(tensors[0].t(), 3, config.num_heads),
+        lambda full: [swap(full, config.num_heads, 3).t().contiguous()],
+    )
 
 
 def grouped_projections(name: str, config: ResolvedModelConfig) -> Stored:
@@ -92,10 +94,10 @@ class HuggingFace:
     """The prefix of parameter names that the class without a head leaves out."""
     names: Mapping[str, str]
     """Their names of `blocks`, of the modules within a block, and of those outside."""
-    matrix: Callable[[str], Stored]
-    """Gives the form of a linear layer's weight."""
     fused: Callable[[str, ResolvedModelConfig], Stored]
     """Gives the form of the fused projection's weight or bias."""
+    in_block: Callable[[str], Stored]
+    """Gives the form of a block's other parameters."""
     keys: Mapping[str, tuple[Any, ...]]
     """For each field of the model section: their default, and their keys, which must agree."""
     written: Mapping[str, tuple[Any, ...]]
@@ -117,20 +119,14 @@ class HuggingFace:
             _, layer, module = module.split(".", 2)
             block = f"{self.names['blocks']}.{layer}."
         theirs = f"{block}{self.names[module]}.{kind}"
-        if module in ("token_embedding", "head"):
+        if module in TOKEN_MODULES:
             return token_rows(theirs, config)
         if module == "attention.query_key_value":
             return self.fused(theirs, config)
-        is_matrix = block and kind == "weight" and "norm" not in module
-        return self.matrix(theirs) if is_matrix else same(theirs)
+        return self.in_block(theirs) if block else same(theirs)
 
     def describe(self, config: ResolvedModelConfig, end_of_text: int | None) -> dict[str, Any]:
-        """Return the content of config.json.
-
-        Args:
-            config: The model.
-            end_of_text: The token that ends a text, and begins one; None where it has none.
-        """
+        """Return the content of config.json; `end_of_text` both ends a text and begins one."""
         values = {**config.model_dump(), **self.complete(config)}
         return {
             "architectures": [self.architecture],
@@ -147,9 +143,7 @@ class HuggingFace:
     def read(self, path: Path, values: Values, family: str) -> ResolvedModelConfig:
         """Return the model that the content of the config.json at `path` describes.
 
-        Raises:
-            ModelError: It describes a model of other arithmetic, or contradicts itself; the message
-                names the key.
+        Raises ModelError, which names the key, where the model is of other arithmetic.
         """
         values = self.flatten(values)
         found: dict[str, Any] = {"family": family}

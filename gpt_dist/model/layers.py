@@ -6,6 +6,7 @@ vocabulary; `/tp` where a dimension is split over the tensor-parallel group.
 
 import warnings
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,6 @@ INIT_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
 
 
-def declare_initial(weight: Tensor, std: float, is_vocabulary: bool = False) -> None:
-    """Record on a weight how it was drawn, and whether its rows stand for tokens."""
-    weight.init_std, weight.is_vocabulary = std, is_vocabulary  # type: ignore[attr-defined]
-
-
 class ColumnParallel(ColumnParallelLinear):
     """Linear map whose output features are split over the group: [..., D] -> [..., E/tp]."""
 
@@ -45,22 +41,17 @@ class ColumnParallel(ColumnParallelLinear):
         group: Group,
         *,
         bias: bool = True,
-        is_vocabulary: bool = False,
         own_weight: bool = True,
     ) -> None:
         """Draw the weight, unless each call brings one (`own_weight` False)."""
         super().__init__(
             input_size,
             output_size,
-            config=_parallel(group),
-            init_method=partial(nn.init.normal_, std=INIT_STD),
+            **_settings(group, INIT_STD),
             bias=bias,
             skip_weight_param_allocation=not own_weight,
-            tp_group=group,
         )
         self.group = group
-        if own_weight:
-            declare_initial(self.weight, INIT_STD, is_vocabulary)
 
     def forward(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
         """Map hidden states by `weight`, or by the layer's own."""
@@ -80,15 +71,12 @@ class RowParallel(RowParallelLinear):
         super().__init__(
             input_size,
             output_size,
-            config=_parallel(group),
-            init_method=partial(nn.init.normal_, std=std),
+            **_settings(group, std),
             bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
-            tp_group=group,
         )
         self.group = group
-        declare_initial(self.weight, std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Add up what the processes of the group make of their features, and the bias once."""
@@ -102,15 +90,8 @@ class TokenEmbedding(VocabParallelEmbedding):
     """Embedding whose rows are split over the group: token ids [B, T] -> [B, T, D]."""
 
     def __init__(self, config: ResolvedModelConfig, group: Group) -> None:
-        super().__init__(
-            config.padded_vocab_size,
-            config.hidden_size,
-            init_method=partial(nn.init.normal_, std=INIT_STD),
-            config=_parallel(group),
-            tp_group=group,
-        )
+        super().__init__(config.padded_vocab_size, config.hidden_size, **_settings(group, INIT_STD))
         self.group = group
-        declare_initial(self.weight, INIT_STD, is_vocabulary=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the rows of these tokens, complete on every process."""
@@ -119,13 +100,14 @@ class TokenEmbedding(VocabParallelEmbedding):
         return F.embedding(tokens, self.weight)
 
 
-class PositionEmbedding(nn.Embedding):
-    """Learned embedding of positions, the same on every process: positions [T] -> [T, D]."""
-
-    def __init__(self, config: ResolvedModelConfig) -> None:
-        super().__init__(config.sequence_length, config.hidden_size)
-        nn.init.normal_(self.weight, std=INIT_STD)
-        declare_initial(self.weight, INIT_STD)
+def _settings(group: Group, std: float) -> dict[str, Any]:
+    """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
+    config = ModelParallelConfig(
+        tensor_model_parallel_size=group.size(),
+        use_cpu_initialization=True,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
+    )
+    return {"config": config, "init_method": partial(nn.init.normal_, std=std), "tp_group": group}
 
 
 class Rotation:
@@ -193,13 +175,9 @@ class Attention(nn.Module):
         return self.projection(context.transpose(1, 2).flatten(2))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Mix the values of this process's heads; dropout differs between peers.
+        """Mix the values [B, G/tp, T, S] of this process's heads; dropout differs between peers.
 
-        Args:
-            query: [B, H/tp, T, S]. With more keys than queries there must be one query, that of the
-                last token, which sees all.
-            key: [B, G/tp, T, S].
-            value: [B, G/tp, T, S].
+        With more keys than queries there must be one query, that of the last token, which sees all.
         """
         dropout = self.dropout if self.training else 0.0
         with fork_rng_for_tensor_parallel(self.group, query.device, enabled=dropout > 0):
@@ -265,12 +243,3 @@ class Block(nn.Module):
         mixed = self.attention(hidden, rotation, cache)
         hidden = self.attention_norm(hidden + self.dropout(mixed))
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
-
-
-def _parallel(group: Group) -> ModelParallelConfig:
-    """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
-    return ModelParallelConfig(
-        tensor_model_parallel_size=group.size(),
-        use_cpu_initialization=True,
-        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
-    )

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.files.tensor_file import Shape
 from gpt_dist.model.families import build_model, family_of
 from gpt_dist.model.group import SingleProcess
 from gpt_dist.model.hugging_face import Stored
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,6 @@ class ParameterSpec:
     """Of the full tensor, with the padding of the vocabulary."""
     split_dimension: int | None
     """The dimension that tensor parallelism splits; None where every process holds all."""
-    init_std: float | None
-    """Standard deviation of its initial values; None where they are constants."""
-    is_vocabulary: bool
-    """Whether its rows stand for tokens."""
     stored: Stored
     """Its form in a Hugging Face model."""
 
@@ -51,8 +46,6 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
         name: ParameterSpec(
             tuple(parameter.shape),
             split_dimension(parameter),
-            getattr(parameter, "init_std", None),
-            getattr(parameter, "is_vocabulary", False),
             stored(name, config),
         )
         for name, parameter in model.named_parameters()

@@ -2,7 +2,6 @@
 
 import json
 import math
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
-from gpt_dist.model.parameters import FullTensors, Shape, parameter_table
+from gpt_dist.files.tensor_file import Shape
+from gpt_dist.model.parameters import FullTensors, parameter_table
 
 SHAPES_NAME = "params_shapes.json"
 HEAD_SIZE = 64
@@ -25,34 +25,28 @@ _REMEDY = "copy the released files again"
 
 
 class ReleasedWeights(FullTensors):
-    """Full tensors of `params_*.npy` under this model's names, each read on demand."""
+    """Full tensors of `params_*.npy` under this model's names."""
 
     def __init__(self, path: Path) -> None:
         """Check shapes and sizes; raise ModelError if the files are damaged or hold pickles."""
         self.config = _read_config(path / SHAPES_NAME)
         self._path = path
-        self._pieces = _open_pieces(path)
-        self._shapes = _stored_shapes(self.config)
-        sizes = map(math.prod, self._shapes.values())
-        self._stops = dict(zip(self._shapes, accumulate(sizes), strict=True))
-        found, expected = sum(map(len, self._pieces)), max(self._stops.values())
+        pieces = _open_pieces(path)
+        sizes = {name: math.prod(shape) for name, shape in _stored_shapes(self.config).items()}
+        found, expected = sum(map(len, pieces)), sum(sizes.values())
         if found != expected:
             raise ModelError(
                 f"{path}: params_*.npy hold {found} numbers, but {SHAPES_NAME} asks for "
                 f"{expected}; {_REMEDY}"
             )
+        vector = torch.from_numpy(np.concatenate(pieces).astype(np.float32, copy=False))
+        self._vectors = dict(zip(sizes, vector.split(list(sizes.values())), strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
-        shape, stop = self._shapes[name], self._stops[name]
-        start, first, parts = stop - math.prod(shape), 0, []
-        for piece in self._pieces:
-            parts.append(piece[max(0, start - first) : max(0, stop - first)])
-            first += len(piece)
-        values = np.concatenate(parts).astype(np.float32)
-        if not np.isfinite(values).all():
+        vector, spec = self._vectors[name], parameter_table(self.config)[name]
+        if not vector.isfinite().all():
             raise ModelError(f"{self._path}: {name} holds values that are not finite; {_REMEDY}")
-        tensor = torch.from_numpy(values).reshape(shape)
-        return parameter_table(self.config)[name].stored.join([tensor])
+        return spec.stored.join([vector.view(spec.stored_shapes[0])])
 
 
 def _read_config(path: Path) -> ResolvedModelConfig:

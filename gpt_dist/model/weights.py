@@ -9,6 +9,8 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.decoder import GPT
 from gpt_dist.model.families import build_model
+from gpt_dist.model.hugging_face import TOKEN_MODULES
+from gpt_dist.model.layers import INIT_STD
 from gpt_dist.model.parameters import FullTensors, parameter_table, split_dimension
 
 
@@ -55,12 +57,11 @@ class GrownVocabulary(FullTensors):
         self._seed = seed
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor, spec = self._tensors[name], parameter_table(self.config)[name]
-        if not spec.is_vocabulary:
+        tensor = self._tensors[name]
+        if name.removesuffix(".weight") not in TOKEN_MODULES:
             return tensor
-        assert spec.init_std is not None
-        rows = torch.empty(spec.shape)
-        rows.normal_(std=spec.init_std, generator=torch.Generator().manual_seed(self._seed))
+        rows = torch.empty(parameter_table(self.config)[name].shape)
+        rows.normal_(std=INIT_STD, generator=torch.Generator().manual_seed(self._seed))
         drawn = rows[self._unused]
         rows[: self._known] = tensor[: self._known]
         rows[self._unused] = drawn
@@ -92,8 +93,8 @@ def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor], layers: int | N
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            _, block, *_ = name.split(".")
-            if layers is not None and block.isdigit() and int(block) >= layers:
+            place = name.split(".")[1]  # a block's number, where the parameter is in a block
+            if layers is not None and place.isdigit() and int(place) >= layers:
                 continue
             full, dimension = tensors[name], split_dimension(parameter)
             if dimension is not None:

@@ -68,16 +68,6 @@ def make_rotation(config: ResolvedModelConfig, positions: Tensor) -> Rotation:
     return Rotation(positions, config.head_size, complete(config)["rotary_base"])
 
 
-def odd_heads(config: ModelConfig) -> str | None:
-    """Refuse heads that rotary positions cannot turn."""
-    if config.head_size % 2 == 0:
-        return None
-    return (
-        f"model.num_heads: {config.num_heads} heads of {config.head_size} features each; rotary "
-        "positions need an even number, so choose other heads or another hidden_size"
-    )
-
-
 def flatten(values: Values) -> Values:
     """Take the parameters of rotary positions out of the object that newer versions write."""
     nested = values.get("rope_parameters")
@@ -91,7 +81,6 @@ LLAMA = Family(
     final_norm=make_norm,
     rotation=make_rotation,
     tied_head=False,
-    problem=odd_heads,
     hugging_face=HuggingFace(
         architecture="LlamaForCausalLM",
         model_type="llama",
@@ -109,8 +98,8 @@ LLAMA = Family(
             "final_norm": "model.norm",
             "head": "lm_head",
         },
-        matrix=same,
         fused=grouped_projections,
+        in_block=same,
         keys={
             "num_layers": (32, "num_hidden_layers"),
             "hidden_size": (4096, "hidden_size"),

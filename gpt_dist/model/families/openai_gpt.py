@@ -53,8 +53,8 @@ OPENAI_GPT = Family(
             "feed_forward.projection": "mlp.c_proj",
             "feed_forward_norm": "ln_2",
         },
-        matrix=transposed,
         fused=fused_thirds,
+        in_block=transposed,
         keys={
             "num_layers": (12, "n_layer"),
             "hidden_size": (768, "n_embd"),
