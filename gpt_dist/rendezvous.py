@@ -1,8 +1,8 @@
 """Launcher environments, and the store where the processes of a run find each other."""
 
 import os
+import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -269,10 +269,8 @@ def _name_interface(own: str, addresses: Sequence[str]) -> None:
 def choose_interface(own: str, addresses: Sequence[str]) -> str | None:
     """Return the network interface by which a process reaches the others of its run, if any.
 
-    Args:
-        own: the address from which this process reached rank 0; LOOPBACK on a host whose own name
-            resolves to a loopback address, as it does on Debian.
-        addresses: the same of every process.
+    `own` and `addresses` are the addresses from which this and all processes reached rank 0:
+    LOOPBACK on a host whose own name resolves to a loopback address, as it does on Debian.
     """
     if set(addresses) == {own}:
         own = LOOPBACK
@@ -296,19 +294,11 @@ def _default_address(launch: Launch) -> str:
     if launch.launcher in _MPI:
         hosts = _mpi_world(launch).allgather(socket.gethostname())
         return LOOPBACK if len(set(hosts)) == 1 else str(hosts[0])
-    if launch.launcher != "srun":
-        return LOOPBACK
-    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
-    try:
-        listing = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise LaunchError(
-            f"started by srun, but scontrol cannot list the nodes {nodes!r} ({error}); set "
-            "MASTER_ADDR and MASTER_PORT"
-        ) from None
-    return listing.stdout.split()[0]
+    if launch.launcher == "srun":
+        # The first of a list such as "rack[1-2]node[07-09,12],login".
+        nodes = os.environ.get("SLURM_STEP_NODELIST", LOOPBACK)
+        return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
+    return LOOPBACK
 
 
 def _mpi_world(launch: Launch) -> Any:

@@ -123,12 +123,8 @@ def check_layout(config: Config, world_size: int, device_type: str) -> None:
 def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> ResolvedConfig:
     """Return the configuration with everything filled in that the launch and the data decide.
 
-    Args:
-        vocab_size: Number of tokens of the data's tokenizer.
-        samples: Number of training samples in an epoch.
-
-    Raises:
-        ConfigError: Launch or data contradict the configuration.
+    The data have `samples` training samples an epoch, and a tokenizer of `vocab_size` tokens.
+    Raises ConfigError where launch or data contradict the configuration.
     """
     training, schedule = config.training, config.schedule
     if config.model.vocab_size not in (None, vocab_size):

@@ -34,11 +34,7 @@ class ModelFolder(FullTensors):
     """The full tensors of a model folder under this model's names, each read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Check hashes, configuration, names and shapes.
-
-        Raises:
-            ModelError: One of them is wrong; the message names the file.
-        """
+        """Check hashes, configuration, names and shapes; raise ModelError if one is wrong."""
         self.path = path
         if not path.is_dir():
             raise ModelError(f"{path}: no such folder; {_GIVE}")
@@ -71,7 +67,7 @@ class ModelFolder(FullTensors):
         embedding may be stored as the head alone.
         """
         stored = self._files.names
-        prefix = family_of(self.config).hugging_face.prefix
+        prefix = family_of(self.config).prefix
         dropped = "" if any(name.startswith(prefix) for name in stored) else prefix
         names = {
             name: [theirs.removeprefix(dropped) for theirs in spec.stored.names]
@@ -120,20 +116,14 @@ def write_model_folder(
     """Write a folder that `transformers` opens, holding one tensor in memory at a time.
 
     The folder is published atomically, and only if the written weights give the expected loss on
-    fixed tokens.
+    fixed tokens. Raises ModelError where they do not, or `path` is no new folder.
 
     Args:
-        path: The new folder.
-        config: The model.
         read: Gives a full tensor by this model's name for it.
         files: The tokenizer's files and others, by name.
         end_of_text: The token at which generation ends; None where the model has none.
         stated_loss: The loss on fixed tokens that the source states; None to compute it.
         shard_bytes: The size above which weights are spread over several files.
-        report: Is told of the progress.
-
-    Raises:
-        ModelError: The loss differs, or `path` exists and is not empty, or cannot be written to.
     """
     table = parameter_table(config)
     sources = {
@@ -158,7 +148,7 @@ def write_model_folder(
         for name, content in files.items():
             (partial / name).write_bytes(content)
         write_weights(partial, shapes, read_stored, shard_bytes)
-        description = family_of(config).hugging_face.describe(config, end_of_text)
+        description = family_of(config).describe(config, end_of_text)
         text = json.dumps(description, indent=2, sort_keys=True)
         (partial / CONFIG_NAME).write_text(text + "\n")
         found = probe_loss(ModelFolder(partial).__getitem__, config)
@@ -171,20 +161,16 @@ def write_model_folder(
 
 
 def read_model_config(path: Path) -> ResolvedModelConfig:
-    """Return the model that a config.json of Hugging Face describes.
-
-    Raises:
-        ModelError: No family computes what it describes; the message names the key.
-    """
+    """Return the model that a config.json of Hugging Face describes, if some family computes it."""
     values = read_json(path, _CONFIG_BYTES)
     model_type = values.get("model_type")
     for name, family in FAMILIES.items():
-        if family.hugging_face.model_type == model_type:
-            config = family.hugging_face.read(path, values, name)
+        if family.model_type == model_type:
+            config = family.read(path, values, name)
             try:
                 family_of(config)
             except ConfigError as error:
                 raise ModelError(f"{path}: {error}") from None
             return config
-    kinds = ", ".join(family.hugging_face.model_type for family in FAMILIES.values())
+    kinds = ", ".join(family.model_type for family in FAMILIES.values())
     raise ModelError(f"{path}: model_type {model_type!r}; models of type {kinds} can be opened")

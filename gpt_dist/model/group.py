@@ -2,19 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
-
-
-class Group(Protocol):
-    """The part of `ProcessGroup` that says which slice of a layer a process holds."""
-
-    def size(self) -> int:
-        """Return the number of processes that share each layer."""
-
-    def rank(self) -> int:
-        """Return this process's place among them."""
+from torch.distributed import ProcessGroup
 
 
 class SingleProcess:
@@ -27,6 +17,10 @@ class SingleProcess:
     def rank(self) -> int:
         """Return 0."""
         return 0
+
+
+Group = ProcessGroup | SingleProcess
+"""The tensor-parallel group, whose processes share each layer."""
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch import Tensor
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.files.tensor_file import Shape
 from gpt_dist.model.families import build_model, family_of
+from gpt_dist.model.family import Stored
 from gpt_dist.model.group import SingleProcess
-from gpt_dist.model.hugging_face import Stored
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
 
     The model is built without memory for its weights, in milliseconds a block.
     """
-    stored = family_of(config).hugging_face.stored
+    stored = family_of(config).stored
     with torch.device("meta"):
         model = build_model(config, SingleProcess())
     return {

@@ -1,4 +1,4 @@
-"""Whole weights: translated to and from Hugging Face's layout, and loaded into a model."""
+"""Whole weights: loaded into a model, and given rows for new tokens."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,30 +9,9 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.decoder import GPT
 from gpt_dist.model.families import build_model
-from gpt_dist.model.hugging_face import TOKEN_MODULES
+from gpt_dist.model.family import TOKEN_MODULES
 from gpt_dist.model.layers import INIT_STD
 from gpt_dist.model.parameters import FullTensors, parameter_table, split_dimension
-
-
-def from_hugging_face(
-    state: Mapping[str, Tensor], config: ResolvedModelConfig
-) -> dict[str, Tensor]:
-    """Return full tensors of this model, the vocabulary padded with zeros, from a state dict."""
-    return {
-        name: spec.stored.join([state[theirs] for theirs in spec.stored.names])
-        for name, spec in parameter_table(config).items()
-    }
-
-
-def to_hugging_face(
-    tensors: Mapping[str, Tensor], config: ResolvedModelConfig
-) -> dict[str, Tensor]:
-    """Return the inverse of `from_hugging_face`, without the padding of the vocabulary."""
-    return {
-        theirs: tensor
-        for name, spec in parameter_table(config).items()
-        for theirs, tensor in zip(spec.stored.names, spec.stored.split(tensors[name]), strict=True)
-    }
 
 
 class GrownVocabulary(FullTensors):
@@ -86,10 +65,7 @@ def load_model(
 def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor], layers: int | None = None) -> None:
     """Copy full tensors into a model, each process taking its tensor-parallel slice.
 
-    Args:
-        model: The model; every parameter that is copied must be in `tensors` in its full shape.
-        tensors: Full tensors by parameter name, each read when it is asked for.
-        layers: Copy only so many blocks, from the first, and all that is in no block.
+    With `layers`, only so many blocks are copied, from the first, and all that is in no block.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -14,10 +14,10 @@ from gpt_dist.checkpoint.folder import open_whole
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.data.tokens.folder import FileEntry, file_sha256
 from gpt_dist.errors import CheckpointError
-from gpt_dist.model import family_of, probe_loss, probe_tokens, to_hugging_face
+from gpt_dist.model import family_of, probe_loss, probe_tokens
 from gpt_dist.rendezvous import Launch
 from tests.distributed.test_layouts import SMALL
-from tests.models import FAMILIES, random_weights, small_config
+from tests.models import FAMILIES, random_weights, small_config, to_hugging_face
 from tests.runs import start, train
 
 
@@ -26,7 +26,7 @@ def test_the_loss_is_transformers(family):
     transformers = pytest.importorskip("transformers")
     config = small_config(family)
     tensors = random_weights(config)
-    description = family_of(config).hugging_face.describe(config, end_of_text=None)
+    description = family_of(config).describe(config, end_of_text=None)
     reference = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**description)
     ).eval()

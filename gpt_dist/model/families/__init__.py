@@ -24,9 +24,9 @@ def family_of(config: ModelConfig) -> Family:
         raise ConfigError(
             f"model.family: {config.family!r} is unknown; choose one of {', '.join(FAMILIES)}"
         )
-    for key in (key for other in FAMILIES.values() for key in other.hugging_face.keys):
+    for key in (key for other in FAMILIES.values() for key in other.keys):
         value = getattr(config, key)
-        if value is not None and key not in family.hugging_face.keys:
+        if value is not None and key not in family.keys:
             raise ConfigError(
                 f"model.{key}: {value} is given, but model.family {config.family} has no such "
                 "choice; leave the key out, or choose another family"

@@ -23,25 +23,22 @@ GPT_2 = replace(
     OPENAI_GPT,
     block=make_block,
     final_norm=openai_gpt.make_norm,
-    hugging_face=replace(
-        OPENAI_GPT.hugging_face,
-        architecture="GPT2LMHeadModel",
-        model_type="gpt2",
-        names={
-            **OPENAI_GPT.hugging_face.names,
-            "token_embedding": "transformer.wte",
-            "position_embedding": "transformer.wpe",
-            "final_norm": "transformer.ln_f",
-        },
-        keys={
-            **OPENAI_GPT.hugging_face.keys,
-            "sequence_length": (1024, "n_positions"),
-            "vocab_size": (50257, "vocab_size"),
-        },
-        written={
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-            "layer_norm_epsilon": (NORM_EPSILON,),
-            "tie_word_embeddings": (True,),
-        },
-    ),
+    architecture="GPT2LMHeadModel",
+    model_type="gpt2",
+    names={
+        **OPENAI_GPT.names,
+        "token_embedding": "transformer.wte",
+        "position_embedding": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+    },
+    keys={
+        **OPENAI_GPT.keys,
+        "sequence_length": (1024, "n_positions"),
+        "vocab_size": (50257, "vocab_size"),
+    },
+    written={
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (NORM_EPSILON,),
+        "tie_word_embeddings": (True,),
+    },
 )

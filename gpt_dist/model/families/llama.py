@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_dist.config import ModelConfig, ResolvedModelConfig
-from gpt_dist.model.family import Family
+from gpt_dist.model.family import Family, Values, grouped_projections, same
 from gpt_dist.model.group import Group
-from gpt_dist.model.hugging_face import HuggingFace, Values, grouped_projections, same
 from gpt_dist.model.layers import INIT_STD, Attention, Block, ColumnParallel, Rotation, RowParallel
 
 FEED_FORWARD_MULTIPLE = 128
@@ -81,46 +80,44 @@ LLAMA = Family(
     final_norm=make_norm,
     rotation=make_rotation,
     tied_head=False,
-    hugging_face=HuggingFace(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        prefix="model.",
-        names={
-            "token_embedding": "model.embed_tokens",
-            "blocks": "model.layers",
-            "attention.query_key_value": "self_attn.{}_proj",
-            "attention.projection": "self_attn.o_proj",
-            "attention_norm": "input_layernorm",
-            "feed_forward.gate": "mlp.gate_proj",
-            "feed_forward.expansion": "mlp.up_proj",
-            "feed_forward.projection": "mlp.down_proj",
-            "feed_forward_norm": "post_attention_layernorm",
-            "final_norm": "model.norm",
-            "head": "lm_head",
-        },
-        fused=grouped_projections,
-        in_block=same,
-        keys={
-            "num_layers": (32, "num_hidden_layers"),
-            "hidden_size": (4096, "hidden_size"),
-            "num_heads": (32, "num_attention_heads"),
-            "num_key_value_heads": (None, "num_key_value_heads"),
-            "feed_forward_size": (11008, "intermediate_size"),
-            "sequence_length": (2048, "max_position_embeddings"),
-            "vocab_size": (32000, "vocab_size"),
-            "dropout": (0.0, "attention_dropout"),
-            "rotary_base": (10000.0, "rope_theta"),
-            "norm_epsilon": (1e-6, "rms_norm_eps"),
-        },
-        written={
-            "hidden_act": ("silu",),
-            "attention_bias": (False,),
-            "mlp_bias": (False,),
-            "tie_word_embeddings": (False,),
-        },
-        accepted={"rope_scaling": (None,), "rope_type": ("default",)},
-        derived=lambda config: {"head_dim": config.head_size},
-        flatten=flatten,
-        complete=complete,
-    ),
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    prefix="model.",
+    names={
+        "token_embedding": "model.embed_tokens",
+        "blocks": "model.layers",
+        "attention.query_key_value": "self_attn.{}_proj",
+        "attention.projection": "self_attn.o_proj",
+        "attention_norm": "input_layernorm",
+        "feed_forward.gate": "mlp.gate_proj",
+        "feed_forward.expansion": "mlp.up_proj",
+        "feed_forward.projection": "mlp.down_proj",
+        "feed_forward_norm": "post_attention_layernorm",
+        "final_norm": "model.norm",
+        "head": "lm_head",
+    },
+    fused=grouped_projections,
+    in_block=same,
+    keys={
+        "num_layers": (32, "num_hidden_layers"),
+        "hidden_size": (4096, "hidden_size"),
+        "num_heads": (32, "num_attention_heads"),
+        "num_key_value_heads": (None, "num_key_value_heads"),
+        "feed_forward_size": (11008, "intermediate_size"),
+        "sequence_length": (2048, "max_position_embeddings"),
+        "vocab_size": (32000, "vocab_size"),
+        "dropout": (0.0, "attention_dropout"),
+        "rotary_base": (10000.0, "rope_theta"),
+        "norm_epsilon": (1e-6, "rms_norm_eps"),
+    },
+    written={
+        "hidden_act": ("silu",),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "tie_word_embeddings": (False,),
+    },
+    accepted={"rope_scaling": (None,), "rope_type": ("default",)},
+    derived=lambda config: {"head_dim": config.head_size},
+    flatten=flatten,
+    complete=complete,
 )

@@ -3,9 +3,8 @@
 from torch import nn
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.family import Family
+from gpt_dist.model.family import Family, fused_thirds, transposed
 from gpt_dist.model.group import Group
-from gpt_dist.model.hugging_face import HuggingFace, fused_thirds, transposed
 from gpt_dist.model.layers import INIT_STD, Attention, Block, FeedForward
 
 NORM_EPSILON = 1e-5
@@ -38,41 +37,39 @@ OPENAI_GPT = Family(
     final_norm=lambda _config: nn.Identity(),  # the last block ends with LayerNorm
     rotation=None,
     tied_head=True,
-    hugging_face=HuggingFace(
-        architecture="OpenAIGPTLMHeadModel",
-        model_type="openai-gpt",
-        prefix="transformer.",
-        names={
-            "token_embedding": "transformer.tokens_embed",
-            "position_embedding": "transformer.positions_embed",
-            "blocks": "transformer.h",
-            "attention.query_key_value": "attn.c_attn",
-            "attention.projection": "attn.c_proj",
-            "attention_norm": "ln_1",
-            "feed_forward.expansion": "mlp.c_fc",
-            "feed_forward.projection": "mlp.c_proj",
-            "feed_forward_norm": "ln_2",
-        },
-        fused=fused_thirds,
-        in_block=transposed,
-        keys={
-            "num_layers": (12, "n_layer"),
-            "hidden_size": (768, "n_embd"),
-            "num_heads": (12, "n_head"),
-            "sequence_length": (512, "n_positions"),
-            "vocab_size": (40478, "vocab_size"),
-            "dropout": (0.1, "attn_pdrop", "embd_pdrop", "resid_pdrop"),
-        },
-        written={
-            "afn": ("gelu",),
-            "layer_norm_epsilon": (NORM_EPSILON,),
-            "tie_word_embeddings": (True,),
-        },
-        accepted={
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
-        },
-        derived=lambda config: {"n_inner": 4 * config.hidden_size},
-    ),
+    architecture="OpenAIGPTLMHeadModel",
+    model_type="openai-gpt",
+    prefix="transformer.",
+    names={
+        "token_embedding": "transformer.tokens_embed",
+        "position_embedding": "transformer.positions_embed",
+        "blocks": "transformer.h",
+        "attention.query_key_value": "attn.c_attn",
+        "attention.projection": "attn.c_proj",
+        "attention_norm": "ln_1",
+        "feed_forward.expansion": "mlp.c_fc",
+        "feed_forward.projection": "mlp.c_proj",
+        "feed_forward_norm": "ln_2",
+    },
+    fused=fused_thirds,
+    in_block=transposed,
+    keys={
+        "num_layers": (12, "n_layer"),
+        "hidden_size": (768, "n_embd"),
+        "num_heads": (12, "n_head"),
+        "sequence_length": (512, "n_positions"),
+        "vocab_size": (40478, "vocab_size"),
+        "dropout": (0.1, "attn_pdrop", "embd_pdrop", "resid_pdrop"),
+    },
+    written={
+        "afn": ("gelu",),
+        "layer_norm_epsilon": (NORM_EPSILON,),
+        "tie_word_embeddings": (True,),
+    },
+    accepted={
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    derived=lambda config: {"n_inner": 4 * config.hidden_size},
 )
