@@ -1,7 +1,5 @@
 """Argument parsing and error reporting that the commands in launch/ share."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -71,10 +69,9 @@ def run(parse: Callable[[], Arguments], main: Callable[[Arguments], None]) -> No
         sys.exit(UNREAD)
     except GptDistError as error:
         rank = _connected_rank()
-        if rank is not None:
-            print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
-        elif _local_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if rank is not None or _local_rank() == 0:
+            source = "" if rank is None else f"rank {rank}: "
+            print(f"error: {source}{error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
 
 

@@ -1,22 +1,21 @@
 """Launcher environments, and the store where the processes of a run find each other."""
 
-from __future__ import annotations
-
 import os
+import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psutil
 
 from gpt_dist.errors import LaunchError
-from gpt_dist.network import LOOPBACK, choose_interface, is_loopback
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -26,6 +25,8 @@ TIMEOUT = timedelta(minutes=10)
 
 PATIENCE = 10.0
 """Seconds of waiting at the start after which a process says for whom."""
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ _LAUNCHERS = {
     "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
+"""The variables in which launchers tell rank, world size, local rank and local world size."""
 
-
+_MPI = ("mpirun", "mpiexec")
 _NO_LAUNCHER = "if no launcher started this process, unset RANK and WORLD_SIZE"
 
 
@@ -63,36 +65,20 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
     A process without a launcher is rank 0 of 1. Raises LaunchError where the environment is
     incomplete or contradicts itself.
     """
-    launch = _read_launch(environment)
-    if launch.rank >= launch.world_size:
-        raise LaunchError(
-            f"RANK {launch.rank} is not below WORLD_SIZE {launch.world_size}; {_NO_LAUNCHER}"
-        )
-    return launch
-
-
-def _read_launch(environment: Mapping[str, str]) -> Launch:
     if "RANK" in environment:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
         local_size = next(filter(environment.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")), "WORLD_SIZE")
-        return Launch(
-            launcher,
-            _integer(environment, "RANK"),
-            _integer(environment, "WORLD_SIZE"),
-            _integer(environment, "LOCAL_RANK"),
-            _integer(environment, local_size),
-            _launched_by(launcher),
-        )
-    for launcher, (rank, world_size_name, local_rank, local_size) in _LAUNCHERS.items():
-        if rank in environment and world_size_name in environment:
-            return Launch(
-                launcher,
-                _integer(environment, rank),
-                _integer(environment, world_size_name),
-                _integer(environment, local_rank),
-                _integer(environment, local_size),
-            )
-    return Launch("python", rank=0, world_size=1, local_rank=0, local_world_size=1)
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", local_size)
+    else:
+        told = (x for x, names in _LAUNCHERS.items() if environment.keys() >= {*names[:2]})
+        launcher = next(told, "python")
+        if launcher == "python":
+            return Launch(launcher, rank=0, world_size=1, local_rank=0, local_world_size=1)
+        names = _LAUNCHERS[launcher]
+    rank, world_size, local_rank, local_world_size = (_integer(environment, x) for x in names)
+    if rank >= world_size:
+        raise LaunchError(f"RANK {rank} is not below WORLD_SIZE {world_size}; {_NO_LAUNCHER}")
+    return Launch(launcher, rank, world_size, local_rank, local_world_size, _launched_by(launcher))
 
 
 def _launched_by(launcher: str) -> tuple[int, ...]:
@@ -104,10 +90,15 @@ def _launched_by(launcher: str) -> tuple[int, ...]:
     parent = os.getppid()
     if launcher == "torchrun":
         return (parent,)
-    if "deepspeed.launcher.launch" not in _command_line(parent):
-        return ()
-    starter = _parent_of(parent)
-    return (parent, starter) if starter and "deepspeed" in _command_line(starter) else (parent,)
+    found = []
+    with suppress(psutil.Error):
+        process = psutil.Process(parent)
+        if launcher == "deepspeed" and "deepspeed.launcher.launch" in " ".join(process.cmdline()):
+            found.append(parent)
+            starter = process.parent()
+            if starter and "deepspeed" in " ".join(starter.cmdline()):
+                found.append(starter.pid)
+    return tuple(found)
 
 
 def launcher_ended(launch: Launch) -> bool:
@@ -117,22 +108,10 @@ def launcher_ended(launch: Launch) -> bool:
     parent, *starter = launch.launched_by
     if os.getppid() != parent:
         return True
-    return bool(starter) and _parent_of(parent) not in (*starter, None)
-
-
-def _command_line(process: int) -> str:
     try:
-        return " ".join(psutil.Process(process).cmdline())
+        return bool(starter) and psutil.Process(parent).ppid() not in starter
     except psutil.Error:
-        return ""
-
-
-def _parent_of(process: int) -> int | None:
-    """Return the parent's id, or None where that cannot be told."""
-    try:
-        return psutil.Process(process).ppid()
-    except psutil.Error:
-        return None
+        return False
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
@@ -146,7 +125,7 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
     return int(digits)
 
 
-def open_store(launch: Launch) -> Store:
+def open_store(launch: Launch) -> "Store":
     """Return the key-value store where the processes find each other, once all are there.
 
     Rank 0 listens at MASTER_ADDR and MASTER_PORT; the processes agree here on what the launcher
@@ -192,10 +171,15 @@ def _meeting_place(launch: Launch) -> tuple[str, int, socket.socket | None]:
     if port > 65_535:
         raise LaunchError(f"MASTER_PORT: {port} is no port; choose one from 1024 to 65535")
     if not port and launch.launcher == "srun":
-        port = _slurm_port()
+        # The same on every rank; steps of one job that run together get different ports.
+        job, step = (_integer(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        port = 20_000 + (job * 61 + step) % 20_000
+    if not port and launch.launcher not in _MPI:
+        raise LaunchError(f"MASTER_PORT: not set; set it to rank 0's port, or, {_NO_LAUNCHER}")
     hosts_store = launch.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     listener = _listen(address, port, launch) if hosts_store else None
-    return address, port or _share_port(launch, listener), listener
+    port = port or int(_mpi_world(launch).bcast(listener and listener.getsockname()[1]))
+    return address, port, listener
 
 
 def _listen(address: str, port: int, launch: Launch) -> socket.socket:
@@ -245,13 +229,13 @@ def _reach(address: str, port: int, wait: Callable[[str], None]) -> str:
         try:
             with socket.create_connection((address, port), timeout=5) as connection:
                 own = str(connection.getsockname()[0])
-                return LOOPBACK if is_loopback(own) else own
+                return LOOPBACK if ip_address(own).is_loopback else own
         except OSError as error:
             reason = error.strerror or str(error)
         wait(f"rank 0 ({reason})")
 
 
-def _meet(store: Store, launch: Launch, wait: Callable[[str], None]) -> str:
+def _meet(store: "Store", launch: Launch, wait: Callable[[str], None]) -> str:
     """Wait for all processes; return the prefix of their keys, one that no earlier start used.
 
     torchrun's store keeps the keys of the processes that it restarts, and its restart counts differ
@@ -282,21 +266,39 @@ def _name_interface(own: str, addresses: Sequence[str]) -> None:
         os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # "=": not every name that begins so
 
 
+def choose_interface(own: str, addresses: Sequence[str]) -> str | None:
+    """Return the network interface by which a process reaches the others of its run, if any.
+
+    `own` and `addresses` are the addresses from which this and all processes reached rank 0:
+    LOOPBACK on a host whose own name resolves to a loopback address, as it does on Debian.
+    """
+    if set(addresses) == {own}:
+        own = LOOPBACK
+    elif own == LOOPBACK:
+        own = _address_towards(next(other for other in addresses if other != LOOPBACK))
+    for name, found in psutil.net_if_addrs().items():
+        if own in (entry.address for entry in found):
+            return name
+    return None
+
+
+def _address_towards(peer: str) -> str:
+    """Return the address from which this host sends to `peer`."""
+    family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((peer, 9))  # sends nothing: it asks for the route
+        return str(probe.getsockname()[0])
+
+
 def _default_address(launch: Launch) -> str:
-    if launch.launcher in ("mpirun", "mpiexec"):
+    if launch.launcher in _MPI:
         hosts = _mpi_world(launch).allgather(socket.gethostname())
         return LOOPBACK if len(set(hosts)) == 1 else str(hosts[0])
     if launch.launcher == "srun":
-        return _first_slurm_node()
+        # The first of a list such as "rack[1-2]node[07-09,12],login".
+        nodes = os.environ.get("SLURM_STEP_NODELIST", LOOPBACK)
+        return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
     return LOOPBACK
-
-
-def _share_port(launch: Launch, listener: socket.socket | None) -> int:
-    """Tell all processes rank 0's port, where a launcher gives a way to."""
-    if launch.launcher in ("mpirun", "mpiexec"):
-        port = listener.getsockname()[1] if listener else 0
-        return int(_mpi_world(launch).bcast(port))
-    raise LaunchError(f"MASTER_PORT: not set; set it to rank 0's port, or, {_NO_LAUNCHER}")
 
 
 def _mpi_world(launch: Launch) -> Any:
@@ -315,23 +317,3 @@ def _mpi_world(launch: Launch) -> Any:
             "MASTER_ADDR and MASTER_PORT"
         )
     return world
-
-
-def _first_slurm_node() -> str:
-    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
-    try:
-        listing = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise LaunchError(
-            f"started by srun, but scontrol cannot list the nodes {nodes!r} ({error}); set "
-            "MASTER_ADDR and MASTER_PORT"
-        ) from None
-    return listing.stdout.split()[0]
-
-
-def _slurm_port() -> int:
-    """Return the same port on every rank; steps of one job that run together get others."""
-    job, step = (_integer(os.environ, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    return 20_000 + (job * 61 + step) % 20_000

@@ -1,7 +1,5 @@
 """Process groups, ranks, and DeepSpeed's view of them."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable
@@ -160,25 +158,14 @@ def model_parallel_unit(topology: Topology) -> SimpleNamespace:
     megatron-core's own module lacks some of these names, and DeepSpeed then silently assumes that
     there is no model parallelism.
     """
-    tensor_parallel = {
-        "group": topology.tensor_parallel_group,
-        "rank": topology.tensor_parallel_rank,
-        "world_size": topology.tensor_parallel_size,
-    }
-    data_parallel = {
-        "group": topology.data_parallel_group,
-        "rank": topology.data_parallel_rank,
-        "world_size": topology.data_parallel_size,
-    }
-    groups = {
-        "model_parallel": tensor_parallel,
-        "tensor_model_parallel": tensor_parallel,
-        "data_parallel": data_parallel,
-    }
     return SimpleNamespace(
-        **{
-            f"get_{group}_{name}": lambda value=value: value
-            for group, values in groups.items()
-            for name, value in values.items()
-        }
+        get_model_parallel_group=lambda: topology.tensor_parallel_group,
+        get_model_parallel_rank=lambda: topology.tensor_parallel_rank,
+        get_model_parallel_world_size=lambda: topology.tensor_parallel_size,
+        get_tensor_model_parallel_group=lambda: topology.tensor_parallel_group,
+        get_tensor_model_parallel_rank=lambda: topology.tensor_parallel_rank,
+        get_tensor_model_parallel_world_size=lambda: topology.tensor_parallel_size,
+        get_data_parallel_group=lambda: topology.data_parallel_group,
+        get_data_parallel_rank=lambda: topology.data_parallel_rank,
+        get_data_parallel_world_size=lambda: topology.data_parallel_size,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from gpt_dist.data.tokenizers.folder import (
 )
 from gpt_dist.data.tokenizers.tokenizer import train_sentencepiece
 from gpt_dist.errors import GptDistError
-from gpt_dist.model import from_hugging_face, parameter_table, write_model_folder
+from gpt_dist.model import parameter_table, write_model_folder
 
 SAMPLE_BOOKS = Path(__file__).parents[1] / "data_prep/sample_books"
 VOCAB_SIZE = 500  # not a multiple of 128
@@ -45,6 +45,27 @@ def small_config(family: str) -> ResolvedModelConfig:
         family=family,
         **FAMILY_SIZES.get(family, {}),
     )
+
+
+def from_hugging_face(
+    state: Mapping[str, Tensor], config: ResolvedModelConfig
+) -> dict[str, Tensor]:
+    """Return full tensors of this model, the vocabulary padded with zeros, from a state dict."""
+    return {
+        name: spec.stored.join([state[theirs] for theirs in spec.stored.names])
+        for name, spec in parameter_table(config).items()
+    }
+
+
+def to_hugging_face(
+    tensors: Mapping[str, Tensor], config: ResolvedModelConfig
+) -> dict[str, Tensor]:
+    """Return the inverse of `from_hugging_face`, without the padding of the vocabulary."""
+    return {
+        theirs: tensor
+        for name, spec in parameter_table(config).items()
+        for theirs, tensor in zip(spec.stored.names, spec.stored.split(tensors[name]), strict=True)
+    }
 
 
 def random_weights(config: ResolvedModelConfig) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """The typed configuration of a run: its sections, how a file is read, how it is completed."""
 
 from gpt_dist.config.sections import (
-    FINE_TUNING_DEFAULTS,
     NO_SOURCE,
     AnyConfig,
     CheckpointConfig,
@@ -13,14 +12,11 @@ from gpt_dist.config.sections import (
     ResolvedConfig,
     ResolvedModelConfig,
     ResolvedScheduleConfig,
-    ScheduleConfig,
-    Section,
     SplitConfig,
     TaskConfig,
 )
 
 __all__ = [
-    "FINE_TUNING_DEFAULTS",
     "NO_SOURCE",
     "AnyConfig",
     "CheckpointConfig",
@@ -32,8 +28,6 @@ __all__ = [
     "ResolvedConfig",
     "ResolvedModelConfig",
     "ResolvedScheduleConfig",
-    "ScheduleConfig",
-    "Section",
     "SplitConfig",
     "TaskConfig",
 ]

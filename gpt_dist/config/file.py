@@ -1,7 +1,5 @@
 """Reads a configuration from a YAML file and `section.key=value` of the command line."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from pathlib import Path
@@ -9,8 +7,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from gpt_dist.config import FINE_TUNING_DEFAULTS, Config, Section, SplitConfig
 from gpt_dist.config.resolution import check_combinations
+from gpt_dist.config.sections import FINE_TUNING_DEFAULTS, Config, Section, SplitConfig
 from gpt_dist.config.yaml import read_yaml
 from gpt_dist.errors import ConfigError
 
@@ -72,32 +70,32 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = read_yaml(text)
     except ValueError:
         raise ConfigError(f"{name}: {text!r} is not a YAML value; quote it") from None
-    section = values
-    for depth, part in enumerate(outer, 1):
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
-            place = ".".join(outer[:depth])
-            raise ConfigError(f"{place}: expected keys and values, found {section!r}")
+    section = _section(values, outer)
     if name in _REPLACED and value not in (None, section.get(key)):
         section.pop(_REPLACED[name].rpartition(".")[2], None)
     section[key] = value
 
 
+def _section(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the section of a dotted name, which is made where it is absent or null."""
+    for depth, name in enumerate(names, 1):
+        if values.get(name) is None:
+            values[name] = {}
+        values = values[name]
+        if not isinstance(values, dict):
+            place = ".".join(names[:depth])
+            raise ConfigError(f"{place}: expected keys and values, found {values!r}")
+    return values
+
+
 def _fill_in_fine_tuning(values: dict[str, Any]) -> None:
     """Fill in the paper's fine-tuning values of keys that are left out or null."""
     for name, value in FINE_TUNING_DEFAULTS.items():
-        section, _, key = name.partition(".")
-        if values.get(section) is None:
-            values[section] = {}
-        given = values[section]
-        if not isinstance(given, dict):
-            continue
-        other = _REPLACED.get(name, name).rpartition(".")[2]
-        if given.get(key) is None and given.get(other) is None:
-            given.pop(other, None)
-            given[key] = value
+        *outer, key = name.split(".")
+        section, other = _section(values, outer), _REPLACED.get(name, name).rpartition(".")[2]
+        if section.get(key) is None and section.get(other) is None:
+            section.pop(other, None)
+            section[key] = value
 
 
 def _explain(error: ValidationError, path: Path) -> str:

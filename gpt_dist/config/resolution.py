@@ -1,16 +1,13 @@
 """Completes a configuration from its source, launch and data; refuses what contradicts them."""
 
-from __future__ import annotations
-
 import math
+from operator import attrgetter
 from typing import Any
 
-from gpt_dist.config import (
+from gpt_dist.config.sections import (
     Config,
     ModelConfig,
-    ParallelConfig,
     ResolvedConfig,
-    ResolvedModelConfig,
     ScheduleConfig,
 )
 from gpt_dist.errors import ConfigError
@@ -24,7 +21,7 @@ def check_combinations(config: Config) -> None:
     parallel, schedule, training = config.parallel, config.schedule, config.training
     seeds = config.run.seeds or []
     if config.model.source_path is None:
-        _check_heads(config.model, parallel)
+        _check_heads(config)
         if config.model.transferred_layers is not None:
             raise ConfigError(
                 "model.transferred_layers: there is no model.source to take blocks from; leave the "
@@ -51,24 +48,18 @@ def check_combinations(config: Config) -> None:
         raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
 
 
-def _check_heads(model: ModelConfig, parallel: ParallelConfig) -> None:
-    tensor_parallel_size = parallel.tensor_parallel_size
-    if model.hidden_size % model.num_heads:
-        raise ConfigError(
-            f"model.hidden_size {model.hidden_size} is not divisible by model.num_heads "
-            f"{model.num_heads}; choose a number of heads that divides it"
-        )
-    if model.num_heads % (model.num_key_value_heads or model.num_heads):
-        raise ConfigError(
-            f"model.num_heads {model.num_heads} is not divisible by model.num_key_value_heads "
-            f"{model.num_key_value_heads}; choose a number of key and value heads that divides it"
-        )
-    for key in ("num_heads", "num_key_value_heads"):
-        heads = getattr(model, key)
-        if heads and heads % tensor_parallel_size:
+def _check_heads(config: Config) -> None:
+    for key, divisor in (
+        ("model.hidden_size", "model.num_heads"),
+        ("model.num_heads", "model.num_key_value_heads"),
+        ("model.num_heads", "parallel.tensor_parallel_size"),
+        ("model.num_key_value_heads", "parallel.tensor_parallel_size"),
+    ):
+        number, parts = attrgetter(key)(config), attrgetter(divisor)(config)
+        if number and parts and number % parts:
             raise ConfigError(
-                f"model.{key} {heads} is not divisible by parallel.tensor_parallel_size "
-                f"{tensor_parallel_size}; choose a tensor-parallel size that divides the heads"
+                f"{key} {number} is not divisible by {divisor} {parts}; choose a "
+                f"{divisor.partition('.')[2]} that divides it"
             )
 
 
@@ -102,8 +93,9 @@ def adopt_source(config: Config, source: ModelConfig) -> Config:
                 f"model.source {config.model.source}; leave the key out to take that"
             )
     model = config.model.model_copy(update=source.model_dump(include=set(_SIZES)))
-    _check_heads(model, config.parallel)
-    return config.model_copy(update={"model": model})
+    adopted = config.model_copy(update={"model": model})
+    _check_heads(adopted)
+    return adopted
 
 
 def check_layout(config: Config, world_size: int, device_type: str) -> None:
@@ -114,7 +106,7 @@ def check_layout(config: Config, world_size: int, device_type: str) -> None:
             f"parallel.tensor_parallel_size: {tensor_parallel_size} does not divide the "
             f"{world_size} launched process(es); launch a multiple of {tensor_parallel_size}"
         )
-    data_parallel_size = config.data_parallel_size(world_size)
+    data_parallel_size = world_size // tensor_parallel_size
     global_batch_size = config.training.global_batch_size
     micro_batch_size = config.training.micro_batch_size or 1
     step = data_parallel_size * micro_batch_size
@@ -131,20 +123,22 @@ def check_layout(config: Config, world_size: int, device_type: str) -> None:
 def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> ResolvedConfig:
     """Return the configuration with everything filled in that the launch and the data decide.
 
-    Args:
-        vocab_size: Number of tokens of the data's tokenizer.
-        samples: Number of training samples in an epoch.
-
-    Raises:
-        ConfigError: Launch or data contradict the configuration.
+    The data have `samples` training samples an epoch, and a tokenizer of `vocab_size` tokens.
+    Raises ConfigError where launch or data contradict the configuration.
     """
     training, schedule = config.training, config.schedule
+    if config.model.vocab_size not in (None, vocab_size):
+        raise ConfigError(
+            f"model.vocab_size: {config.model.vocab_size} is not the {vocab_size} of the data's "
+            "tokenizer; leave the key out to take that"
+        )
     epochs = training.epochs or 100
     max_steps = training.max_steps or math.ceil(epochs * samples / training.global_batch_size)
-    share = training.global_batch_size // config.data_parallel_size(world_size)
+    data_parallel_size = world_size // config.parallel.tensor_parallel_size
+    share = training.global_batch_size // data_parallel_size
     interval = math.ceil(samples / training.global_batch_size) if config.task else 1000
     values: dict[str, Any] = config.model_dump()
-    values["model"] = _resolve_model(config.model, config.parallel, vocab_size)
+    values["model"]["vocab_size"] = vocab_size
     values["training"] |= {"max_steps": max_steps, "epochs": None}
     values["training"]["micro_batch_size"] = training.micro_batch_size or share
     values["schedule"]["decay_steps"] = schedule.decay_steps or max_steps
@@ -155,21 +149,10 @@ def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> R
         values[section]["interval"] = values[section]["interval"] or interval
     resolved = ResolvedConfig.model_validate(values)
     _check_decay(resolved.schedule, max_steps)
-    return resolved
-
-
-def _resolve_model(
-    model: ModelConfig, parallel: ParallelConfig, vocab_size: int
-) -> ResolvedModelConfig:
-    if model.vocab_size not in (None, vocab_size):
+    padded, parts = resolved.model.padded_vocab_size, resolved.parallel.tensor_parallel_size
+    if padded % parts:
         raise ConfigError(
-            f"model.vocab_size: {model.vocab_size} is not the {vocab_size} of the data's "
-            "tokenizer; leave the key out to take that"
-        )
-    resolved = ResolvedModelConfig.model_validate(model.model_dump() | {"vocab_size": vocab_size})
-    if resolved.padded_vocab_size % parallel.tensor_parallel_size:
-        raise ConfigError(
-            f"parallel.tensor_parallel_size: {parallel.tensor_parallel_size} does not divide the "
-            f"vocabulary, {vocab_size} padded to {resolved.padded_vocab_size}; use a power of two"
+            f"parallel.tensor_parallel_size: {parts} does not divide the vocabulary, {vocab_size} "
+            f"padded to {padded}; use a power of two"
         )
     return resolved

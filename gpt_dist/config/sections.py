@@ -3,8 +3,6 @@
 The defaults are the paper's for pre-training; FINE_TUNING_DEFAULTS has those that a task changes.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -122,8 +120,7 @@ class ResolvedModelConfig(ModelConfig):
 
 class DataConfig(Section):
     path: str | None = None
-    """Token folder made by `python -m data_prep build`; in fine-tuning, the folder of the task's
-    files."""
+    """Token folder made by `data_prep build`; in fine-tuning, the folder of the task's files."""
     tokenizer: str | None = None
     """Folder with a tokenizer, such as a model's; for fine-tuning without model.source."""
 
@@ -132,8 +129,7 @@ class ParallelConfig(Section):
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Number of processes that share each layer; groups of them train on different data."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """State that DeepSpeed ZeRO partitions: 0 nothing, 1 optimiser, 2 also gradients, 3 also
-    weights."""
+    """State that ZeRO partitions: 0 nothing, 1 optimiser, 2 also gradients, 3 also weights."""
     offload_optimizer: bool = False
     """Keep the optimiser state in host memory and update it there; needs zero_stage 1 or more."""
 
@@ -322,10 +318,6 @@ class Config(Section):
     """The task of fine-tuning; left out, the run is pre-training."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Settings of the loss in fine-tuning."""
-
-    def data_parallel_size(self, world_size: int) -> int:
-        """Return the number of data-parallel processes among `world_size` in all."""
-        return world_size // self.parallel.tensor_parallel_size
 
     def save(self, path: Path) -> None:
         """Write the configuration as YAML."""

@@ -1,7 +1,5 @@
 """Reads and writes YAML 1.2 with ruamel.yaml; no code can run, no alias can fill the memory."""
 
-from __future__ import annotations
-
 import json
 from io import StringIO
 from typing import Any

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.family import Family
 from gpt_dist.model.group import Group
-from gpt_dist.model.layers import ColumnParallel, Rotation, TokenEmbedding
+from gpt_dist.model.layers import INIT_STD, ColumnParallel, TokenEmbedding
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
@@ -27,42 +28,39 @@ IGNORED_LABEL = -1
 
 
 class GPT(nn.Module):
-    """Base of every family, which adds `blocks`, `final_norm` and `head` to the token embedding.
+    """A Transformer of one family: embeddings, blocks, norm, and the head that gives logits.
 
-    A block is called with hidden states [B, T, D], a rotation or None, and a cache or None. Initial
-    weights are drawn as full fp32 tensors from the default generator and sliced, so a seed gives
-    the same model at every tensor-parallel degree.
+    Initial weights are drawn as full fp32 tensors from the default generator and sliced, so a seed
+    gives the same model at every tensor-parallel degree.
     """
 
-    blocks: nn.ModuleList
-    final_norm: nn.Module
-    head: ColumnParallel
-
     def __init__(
-        self, config: ResolvedModelConfig, group: Group, activation_checkpointing: bool = False
+        self,
+        config: ResolvedModelConfig,
+        family: Family,
+        group: Group,
+        activation_checkpointing: bool = False,
     ) -> None:
-        """Draw the token embedding of this process's slice of the tensor-parallel `group`."""
+        """Draw this process's slice of the tensor-parallel `group`."""
         super().__init__()
         self.config = config
         self.group = group
         self.activation_checkpointing = activation_checkpointing
+        self._make_rotation = family.rotation
         self.token_embedding = TokenEmbedding(config, group)
-
-    def make_head(self, tied: bool) -> ColumnParallel:
-        """Return the layer from hidden states to logits, its weight the embedding's where tied."""
-        width, rows = self.config.hidden_size, self.config.padded_vocab_size
-        return ColumnParallel(
-            width, rows, self.group, bias=False, is_vocabulary=True, own_weight=not tied
+        if family.rotation is None:
+            self.position_embedding = nn.Embedding(config.sequence_length, config.hidden_size)
+            nn.init.normal_(self.position_embedding.weight, std=INIT_STD)
+            self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(family.block(config, group) for _ in range(config.num_layers))
+        self.final_norm = family.final_norm(config)
+        self.head = ColumnParallel(
+            config.hidden_size,
+            config.padded_vocab_size,
+            group,
+            bias=False,
+            own_weight=not family.tied_head,
         )
-
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002 -- for families
-        """Return the input of the first block, [B, T, D], of tokens [B, T] at positions [T]."""
-        hidden: Tensor = self.token_embedding(tokens)
-        return hidden
-
-    def rotation(self, positions: Tensor) -> Rotation | None:  # noqa: ARG002 -- for families
-        """Return the rotary embedding of positions [T], or None in families without one."""
-        return None
 
     def forward(self, tokens: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
         """Return the last hidden states [B, T, D] of token ids [B, T].
@@ -72,14 +70,17 @@ class GPT(nn.Module):
         """
         start = caches[0].length if caches else 0
         positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
-        hidden, rotation = self.embed(tokens, positions), self.rotation(positions)
+        hidden, rotation = self.token_embedding(tokens), None
+        if self._make_rotation is None:
+            hidden = self.dropout(hidden + self.position_embedding(positions))
+        else:
+            rotation = self._make_rotation(self.config, positions)
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(block, hidden, rotation, use_reentrant=False)
             else:
                 hidden = block(hidden, rotation, caches[layer] if caches else None)
-        output: Tensor = self.final_norm(hidden)
-        return output
+        return self.final_norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return this process's slice [..., V/tp] of the logits of hidden states [..., D].
@@ -97,5 +98,4 @@ class GPT(nn.Module):
 
     def token_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the loss in nats, fp32, of labels [B, T] after hidden states [B, T, D]."""
-        losses: Tensor = vocab_parallel_cross_entropy(self.logits(hidden), labels)
-        return losses
+        return vocab_parallel_cross_entropy(self.logits(hidden), labels)

@@ -1,44 +1,191 @@
 """The contract of a model family: its modules, and its translation to and from Hugging Face."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from gpt_dist.config import ModelConfig, ResolvedModelConfig
-from gpt_dist.errors import ConfigError
-from gpt_dist.model.decoder import GPT
-from gpt_dist.model.hugging_face import HuggingFaceConfig, Stored
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor, nn
 
-ARCHITECTURE_KEYS = ("num_key_value_heads", "feed_forward_size", "rotary_base", "norm_epsilon")
-"""Keys of the model section that only some families read."""
+from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.errors import ModelError
+from gpt_dist.model.group import Group
+from gpt_dist.model.layers import INIT_STD, Block, Rotation
+
+Values = Mapping[str, Any]
+"""The content of a config.json."""
+
+TOKEN_MODULES = ("token_embedding", "head")
+"""The modules whose weight has a row for each token."""
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The tensors that stand for one parameter in a Hugging Face model."""
+
+    names: tuple[str, ...]
+    join: Callable[[Sequence[Tensor]], Tensor]
+    """Makes the full parameter of the tensors; one that pads the vocabulary gets rows of zeros."""
+    split: Callable[[Tensor], Sequence[Tensor]]
+    """The inverse: makes the tensors of the full parameter."""
+
+
+def same(name: str) -> Stored:
+    """Store a parameter as it is."""
+    return Stored((name,), lambda tensors: tensors[0], lambda full: [full])
+
+
+def transposed(name: str) -> Stored:
+    """Store a matrix input x output; a vector stays as it is."""
+    return Stored(
+        (name,), lambda tensors: tensors[0].t().contiguous(), lambda full: [full.t().contiguous()]
+    )
+
+
+def token_rows(name: str, config: ResolvedModelConfig) -> Stored:
+    """Store a matrix that has a row for each token without the padding of the vocabulary."""
+    rows = config.padded_vocab_size
+    return Stored(
+        (name,),
+        lambda tensors: F.pad(tensors[0], (0, 0, 0, rows - tensors[0].size(0))),
+        lambda full: [full[: config.vocab_size]],
+    )
+
+
+def fused_thirds(name: str, config: ResolvedModelConfig) -> Stored:
+    """Store the fused projection as thirds q, k, v of one matrix input x output, or one bias."""
+
+    def swap(rows: Tensor, outer: int, inner: int) -> Tensor:
+        return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
+
+    return Stored(
+        (name,),
+        lambda tensors: swap(tensors[0].t(), 3, config.num_heads),
+        lambda full: [swap(full, config.num_heads, 3).t().contiguous()],
+    )
+
+
+def grouped_projections(name: str, config: ResolvedModelConfig) -> Stored:
+    """Store the fused projection as three matrices output x input; `{}` in `name` is q, k or v."""
+    groups = config.num_key_value_heads or config.num_heads
+    sizes = [config.hidden_size // groups, config.head_size, config.head_size]  # in a group
+
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        parts = [tensor.unflatten(0, (groups, -1)) for tensor in tensors]
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
+    def split(full: Tensor) -> list[Tensor]:
+        parts = full.unflatten(0, (groups, -1)).split(sizes, dim=1)
+        return [part.flatten(0, 1).contiguous() for part in parts]
+
+    return Stored(tuple(name.format(part) for part in "qkv"), join, split)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """One architecture, as a file of `families/` declares it."""
+    """One architecture: its modules, its names in Hugging Face's library, and its config.json."""
 
-    model: type[GPT]
-    """The module; its parameters are the only declaration of names, shapes and initial values."""
-    stored_parameter: Callable[[str, ResolvedModelConfig], Stored]
-    """Gives the form in which Hugging Face's class stores a parameter, by its name here."""
-    hugging_face: HuggingFaceConfig
-    """Translates `config.json`."""
-    keys: frozenset[str] = frozenset()
-    """Those of ARCHITECTURE_KEYS that the family reads."""
-    problem: Callable[[ModelConfig], str | None] = lambda _config: None
-    """Says which sizes the family cannot have, and the remedy; None where it has these."""
+    block: Callable[[ResolvedModelConfig, Group], Block]
+    """Makes a block with initial weights."""
+    final_norm: Callable[[ResolvedModelConfig], nn.Module]
+    """Makes the norm behind the last block."""
+    rotation: Callable[[ResolvedModelConfig, Tensor], Rotation] | None
+    """Makes the rotary embedding of positions [T]; None where position embeddings are learned."""
+    tied_head: bool
+    """Whether the logits are computed with the token embedding."""
+    architecture: str
+    """The class of transformers that opens the model."""
+    model_type: str
+    prefix: str
+    """The prefix of parameter names that the class without a head leaves out."""
+    names: Mapping[str, str]
+    """Hugging Face's names of `blocks`, of the modules within a block, and of those outside."""
+    fused: Callable[[str, ResolvedModelConfig], Stored]
+    """Gives the form of the fused projection's weight or bias."""
+    in_block: Callable[[str], Stored]
+    """Gives the form of a block's other parameters."""
+    keys: Mapping[str, tuple[Any, ...]]
+    """For each field of the model section: the default and the keys of config.json, which agree."""
+    written: Mapping[str, tuple[Any, ...]]
+    """Other keys, each with the values that can be opened; the first of them is written."""
+    accepted: Mapping[str, tuple[Any, ...]]
+    """The same for keys that are not written."""
+    derived: Callable[[ResolvedModelConfig], Values]
+    """Gives the values of keys that follow from the model section, and may be left out or null."""
+    flatten: Callable[[Values], Values] = lambda values: values
+    """Brings what other versions of transformers write into the form of `keys`."""
+    complete: Callable[[ResolvedModelConfig], Values] = lambda _config: {}
+    """Gives the fields whose default is the family's own, with the values that it computes with."""
 
-    def check(self, config: ModelConfig) -> None:
-        """Refuse a model section that this family cannot have.
+    def stored(self, name: str, config: ResolvedModelConfig) -> Stored:
+        """Return the form in which a parameter is stored, by its name here."""
+        module, _, kind = name.rpartition(".")
+        block = ""
+        if module.startswith("blocks."):
+            _, layer, module = module.split(".", 2)
+            block = f"{self.names['blocks']}.{layer}."
+        theirs = f"{block}{self.names[module]}.{kind}"
+        if module in TOKEN_MODULES:
+            return token_rows(theirs, config)
+        if module == "attention.query_key_value":
+            return self.fused(theirs, config)
+        return self.in_block(theirs) if block else same(theirs)
 
-        Raises:
-            ConfigError: A key is given that only other families read, or a size does not fit.
+    def describe(self, config: ResolvedModelConfig, end_of_text: int | None) -> dict[str, Any]:
+        """Return the content of config.json; `end_of_text` both ends a text and begins one."""
+        values = {**config.model_dump(), **self.complete(config)}
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            **{key: values[ours] for ours, (_, *theirs) in self.keys.items() for key in theirs},
+            **{key: allowed[0] for key, allowed in self.written.items()},
+            "initializer_range": INIT_STD,
+            "dtype": "float32",
+            # Left out, they would be those of the released models' vocabularies.
+            "bos_token_id": end_of_text,
+            "eos_token_id": end_of_text,
+        }
+
+    def read(self, path: Path, values: Values, family: str) -> ResolvedModelConfig:
+        """Return the model that the content of the config.json at `path` describes.
+
+        Raises ModelError, which names the key, where the model is of other arithmetic.
         """
-        for key in ARCHITECTURE_KEYS:
-            value = getattr(config, key)
-            if value is not None and key not in self.keys:
-                raise ConfigError(
-                    f"model.{key}: {value} is given, but model.family {config.family} has no such "
-                    "choice; leave the key out, or choose another family"
+        values = self.flatten(values)
+        found: dict[str, Any] = {"family": family}
+        for ours, (default, *theirs) in self.keys.items():
+            each = [values.get(key, default) for key in theirs]
+            if any(other != each[0] for other in each):
+                raise ModelError(
+                    f"{path}: {', '.join(theirs)} differ, but a model has one rate here; set them "
+                    "equal"
                 )
-        if problem := self.problem(config):
-            raise ConfigError(problem)
+            found[ours] = each[0]
+        config = self._validate(path, found)
+        derived = {key: (None, value) for key, value in self.derived(config).items()}
+        for key, allowed in {**self.written, **self.accepted, **derived}.items():
+            if key in values and values[key] not in allowed:
+                raise ModelError(
+                    f"{path}: {key} is {values[key]!r}; only models with {allowed[-1]!r} can be "
+                    "opened"
+                )
+        return config
+
+    def _validate(self, path: Path, found: Values) -> ResolvedModelConfig:
+        try:
+            config = ResolvedModelConfig.model_validate(found, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, value = self.keys[str(first["loc"][0])][1], repr(first["input"])[:40]
+            raise ModelError(f"{path}: {key} is {value}: {first['msg']}; copy it again") from None
+        for divisor, number in (("num_heads", "hidden_size"), ("num_key_value_heads", "num_heads")):
+            of, part = getattr(config, number), getattr(config, divisor)
+            if part and of % part:
+                raise ModelError(
+                    f"{path}: {self.keys[divisor][1]} {part} does not divide "
+                    f"{self.keys[number][1]} {of}; copy it again"
+                )
+        return config

@@ -1,18 +1,19 @@
 """Model folders: a configuration, weights and tokenizer files, as `transformers` opens them."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 
 from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.errors import ModelError
+from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.files.folders import new_folder
 from gpt_dist.files.shared import SharedFiles
 from gpt_dist.model.checksums import read_checksums, refuse, write_checksums
 from gpt_dist.model.families import FAMILIES, family_of
-from gpt_dist.model.parameters import parameter_table
+from gpt_dist.model.parameters import FullTensors, parameter_table
 from gpt_dist.model.probe import agrees, probe_loss
 from gpt_dist.model.tensor_files import (
     SHARD_BYTES,
@@ -36,16 +37,13 @@ _EMBEDDING = "token_embedding.weight"
 _OTHER_HEADS = ("multiple_choice_head.", "score.", "classifier.", "qa_outputs.")
 
 
-class ModelFolder(Mapping[str, Tensor]):
+class ModelFolder(FullTensors):
     """The full tensors of a model folder under this model's names, each read when asked for."""
 
     def __init__(self, path: Path) -> None:
         """Check all but the weights: configuration, names and shapes.
 
-        `files` holds those of the weights, to be verified or shared.
-
-        Raises:
-            ModelError: One of them is wrong; the message names the file.
+        `files` holds those of the weights, to be verified or shared. Raises ModelError.
         """
         self.path = path
         if not path.is_dir():
@@ -77,12 +75,6 @@ class ModelFolder(Mapping[str, Tensor]):
             self._check_tied(parts[0])
         return self._table[name].stored.join(parts)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
     def _find_names(self) -> dict[str, list[str]]:
         """Return the names under which each parameter is stored.
 
@@ -90,7 +82,7 @@ class ModelFolder(Mapping[str, Tensor]):
         embedding may be stored as the head alone.
         """
         stored = self._files.names
-        prefix = family_of(self.config).hugging_face.prefix
+        prefix = family_of(self.config).prefix
         dropped = "" if any(name.startswith(prefix) for name in stored) else prefix
         names = {
             name: [theirs.removeprefix(dropped) for theirs in spec.stored.names]
@@ -138,42 +130,39 @@ def write_model_folder(
     """Write a folder that `transformers` opens, holding one tensor in memory at a time.
 
     The folder is published atomically, and only if the written weights give the expected loss on
-    fixed tokens.
+    fixed tokens. Raises ModelError where they do not, or `path` is no new folder.
 
     Args:
-        path: The new folder.
-        config: The model.
         read: Gives a full tensor by this model's name for it.
         files: The tokenizer's files and others, by name.
         end_of_text: The token at which generation ends; None where the model has none.
         stated_loss: The loss on fixed tokens that the source states; None to compute it.
         shard_bytes: The size above which weights are spread over several files.
-        report: Is told of the progress.
-
-    Raises:
-        ModelError: The loss differs, or `path` exists and is not empty, or cannot be written to.
     """
     table = parameter_table(config)
-    sources = {theirs: name for name, spec in table.items() for theirs in spec.stored.names}
+    sources = {
+        theirs: (name, part)
+        for name, spec in table.items()
+        for part, theirs in enumerate(spec.stored.names)
+    }
     shapes = {
         theirs: shape
         for spec in table.values()
         for theirs, shape in zip(spec.stored.names, spec.stored_shapes, strict=True)
     }
-    numbers = {theirs: number for number, theirs in enumerate(shapes, 1)}
+    numbers = count(1)
 
     def read_stored(theirs: str) -> Tensor:
-        report("writing", numbers[theirs], len(numbers))
-        name = sources[theirs]
-        stored = table[name].stored
-        return stored.split(read(name))[stored.names.index(theirs)]
+        report("writing", next(numbers), len(shapes))
+        name, part = sources[theirs]
+        return table[name].stored.split(read(name))[part]
 
     with new_folder(path, ModelError, "4 bytes a parameter") as partial:
         expected = probe_loss(read, config) if stated_loss is None else stated_loss
         for name, content in files.items():
             (partial / name).write_bytes(content)
         write_weights(partial, shapes, read_stored, shard_bytes)
-        description = family_of(config).hugging_face.describe(config, end_of_text)
+        description = family_of(config).describe(config, end_of_text)
         text = json.dumps(description, indent=2, sort_keys=True)
         (partial / CONFIG_NAME).write_text(text + "\n")
         found = probe_loss(ModelFolder(partial).__getitem__, config)
@@ -186,18 +175,16 @@ def write_model_folder(
 
 
 def read_model_config(path: Path) -> ResolvedModelConfig:
-    """Return the model that a config.json of Hugging Face describes.
-
-    Raises:
-        ModelError: No family computes what it describes; the message names the key.
-    """
+    """Return the model that a config.json of Hugging Face describes, if some family computes it."""
     values = read_json(path, _CONFIG_BYTES)
     model_type = values.get("model_type")
     for name, family in FAMILIES.items():
-        if family.hugging_face.model_type == model_type:
-            config = family.hugging_face.read(path, values, name)
-            if problem := family.problem(config):
-                raise ModelError(f"{path}: {problem}")
+        if family.model_type == model_type:
+            config = family.read(path, values, name)
+            try:
+                family_of(config)
+            except ConfigError as error:
+                raise ModelError(f"{path}: {error}") from None
             return config
-    kinds = ", ".join(family.hugging_face.model_type for family in FAMILIES.values())
+    kinds = ", ".join(family.model_type for family in FAMILIES.values())
     raise ModelError(f"{path}: model_type {model_type!r}; models of type {kinds} can be opened")

@@ -6,16 +6,15 @@ vocabulary; `/tp` where a dimension is split over the tensor-parallel group.
 
 import warnings
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.cache import LayerCache
-from gpt_dist.model.group import Group
-from gpt_dist.model.random import fork_rng_for_tensor_parallel
+from gpt_dist.model.group import Group, fork_rng_for_tensor_parallel
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
@@ -32,11 +31,6 @@ INIT_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
 
 
-def declare_initial(weight: Tensor, std: float, is_vocabulary: bool = False) -> None:
-    """Record on a weight how it was drawn, and whether its rows stand for tokens."""
-    weight.init_std, weight.is_vocabulary = std, is_vocabulary  # type: ignore[attr-defined]
-
-
 class ColumnParallel(ColumnParallelLinear):
     """Linear map whose output features are split over the group: [..., D] -> [..., E/tp]."""
 
@@ -47,22 +41,17 @@ class ColumnParallel(ColumnParallelLinear):
         group: Group,
         *,
         bias: bool = True,
-        is_vocabulary: bool = False,
         own_weight: bool = True,
     ) -> None:
         """Draw the weight, unless each call brings one (`own_weight` False)."""
         super().__init__(
             input_size,
             output_size,
-            config=_parallel(group),
-            init_method=partial(nn.init.normal_, std=INIT_STD),
+            **_settings(group, INIT_STD),
             bias=bias,
             skip_weight_param_allocation=not own_weight,
-            tp_group=group,
         )
         self.group = group
-        if own_weight:
-            declare_initial(self.weight, INIT_STD, is_vocabulary)
 
     def forward(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
         """Map hidden states by `weight`, or by the layer's own."""
@@ -79,19 +68,15 @@ class RowParallel(RowParallelLinear):
     def __init__(
         self, input_size: int, output_size: int, group: Group, *, std: float, bias: bool = True
     ) -> None:
-        """Draw the weight with standard deviation `std`."""
         super().__init__(
             input_size,
             output_size,
-            config=_parallel(group),
-            init_method=partial(nn.init.normal_, std=std),
+            **_settings(group, std),
             bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
-            tp_group=group,
         )
         self.group = group
-        declare_initial(self.weight, std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Add up what the processes of the group make of their features, and the bias once."""
@@ -105,16 +90,8 @@ class TokenEmbedding(VocabParallelEmbedding):
     """Embedding whose rows are split over the group: token ids [B, T] -> [B, T, D]."""
 
     def __init__(self, config: ResolvedModelConfig, group: Group) -> None:
-        """Draw a row for every token and for the padding of the vocabulary."""
-        super().__init__(
-            config.padded_vocab_size,
-            config.hidden_size,
-            init_method=partial(nn.init.normal_, std=INIT_STD),
-            config=_parallel(group),
-            tp_group=group,
-        )
+        super().__init__(config.padded_vocab_size, config.hidden_size, **_settings(group, INIT_STD))
         self.group = group
-        declare_initial(self.weight, INIT_STD, is_vocabulary=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the rows of these tokens, complete on every process."""
@@ -123,14 +100,14 @@ class TokenEmbedding(VocabParallelEmbedding):
         return F.embedding(tokens, self.weight)
 
 
-class PositionEmbedding(nn.Embedding):
-    """Learned embedding of positions, the same on every process: positions [T] -> [T, D]."""
-
-    def __init__(self, config: ResolvedModelConfig) -> None:
-        """Draw a row for every position of the context."""
-        super().__init__(config.sequence_length, config.hidden_size)
-        nn.init.normal_(self.weight, std=INIT_STD)
-        declare_initial(self.weight, INIT_STD)
+def _settings(group: Group, std: float) -> dict[str, Any]:
+    """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
+    config = ModelParallelConfig(
+        tensor_model_parallel_size=group.size(),
+        use_cpu_initialization=True,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
+    )
+    return {"config": config, "init_method": partial(nn.init.normal_, std=std), "tp_group": group}
 
 
 class Rotation:
@@ -169,7 +146,6 @@ class Attention(nn.Module):
         output_std: float = INIT_STD,
         bias: bool = True,
     ) -> None:
-        """Draw both projections, that of the output with standard deviation `output_std`."""
         super().__init__()
         self.group = group
         self.head_size = config.head_size
@@ -196,17 +172,12 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(key, value)
         context = self.attend(query, key, value)  # [B, H/tp, T, S]
-        output: Tensor = self.projection(context.transpose(1, 2).flatten(2))
-        return output
+        return self.projection(context.transpose(1, 2).flatten(2))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Mix the values of this process's heads; dropout differs between peers.
+        """Mix the values [B, G/tp, T, S] of this process's heads; dropout differs between peers.
 
-        Args:
-            query: [B, H/tp, T, S]. With more keys than queries there must be one query, that of the
-                last token, which sees all.
-            key: [B, G/tp, T, S].
-            value: [B, G/tp, T, S].
+        With more keys than queries there must be one query, that of the last token, which sees all.
         """
         dropout = self.dropout if self.training else 0.0
         with fork_rng_for_tensor_parallel(self.group, query.device, enabled=dropout > 0):
@@ -226,7 +197,6 @@ class FeedForward(nn.Module):
     def __init__(
         self, config: ResolvedModelConfig, group: Group, *, output_std: float = INIT_STD
     ) -> None:
-        """Draw both layers, the second with standard deviation `output_std`."""
         super().__init__()
         width = config.hidden_size
         self.expansion = ColumnParallel(width, 4 * width, group)
@@ -235,14 +205,41 @@ class FeedForward(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map each hidden state [B, T, D] by itself."""
         inner = F.gelu(self.expansion(hidden), approximate="tanh")  # [B, T, 4D/tp]
-        output: Tensor = self.projection(inner)
-        return output
+        return self.projection(inner)
 
 
-def _parallel(group: Group | ProcessGroup) -> ModelParallelConfig:
-    """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
-    return ModelParallelConfig(
-        tensor_model_parallel_size=group.size(),
-        use_cpu_initialization=True,
-        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
-    )
+class Block(nn.Module):
+    """Attention and feed-forward, each on a residual branch, with a norm of the branch or the sum.
+
+    With `norm_first` a norm comes before each branch, otherwise after each sum.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        attention_norm: nn.Module,
+        feed_forward: nn.Module,
+        feed_forward_norm: nn.Module,
+        *,
+        dropout: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = attention_norm
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = feed_forward_norm
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(
+        self, hidden: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Map hidden states [B, T, D] to hidden states [B, T, D]."""
+        if self.norm_first:
+            mixed = self.attention(self.attention_norm(hidden), rotation, cache)
+            hidden = hidden + self.dropout(mixed)
+            return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+        mixed = self.attention(hidden, rotation, cache)
+        hidden = self.attention_norm(hidden + self.dropout(mixed))
+        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))

@@ -1,17 +1,18 @@
 """The table of a model's parameters, read off the model itself, and what follows from it."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
+from gpt_dist.files.tensor_file import Shape
 from gpt_dist.model.families import build_model, family_of
+from gpt_dist.model.family import Stored
 from gpt_dist.model.group import SingleProcess
-from gpt_dist.model.hugging_face import Stored
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,6 @@ class ParameterSpec:
     """Of the full tensor, with the padding of the vocabulary."""
     split_dimension: int | None
     """The dimension that tensor parallelism splits; None where every process holds all."""
-    init_std: float | None
-    """Standard deviation of its initial values; None where they are constants."""
-    is_vocabulary: bool
-    """Whether its rows stand for tokens."""
     stored: Stored
     """Its form in a Hugging Face model."""
 
@@ -42,16 +39,14 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
 
     The model is built without memory for its weights, in milliseconds a block.
     """
-    stored_parameter = family_of(config).stored_parameter
+    stored = family_of(config).stored
     with torch.device("meta"):
         model = build_model(config, SingleProcess())
     return {
         name: ParameterSpec(
             tuple(parameter.shape),
             split_dimension(parameter),
-            getattr(parameter, "init_std", None),
-            getattr(parameter, "is_vocabulary", False),
-            stored_parameter(name, config),
+            stored(name, config),
         )
         for name, parameter in model.named_parameters()
     }
@@ -71,3 +66,15 @@ def num_parameters(config: ResolvedModelConfig) -> int:
         for spec in parameter_table(config).values()
         for shape in spec.stored_shapes
     )
+
+
+class FullTensors(Mapping[str, Tensor]):
+    """The full tensors of a model by parameter name, each read when it is asked for."""
+
+    config: ResolvedModelConfig
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(parameter_table(self.config))
+
+    def __len__(self) -> int:
+        return len(parameter_table(self.config))

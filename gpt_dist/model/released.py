@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from torch import Tensor
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
 from gpt_dist.files.shared import SharedFiles
+from gpt_dist.files.tensor_file import Shape
 from gpt_dist.model.checksums import refuse
-from gpt_dist.model.parameters import Shape, parameter_table
+from gpt_dist.model.parameters import FullTensors, parameter_table
 
 SHAPES_NAME = "params_shapes.json"
 HEAD_SIZE = 64
@@ -26,38 +26,31 @@ _TENSORS_PER_LAYER = 12
 _REMEDY = "copy the released files again"
 
 
-class ReleasedWeights(Mapping[str, Tensor]):
-    """Full tensors of `params_*.npy` under this model's names, each read on demand."""
+class ReleasedWeights(FullTensors):
+    """Full tensors of `params_*.npy` under this model's names."""
 
     def __init__(self, path: Path) -> None:
         """Check shapes and sizes; raise ModelError if the files are damaged or hold pickles."""
         self.config = _read_config(path / SHAPES_NAME)
-        self._shapes = released_shapes(self.config)
-        self._names = list(self._shapes)
-        self._starts = [0, *accumulate(map(math.prod, self._shapes.values()))]
+        self._path = path
         self._pieces = _open_pieces(path)
         self.files = SharedFiles(path, dict.fromkeys(self._pieces), refuse)
-        self._path = path
-        found = sum(len(piece) for piece in self._pieces.values())
-        if found != self._starts[-1]:
+        sizes = {name: math.prod(shape) for name, shape in _stored_shapes(self.config).items()}
+        self._stops = dict(zip(sizes, accumulate(sizes.values()), strict=True))
+        found, expected = sum(map(len, self._pieces.values())), sum(sizes.values())
+        if found != expected:
             raise ModelError(
                 f"{path}: params_*.npy hold {found} numbers, but {SHAPES_NAME} asks for "
-                f"{self._starts[-1]}; {_REMEDY}"
+                f"{expected}; {_REMEDY}"
             )
 
     def __getitem__(self, name: str) -> Tensor:
-        number = self._names.index(name)
-        values = self._read(self._starts[number], self._starts[number + 1])
+        spec = parameter_table(self.config)[name]
+        (shape,) = spec.stored_shapes
+        values = self._read(self._stops[name] - math.prod(shape), self._stops[name])
         if not values.isfinite().all():
             raise ModelError(f"{self._path}: {name} holds values that are not finite; {_REMEDY}")
-        tensor = values.reshape(self._shapes[name])
-        return parameter_table(self.config)[name].stored.join([tensor])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        return spec.stored.join([values.view(shape)])
 
     def _read(self, start: int, stop: int) -> Tensor:
         parts, first = [], 0
@@ -88,7 +81,7 @@ def _read_config(path: Path) -> ResolvedModelConfig:
         # Matrices are stored as convolutions of width 1.
         expected = [
             [1, *shape] if name.startswith("blocks") and len(shape) == 2 else list(shape)
-            for name, shape in released_shapes(config).items()
+            for name, shape in _stored_shapes(config).items()
         ]
         if width % HEAD_SIZE or shapes != expected:
             raise ValueError("not the shapes of a GPT-1")
@@ -98,7 +91,7 @@ def _read_config(path: Path) -> ResolvedModelConfig:
     return config
 
 
-def released_shapes(config: ResolvedModelConfig) -> dict[str, Shape]:
+def _stored_shapes(config: ResolvedModelConfig) -> dict[str, Shape]:
     """Return the stored shape of each parameter in the order of the files: positions first."""
     tokens, positions, *rest = parameter_table(config).items()
     return {name: spec.stored_shapes[0] for name, spec in (positions, tokens, *rest)}

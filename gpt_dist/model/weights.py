@@ -1,6 +1,6 @@
-"""Whole weights: translated to and from Hugging Face's layout, and loaded into a model."""
+"""Whole weights: loaded into a model, and given rows for new tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,31 +9,12 @@ from torch.distributed import ProcessGroup
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.decoder import GPT
 from gpt_dist.model.families import build_model
-from gpt_dist.model.parameters import parameter_table, split_dimension
+from gpt_dist.model.family import TOKEN_MODULES
+from gpt_dist.model.layers import INIT_STD
+from gpt_dist.model.parameters import FullTensors, parameter_table, split_dimension
 
 
-def from_hugging_face(
-    state: Mapping[str, Tensor], config: ResolvedModelConfig
-) -> dict[str, Tensor]:
-    """Return full tensors of this model, the vocabulary padded with zeros, from a state dict."""
-    return {
-        name: spec.stored.join([state[theirs] for theirs in spec.stored.names])
-        for name, spec in parameter_table(config).items()
-    }
-
-
-def to_hugging_face(
-    tensors: Mapping[str, Tensor], config: ResolvedModelConfig
-) -> dict[str, Tensor]:
-    """Return the inverse of `from_hugging_face`, without the padding of the vocabulary."""
-    return {
-        theirs: tensor
-        for name, spec in parameter_table(config).items()
-        for theirs, tensor in zip(spec.stored.names, spec.stored.split(tensors[name]), strict=True)
-    }
-
-
-class GrownVocabulary(Mapping[str, Tensor]):
+class GrownVocabulary(FullTensors):
     """The full tensors of a model, with rows drawn for tokens that are new to it."""
 
     def __init__(
@@ -48,29 +29,22 @@ class GrownVocabulary(Mapping[str, Tensor]):
 
         The ids `unused` of the model before get new rows as well.
         """
+        self.config = after
         self._tensors = tensors
-        self._table = parameter_table(after)
         self._unused = list(unused)
         self._known = before.vocab_size
         self._seed = seed
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor, spec = self._tensors[name], self._table[name]
-        if not spec.is_vocabulary:
+        tensor = self._tensors[name]
+        if name.removesuffix(".weight") not in TOKEN_MODULES:
             return tensor
-        assert spec.init_std is not None
-        rows = torch.empty(spec.shape)
-        rows.normal_(std=spec.init_std, generator=torch.Generator().manual_seed(self._seed))
+        rows = torch.empty(parameter_table(self.config)[name].shape)
+        rows.normal_(std=INIT_STD, generator=torch.Generator().manual_seed(self._seed))
         drawn = rows[self._unused]
         rows[: self._known] = tensor[: self._known]
         rows[self._unused] = drawn
         return rows
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def load_model(
@@ -79,7 +53,11 @@ def load_model(
     """Return a model with these full tensors, each process of the group holding its slice."""
     with torch.device("meta"):  # no initial weights are drawn, which would take seconds
         model = build_model(config, group)
-    _allocate(model)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            allocated = nn.Parameter(torch.empty_like(parameter, device="cpu"))
+            vars(allocated).update(vars(parameter))
+            setattr(module, name, allocated)
     load_full_tensors(model, tensors)
     return model
 
@@ -87,31 +65,15 @@ def load_model(
 def load_full_tensors(model: GPT, tensors: Mapping[str, Tensor], layers: int | None = None) -> None:
     """Copy full tensors into a model, each process taking its tensor-parallel slice.
 
-    Args:
-        model: The model; every parameter that is copied must be in `tensors` in its full shape.
-        tensors: Full tensors by parameter name, each read when it is asked for.
-        layers: Copy only so many blocks, from the first, and all that is in no block.
+    With `layers`, only so many blocks are copied, from the first, and all that is in no block.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if layers is not None and _block_number(name) >= layers:
+            place = name.split(".")[1]  # a block's number, where the parameter is in a block
+            if layers is not None and place.isdigit() and int(place) >= layers:
                 continue
             full, dimension = tensors[name], split_dimension(parameter)
             if dimension is not None:
                 full = full.chunk(model.group.size(), dim=dimension)[model.group.rank()]
             assert parameter.shape == full.shape, f"{name}: {full.shape} for {parameter.shape}"
             parameter.copy_(full)
-
-
-def _allocate(model: nn.Module) -> None:
-    """Give the parameters of a model on the meta device memory, and keep their attributes."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            allocated = nn.Parameter(torch.empty_like(parameter, device="cpu"))
-            vars(allocated).update(vars(parameter))
-            setattr(module, name, allocated)
-
-
-def _block_number(name: str) -> int:
-    """Return the number of the block that a parameter belongs to, or -1."""
-    return int(name.split(".")[1]) if name.startswith("blocks.") else -1

@@ -16,7 +16,7 @@ from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.distributed.test_layouts import SMALL
 from tests.distributed.test_model import TOLERANCE, VOCAB_SIZE, for_four, model_config, reference
-from tests.models import FAMILIES
+from tests.models import FAMILIES, from_hugging_face
 from tests.moments import gradient_differences
 from tests.rows import assert_same, read_rows
 from tests.runs import train
@@ -27,7 +27,7 @@ def step_beside_theirs(
 ) -> dict[str, float]:
     """Differences of a step's loss and gradients from those of transformers."""
     from gpt_dist.data.batches import TokenBatch
-    from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
+    from gpt_dist.model import build_model, load_full_tensors
     from gpt_dist.train.engine import Engine
     from gpt_dist.train.objective import LanguageModelObjective
 

@@ -15,6 +15,7 @@ from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.distributed.test_head import SIZES, batch, objective, randomised
 from tests.distributed.test_model import TOLERANCE, model_config
+from tests.models import from_hugging_face
 from tests.moments import gradient_differences
 
 transformers = pytest.importorskip("transformers")
@@ -49,7 +50,6 @@ def step_beside_theirs(
     launch: Launch, device: torch.device, stage: int, tensor: int, kind: str
 ) -> dict[str, float]:
     """Differences of a step under DeepSpeed from transformers' loss, scores and gradients."""
-    from gpt_dist.model import from_hugging_face
     from gpt_dist.train.engine import Engine
 
     topology = form_groups(launch, device, tensor)

@@ -15,6 +15,7 @@ from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.distributed.test_model import TOLERANCE, model_config
+from tests.models import from_hugging_face
 
 transformers = pytest.importorskip("transformers")
 
@@ -48,7 +49,7 @@ def objective(theirs: Any, launch: Launch, device: torch.device, tensor: int, **
     """Our objective with the weights of their transformer, and a head of random ones."""
     from gpt_dist.finetune.head import TaskHead
     from gpt_dist.finetune.objective import TaskObjective
-    from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
+    from gpt_dist.model import build_model, load_full_tensors
 
     topology = form_groups(launch, device, tensor)
     config = model_config("openai_gpt")
@@ -66,7 +67,7 @@ def compare_choices(
     launch: Launch, device: torch.device, tensor: int, lengths: list[list[int]]
 ) -> dict[str, float]:
     """Differences of our multiple-choice loss, its parts and its gradients from transformers'."""
-    from gpt_dist.model import from_hugging_face, load_full_tensors
+    from gpt_dist.model import load_full_tensors
 
     theirs = randomised(
         transformers.OpenAIGPTDoubleHeadsModel(transformers.OpenAIGPTConfig(**SIZES, num_labels=1))
@@ -118,7 +119,7 @@ def compare_pooled(
     launch: Launch, device: torch.device, tensor: int, kind: str, outputs: int
 ) -> dict[str, float]:
     """Differences from the same head on the hidden states of transformers' model."""
-    from gpt_dist.model import from_hugging_face, load_full_tensors
+    from gpt_dist.model import load_full_tensors
 
     theirs = randomised(transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**SIZES)))
     ours = objective(theirs, launch, device, tensor, kind=kind, outputs=outputs)

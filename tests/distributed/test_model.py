@@ -15,7 +15,7 @@ from gpt_dist.data.batches import TokenBatch
 from gpt_dist.model import family_of, parameter_table
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, form_groups
-from tests.models import FAMILIES, FAMILY_SIZES
+from tests.models import FAMILIES, FAMILY_SIZES, from_hugging_face
 
 transformers = pytest.importorskip("transformers")
 
@@ -45,7 +45,7 @@ def for_four(config: ResolvedModelConfig) -> ResolvedModelConfig:
 def reference(config: ResolvedModelConfig) -> Any:
     """A transformers model with every weight random, biases and gains too."""
     torch.manual_seed(0)
-    description = family_of(config).hugging_face.describe(config, end_of_text=None)
+    description = family_of(config).describe(config, end_of_text=None)
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**description)
     )
@@ -72,7 +72,7 @@ def compare_with_reference(
     launch: Launch, device: torch.device, family: str, tensor_parallel_size: int
 ) -> tuple[float, float, float]:
     """Largest differences of logits and loss, and the largest probability of a padding entry."""
-    from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
+    from gpt_dist.model import build_model, load_full_tensors
 
     topology = form_groups(launch, device, tensor_parallel_size)
     config = for_four(model_config(family)) if tensor_parallel_size == 4 else model_config(family)
@@ -104,7 +104,7 @@ def gradients(
     launch: Launch, device: torch.device, family: str, tensor_parallel_size: int
 ) -> dict[str, float]:
     """The largest difference of each parameter's gradient from transformers'."""
-    from gpt_dist.model import build_model, from_hugging_face, load_full_tensors
+    from gpt_dist.model import build_model, load_full_tensors
 
     topology = form_groups(launch, device, tensor_parallel_size)
     config = for_four(model_config(family)) if tensor_parallel_size == 4 else model_config(family)

@@ -13,11 +13,11 @@ from gpt_dist.checkpoint.folder import open_whole
 from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.errors import ModelError
-from gpt_dist.model import family_of, probe_loss, probe_tokens, to_hugging_face
+from gpt_dist.model import family_of, probe_loss, probe_tokens
 from tests.checkpoints import make_first_version, refusal, saved_tensors, vouch_for
 from tests.distributed.test_checkpoint import save_again_and_train
 from tests.distributed.test_layouts import SMALL
-from tests.models import FAMILIES, random_weights, small_config
+from tests.models import FAMILIES, random_weights, small_config, to_hugging_face
 from tests.runs import train
 
 CHECKPOINT = "checkpoints/step-00000030"
@@ -34,7 +34,7 @@ def test_the_loss_is_transformers(family):
     transformers = pytest.importorskip("transformers")
     config = small_config(family)
     tensors = random_weights(config)
-    description = family_of(config).hugging_face.describe(config, end_of_text=None)
+    description = family_of(config).describe(config, end_of_text=None)
     reference = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**description)
     ).eval()

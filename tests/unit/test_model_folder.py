@@ -20,10 +20,17 @@ from torch import Tensor
 from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.errors import GptDistError, ModelError
-from gpt_dist.model import ModelFolder, build_model, load_model, to_hugging_face, write_model_folder
+from gpt_dist.model import ModelFolder, build_model, load_model, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import FAMILIES, VOCAB_SIZE, count_refused, sample_texts, write_model_folders
+from tests.models import (
+    FAMILIES,
+    VOCAB_SIZE,
+    count_refused,
+    sample_texts,
+    to_hugging_face,
+    write_model_folders,
+)
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,10 +14,9 @@ import psutil
 import pytest
 from torch.distributed import Store, TCPStore
 
-from gpt_dist import network, rendezvous
+from gpt_dist import rendezvous
 from gpt_dist.errors import LaunchError
-from gpt_dist.network import choose_interface
-from gpt_dist.rendezvous import Launch, discover_launch, open_store
+from gpt_dist.rendezvous import Launch, choose_interface, discover_launch, open_store
 
 
 def variables(text: str) -> dict[str, str]:
@@ -92,8 +91,10 @@ def join() -> Iterator[Join]:
     """Start one of two processes, here a thread, on its way to the store."""
     with ThreadPoolExecutor(4) as threads:
 
-        def join(rank: int, local_world_size: int = 2) -> Future[Store]:
-            launch = Launch("deepspeed", rank, 2, rank % local_world_size, local_world_size)
+        def join(
+            rank: int, local_world_size: int = 2, launcher: str = "deepspeed"
+        ) -> Future[Store]:
+            launch = Launch(launcher, rank, 2, rank % local_world_size, local_world_size)
             return threads.submit(open_store, launch)
 
         yield join
@@ -171,12 +172,24 @@ def test_only_a_run_of_one_host_listens_on_the_loopback_address_alone(
     environment["MASTER_ADDR"] = "127.0.1.1"
     port = int(environment["MASTER_PORT"])
     first = join(0, local_world_size)
-    deadline = time.monotonic() + 10
-    while not listens("127.0.1.1", port):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_listening("127.0.1.1", port)
     assert listens("127.0.0.2", port) is (local_world_size == 1)
     assert_connected(first, join(1, local_world_size))
+
+
+def test_rank_0_of_srun_is_on_the_first_node(environment, join):
+    del environment["MASTER_ADDR"]
+    environment["SLURM_STEP_NODELIST"] = "127.0.[1-2].[7-9,12],node[03-04]"
+    first = join(0, launcher="srun")
+    wait_until_listening("127.0.1.7", int(environment["MASTER_PORT"]))
+    assert_connected(first, join(1, launcher="srun"))
+
+
+def wait_until_listening(address: str, port: int) -> None:
+    deadline = time.monotonic() + 10
+    while not listens(address, port):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def listens(address: str, port: int) -> bool:
@@ -218,5 +231,5 @@ def test_the_interface_that_reaches_the_others(monkeypatch, own, others, expecte
         for name, addresses in INTERFACES.items()
     }
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: table)
-    monkeypatch.setattr(network, "_address_towards", {"10.2.0.6": "10.2.0.5"}.__getitem__)
+    monkeypatch.setattr(rendezvous, "_address_towards", {"10.2.0.6": "10.2.0.5"}.__getitem__)
     assert choose_interface(own, [own, *others]) == expected

@@ -14,17 +14,28 @@ FAMILIES: dict[str, Family] = {"openai_gpt": OPENAI_GPT, "gpt2": GPT_2, "llama":
 
 
 def family_of(config: ModelConfig) -> Family:
-    """Return the family that a configuration names, which reads all keys that are given.
+    """Return the family that a configuration names.
 
-    Raises:
-        ConfigError: There is no such family, or a key is given that it does not read.
+    Raises ConfigError where there is no such family, where a key is given that only other families
+    read, or where a size does not fit.
     """
     family = FAMILIES.get(config.family)
     if family is None:
         raise ConfigError(
             f"model.family: {config.family!r} is unknown; choose one of {', '.join(FAMILIES)}"
         )
-    family.check(config)
+    for key in (key for other in FAMILIES.values() for key in other.keys):
+        value = getattr(config, key)
+        if value is not None and key not in family.keys:
+            raise ConfigError(
+                f"model.{key}: {value} is given, but model.family {config.family} has no such "
+                "choice; leave the key out, or choose another family"
+            )
+    if family.rotation and config.head_size % 2:
+        raise ConfigError(
+            f"model.num_heads: {config.num_heads} heads of {config.head_size} features each; "
+            "rotary positions need an even number, so choose other heads or another hidden_size"
+        )
     return family
 
 
@@ -32,4 +43,4 @@ def build_model(
     config: ResolvedModelConfig, group: Group, activation_checkpointing: bool = False
 ) -> GPT:
     """Return a model with initial weights drawn from the default generator."""
-    return family_of(config).model(config, group, activation_checkpointing)
+    return GPT(config, family_of(config), group, activation_checkpointing)

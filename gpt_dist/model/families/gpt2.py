@@ -4,73 +4,41 @@ Weights that end a residual branch start smaller by 1/sqrt(2 * num_layers) (sect
 """
 
 import math
-from typing import Any
-
-from torch import Tensor, nn
+from dataclasses import replace
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.cache import LayerCache
 from gpt_dist.model.families import openai_gpt
-from gpt_dist.model.family import Family
-from gpt_dist.model.hugging_face import HuggingFaceConfig, Stored, Values, same, token_rows
-from gpt_dist.model.layers import INIT_STD, Rotation
+from gpt_dist.model.families.openai_gpt import NORM_EPSILON, OPENAI_GPT
+from gpt_dist.model.group import Group
+from gpt_dist.model.layers import INIT_STD, Block
 
 
-class Block(openai_gpt.Block):
-    """Attention and feed-forward, each on a residual branch with LayerNorm before it."""
-
-    def forward(
-        self, hidden: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        """Map hidden states [B, T, D] to hidden states [B, T, D]."""
-        mixed = self.attention(self.attention_norm(hidden), rotation, cache)
-        hidden = hidden + self.dropout(mixed)
-        output: Tensor = hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
-        return output
+def make_block(config: ResolvedModelConfig, group: Group) -> Block:
+    """Return a block with initial weights."""
+    output_std = INIT_STD / math.sqrt(2 * config.num_layers)
+    return openai_gpt.make_block(config, group, norm_first=True, output_std=output_std)
 
 
-class GPT2(openai_gpt.OpenAIGPT):
-    """GPT-2."""
-
-    def make_block(self) -> nn.Module:
-        """Return one block."""
-        return Block(self.config, self.group, INIT_STD / math.sqrt(2 * self.config.num_layers))
-
-    def make_final_norm(self) -> nn.Module:
-        """Return the LayerNorm of the residual stream."""
-        return nn.LayerNorm(self.config.hidden_size, eps=openai_gpt.NORM_EPSILON)
-
-
-def stored_parameter(name: str, config: ResolvedModelConfig) -> Stored:
-    """Return how `GPT2LMHeadModel` stores a parameter of this model."""
-    if name == "token_embedding.weight":
-        return token_rows("transformer.wte.weight", config)
-    if name == "position_embedding.weight":
-        return same("transformer.wpe.weight")
-    if name.startswith("final_norm."):
-        return same(name.replace("final_norm", "transformer.ln_f"))
-    return openai_gpt.stored_in_block(name, config)
-
-
-def supported(values: Values) -> dict[str, tuple[Any, ...]]:
-    """Return the values of config.json with which GPT-2 computes what this model computes."""
-    return {
+GPT_2 = replace(
+    OPENAI_GPT,
+    block=make_block,
+    final_norm=openai_gpt.make_norm,
+    architecture="GPT2LMHeadModel",
+    model_type="gpt2",
+    names={
+        **OPENAI_GPT.names,
+        "token_embedding": "transformer.wte",
+        "position_embedding": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+    },
+    keys={
+        **OPENAI_GPT.keys,
+        "sequence_length": (1024, "n_positions"),
+        "vocab_size": (50257, "vocab_size"),
+    },
+    written={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (openai_gpt.NORM_EPSILON,),
-        **openai_gpt.supported_in_block(values),
-    }
-
-
-GPT_2 = Family(
-    model=GPT2,
-    stored_parameter=stored_parameter,
-    hugging_face=HuggingFaceConfig(
-        architecture="GPT2LMHeadModel",
-        model_type="gpt2",
-        prefix="transformer.",
-        keys=openai_gpt.CONFIG_KEYS,
-        defaults={"sequence_length": 1024, "vocab_size": 50257},
-        fixed={"activation_function": "gelu_new", **openai_gpt.CONFIG_FIXED},
-        supported=supported,
-    ),
+        "layer_norm_epsilon": (NORM_EPSILON,),
+        "tie_word_embeddings": (True,),
+    },
 )
