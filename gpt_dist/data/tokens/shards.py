@@ -7,19 +7,20 @@ number at which each document starts, and a last entry at the end). Here a seque
 """
 
 import hashlib
-import os
 import struct
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, NonNegativeInt
 
 from gpt_dist.errors import DataError
+from gpt_dist.files.folders import sync, write_synced
+from gpt_dist.files.records import Record
 
 Ids = np.ndarray[Any, np.dtype[Any]]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -28,31 +29,21 @@ _DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2
 _CODE_OF_DTYPE = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 
 
-@dataclass(frozen=True)
-class FileInfo:
-    """Size in bytes and SHA-256 (hexadecimal) of one file."""
+class FileEntry(Record):
+    """Size in bytes and SHA-256 of one file of a folder."""
 
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """Counts and files of a finished shard."""
-
-    tokens: int
-    documents: int
-    bin: FileInfo
-    idx: FileInfo
+    bytes: NonNegativeInt
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class IndexHeader:
-    """Fixed-size start of an index: the ids' type, the numbers of sequences and documents."""
+class ShardEntry(Record):
+    """One shard: `name` is its path in the token folder without `.bin` or `.idx`."""
 
-    dtype: np.dtype[Any]
-    sequences: int
-    documents: int
+    name: Annotated[str, Field(pattern=r"^(train|validation)/shard-\d{5,}$")]
+    tokens: NonNegativeInt
+    documents: NonNegativeInt
+    bin: FileEntry
+    idx: FileEntry
 
 
 def bin_path(prefix: Path) -> Path:
@@ -88,45 +79,42 @@ class ShardWriter:
         self._digest.update(data)
         self._lengths.append(len(ids))
 
-    def close(self) -> ShardInfo:
+    def close(self) -> ShardEntry:
         """Write the index and return once both files are safe on the disk."""
-        _sync_and_close(self._bin)
-        tokens = sum(self._lengths)
-        bin_info = FileInfo(tokens * self._dtype.itemsize, self._digest.hexdigest())
-        index = b"".join(self._index())
-        with idx_path(self._prefix).open("wb") as stream:
-            stream.write(index)
-            _sync_and_close(stream)
-        idx_info = FileInfo(len(index), hashlib.sha256(index).hexdigest())
-        return ShardInfo(tokens, len(self._lengths), bin_info, idx_info)
-
-    def _index(self) -> Iterable[bytes]:
+        self._bin.close()
+        sync(bin_path(self._prefix))
         lengths = np.array(self._lengths, dtype="<i8")
-        starts = np.concatenate([np.zeros(1, dtype="<i8"), np.cumsum(lengths)])[:-1]
-        count = len(lengths)
-        yield _HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self._dtype], count, count + 1)
-        yield lengths.astype("<i4").tobytes()
-        yield (starts * self._dtype.itemsize).tobytes()
-        yield np.arange(count + 1, dtype="<i8").tobytes()
+        count, tokens, itemsize = len(lengths), int(lengths.sum()), self._dtype.itemsize
+        index = (
+            _HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self._dtype], count, count + 1)
+            + lengths.astype("<i4").tobytes()
+            + ((lengths.cumsum() - lengths) * itemsize).tobytes()
+            + np.arange(count + 1, dtype="<i8").tobytes()
+        )
+        write_synced(idx_path(self._prefix), index)
+        return ShardEntry(
+            name="/".join(self._prefix.parts[-2:]),
+            tokens=tokens,
+            documents=count,
+            bin=FileEntry(bytes=tokens * itemsize, sha256=self._digest.hexdigest()),
+            idx=FileEntry(bytes=len(index), sha256=hashlib.sha256(index).hexdigest()),
+        )
 
 
-def read_index_header(path: Path) -> IndexHeader:
-    """Read the header of an index file, at a cost that does not depend on the shard's size.
+def read_index(path: Path) -> tuple[np.dtype[Any], int]:
+    """Return the type of the ids and the number of documents, from the header of an index alone.
 
     Raises:
         DataError: The file is not an index of this format, or not as long as its header says.
     """
     with path.open("rb") as stream:
         data = stream.read(_HEADER.size)
-    if len(data) < _HEADER.size or not data.startswith(_MAGIC):
-        raise DataError(f"{path}: not a Megatron index file; prepare the token folder again")
-    version, code, sequences, entries = _HEADER.unpack(data)[1:]
+    magic, version, code, sequences, entries = _HEADER.unpack(data.ljust(_HEADER.size, b"\0"))
     dtype = _DTYPE_OF_CODE.get(code)
-    if version != _VERSION or dtype is None or entries == 0:
+    if (magic, version) != (_MAGIC, _VERSION) or dtype is None or entries == 0:
         raise DataError(
-            f"{path}: index version {version}, type code {code}, {entries} document bounds cannot "
-            f"be read here (version {_VERSION}, type codes {sorted(_DTYPE_OF_CODE)} can); "
-            "prepare the token folder again"
+            f"{path}: not a Megatron index file of version {_VERSION} with uint16 or int32 ids, "
+            f"but begins with {data!r}; prepare the token folder again"
         )
     expected = _HEADER.size + 12 * sequences + 8 * entries
     found = path.stat().st_size
@@ -135,10 +123,4 @@ def read_index_header(path: Path) -> IndexHeader:
             f"{path}: {found} bytes, but its header asks for {expected}; "
             "copy the token folder or prepare it again"
         )
-    return IndexHeader(dtype, sequences, entries - 1)
-
-
-def _sync_and_close(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()
+    return dtype, entries - 1
