@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,8 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>")
 # Texts are encoded in pieces of about this length: it was measured to be the fastest, and memory
 # grows with the piece only.
 _PIECE_CHARACTERS = 1024
+# A space at the end of a text is a token, so that none is cut off there.
+_SPACE_WITHIN_TEXT = re.compile(r" (?=.)", re.DOTALL)
 _TRAINING_LINE_CHARACTERS = 4096
 # Fixed, since the model file records it and must not depend on the machine's cores.
 _TRAINING_THREADS = 4
@@ -52,8 +55,16 @@ def encode_as_trained(tokenizer: Tokenizer, text: str) -> Ids:
 
 def join_ids(parts: Iterable[Sequence[int]]) -> Ids:
     """Join lists of ids into one int32 vector."""
-    vectors = [np.array(part, dtype=np.int32) for part in parts]
-    return np.concatenate([np.empty(0, dtype=np.int32), *vectors])
+    return np.fromiter(chain.from_iterable(parts), dtype=np.int32)
+
+
+def cut_text(text: str, length: int, gap: re.Pattern[str]) -> Iterator[str]:
+    """Cut a text at the first `gap` after every `length` characters, and drop what it matches."""
+    begin = 0
+    while begin < len(text):
+        found = gap.search(text, begin + length)
+        yield text[begin : found.start() if found else len(text)]
+        begin = found.end() if found else len(text)
 
 
 def is_text(processor: sentencepiece.SentencePieceProcessor, index: int) -> bool:
@@ -74,36 +85,31 @@ class SentencePieceTokenizer:
     def __init__(self, model: Path) -> None:
         """Load a model file; raise DataError if it is damaged or lacks the reserved tokens."""
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
-            ids = [self._processor.piece_to_id(token) for token in SPECIAL_TOKENS]
-            known = all(self._processor.is_control(index) for index in ids)
-            pieces = [self._processor.id_to_piece(i) for i in range(len(self._processor))]
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+            ids = [self.processor.piece_to_id(token) for token in SPECIAL_TOKENS]
+            if not all(self.processor.is_control(index) for index in ids):
+                raise ValueError(f"it has no {', '.join(SPECIAL_TOKENS)}")
+            pieces = [self.processor.id_to_piece(i) for i in range(len(self.processor))]
         except (OSError, RuntimeError, ValueError) as error:  # a piece may not be UTF-8
             raise DataError(
-                f"{model}: cannot be read as a sentencepiece model ({error}); "
-                "prepare the token folder again"
+                f"{model}: not a sentencepiece model of gpt_dist ({error}); prepare the token "
+                "folder again with `python -m data_prep build`"
             ) from error
-        if not known:
-            raise DataError(
-                f"{model}: has no {', '.join(SPECIAL_TOKENS)}; "
-                "train the tokenizer with `python -m data_prep build`"
-            )
         self.end_of_text, self.start, self.delimiter, self.extract = ids
-        self.vocab_size = len(pieces)
-        self.full_vocab_size = self.vocab_size
-        self.lowercases = not any(
-            piece != piece.lower() for i, piece in enumerate(pieces) if is_text(self._processor, i)
+        self.vocab_size = self.full_vocab_size = len(pieces)
+        self.lowercases = all(
+            piece == piece.lower() for i, piece in enumerate(pieces) if is_text(self.processor, i)
         )
 
     def encode(self, text: str) -> Ids:
         """Return the ids (int32 vector) of `text`; beside the result, memory is bounded."""
         # Only the start of a token can be a space, so that cutting at spaces changes no id.
-        pieces = cut_at_spaces(text.replace("\n", "\n "), _PIECE_CHARACTERS)
-        return join_ids(self._processor.encode(piece) for piece in pieces)
+        pieces = cut_text(text.replace("\n", "\n "), _PIECE_CHARACTERS, _SPACE_WITHIN_TEXT)
+        return join_ids(self.processor.encode(piece) for piece in pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, without reserved tokens."""
-        text: str = self._processor.decode([int(index) for index in ids])
+        text: str = self.processor.decode([int(index) for index in ids])
         return text.replace("\n ", "\n")
 
 
@@ -117,9 +123,10 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
         DataError: The text cannot give `vocab_size` tokens, or its characters need more.
     """
     model = io.BytesIO()
+    cut = (cut_text(line, _TRAINING_LINE_CHARACTERS, _SPACE_WITHIN_TEXT) for line in lines)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_short_lines(lines),
+            sentence_iterator=chain.from_iterable(cut),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="bpe",
@@ -139,25 +146,6 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
     except RuntimeError as error:
         raise _vocabulary_error(str(error), vocab_size) from error
     return model.getvalue()
-
-
-def cut_at_spaces(text: str, length: int) -> Iterator[str]:
-    """Cut `text` at the first space after every `length` characters and drop these spaces.
-
-    A space at the end of the text stays, since it is a token.
-    """
-    begin = 0
-    while begin < len(text):
-        end = text.find(" ", begin + length, len(text) - 1)
-        if end < 0:
-            end = len(text)
-        yield text[begin:end]
-        begin = end + 1
-
-
-def _short_lines(lines: Iterator[str]) -> Iterator[str]:
-    for line in lines:
-        yield from cut_at_spaces(line, _TRAINING_LINE_CHARACTERS)
 
 
 def _vocabulary_error(message: str, vocab_size: int) -> DataError:
