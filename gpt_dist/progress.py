@@ -1,7 +1,5 @@
 """Report the progress of long work, and show it on the console."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
