@@ -100,12 +100,10 @@ def read_tokenizer_json(path: Path) -> BytePairTokenizer:
 
 
 def read_openai_gpt(vocabulary: Path, merges: Path) -> BytePairTokenizer:
-    """Read the released GPT-1's tokenizer; it gives the ids of `transformers.OpenAIGPTTokenizer`.
+    """Read the released GPT-1's tokenizer; raise DataError if a file is damaged.
 
-    Like transformers, it splits words as BERT does, not as spaCy and ftfy did for the paper.
-
-    Raises:
-        DataError: A file is damaged.
+    Like `transformers.OpenAIGPTTokenizer`, whose ids it gives, it splits words as BERT does, not as
+    spaCy and ftfy did for the paper.
     """
     end, unknown = "</w>", "<unk>"
     backend = _read_merges(vocabulary, merges, end_of_word_suffix=end, unk_token=unknown)

@@ -51,11 +51,7 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
 
 
 def tokenizer_file(folder: Path) -> tuple[TokenizerName, bytes]:
-    """Return name and content of the one file by which `open_tokenizer` reopens a tokenizer.
-
-    Raises:
-        DataError: The folder has no tokenizer, or a damaged one.
-    """
+    """Return name and content of the one file by which `open_tokenizer` reopens a tokenizer."""
     tokenizer = open_tokenizer(folder)
     if isinstance(tokenizer, BytePairTokenizer):
         return BYTE_PAIR_NAME, tokenizer.files()[BYTE_PAIR_NAME]
@@ -82,22 +78,15 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 def _as_tokenizers(processor: sentencepiece.SentencePieceProcessor) -> Backend:
     """Convert a sentencepiece model to a pipeline of `tokenizers` that gives the same ids."""
-    ids = range(processor.get_piece_size())
-    backend = Backend(
-        BPE(
-            vocab={processor.id_to_piece(index): index for index in ids},
-            merges=_merges(processor),
-            unk_token=next(processor.id_to_piece(i) for i in ids if processor.is_unknown(i)),
-            byte_fallback=True,
-        )
+    model = BPE(
+        vocab={processor.id_to_piece(i): i for i in range(processor.get_piece_size())},
+        merges=_merges(processor),
+        unk_token=processor.id_to_piece(processor.unk_id()),
+        byte_fallback=True,
     )
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.Replace("\n", "\n "),
-            normalizers.Prepend(_SPACE),
-            normalizers.Replace(" ", _SPACE),
-        ]
-    )
+    backend = Backend(model)
+    line_ends, spaces = normalizers.Replace("\n", "\n "), normalizers.Replace(" ", _SPACE)
+    backend.normalizer = normalizers.Sequence([line_ends, normalizers.Prepend(_SPACE), spaces])
     # Only the start of a piece can be a space, so that words can be encoded one by one.
     backend.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
     backend.decoder = decoders.Sequence(

@@ -23,8 +23,11 @@ _SPACE_WITHIN_TEXT = re.compile(r" (?=.)", re.DOTALL)
 _TRAINING_LINE_CHARACTERS = 4096
 # Fixed, since the model file records it and must not depend on the machine's cores.
 _TRAINING_THREADS = 4
-_TOO_LARGE = re.compile(r"Vocabulary size too high .* value <= (\d+)")
-_TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
+_POSSIBLE_SIZE = re.compile(r"Vocabulary size .*(<=|vs) (\d+)")
+_FAULT = {
+    "<=": "too large: the text gives",
+    "vs": "too small: the text's characters, the 256 bytes and the reserved tokens need",
+}
 
 
 class Tokenizer(Protocol):
@@ -144,19 +147,10 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _vocabulary_error(str(error), vocab_size) from error
+        if not (found := _POSSIBLE_SIZE.search(str(error))):
+            raise DataError(f"the tokenizer cannot be trained: {error}") from error
+        raise DataError(
+            f"a vocabulary of {vocab_size} is {_FAULT[found[1]]} {found[2]}; use --vocab-size "
+            f"{found[2]}"
+        ) from error
     return model.getvalue()
-
-
-def _vocabulary_error(message: str, vocab_size: int) -> DataError:
-    if match := _TOO_LARGE.search(message):
-        return DataError(
-            f"a vocabulary of {vocab_size} is too large for this text: "
-            f"it gives {match[1]} at most; use --vocab-size {match[1]} or fewer, or add text"
-        )
-    if match := _TOO_SMALL.search(message):
-        return DataError(
-            f"a vocabulary of {vocab_size} is too small: the text's characters, the 256 bytes and "
-            f"the reserved tokens need {match[1]}; use --vocab-size {match[1]} or more"
-        )
-    return DataError(f"the tokenizer cannot be trained: {message}")
