@@ -15,7 +15,6 @@ from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, train_
 from gpt_dist.data.tokens import folder as tokens
 from gpt_dist.data.tokens.folder import (
     BuildOptions,
-    ShardEntry,
     SplitEntry,
     TokenizerEntry,
     TokenizerName,
@@ -122,16 +121,8 @@ def _encode_split(
         progress.stage(f"encoding {folder.name}", "bytes", size) as advance,
         closing(pool.map(encode_part, jobs)) as results,
     ):
-        for job, info in zip(jobs, results, strict=True):
-            shards.append(
-                ShardEntry(
-                    name=f"{folder.name}/{job.prefix.name}",
-                    tokens=info.tokens,
-                    documents=info.documents,
-                    bin=info.bin,
-                    idx=info.idx,
-                )
-            )
+        for job, shard in zip(jobs, results, strict=True):
+            shards.append(shard)
             advance(sum(document.size for document in job.documents))
     return SplitEntry(
         tokens=sum(shard.tokens for shard in shards),

@@ -12,7 +12,7 @@ from data_prep.clean import clean
 from data_prep.documents import Document, read_text
 from data_prep.sources import Source
 from gpt_dist.data.tokenizers.folder import open_tokenizer
-from gpt_dist.data.tokens.shards import ShardInfo, ShardWriter, token_dtype
+from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
 
 Item = TypeVar("Item")
 
@@ -145,7 +145,7 @@ def clean_batch(job: CleanJob) -> CleanBatch:
     return CleanBatch(done, source_bytes)
 
 
-def encode_part(job: EncodeJob) -> ShardInfo:
+def encode_part(job: EncodeJob) -> ShardEntry:
     """Write one shard and its index."""
     tokenizer = open_tokenizer(job.tokenizer)
     writer = ShardWriter(job.prefix, token_dtype(tokenizer.full_vocab_size))

@@ -1,7 +1,5 @@
 """Report the progress of long work, and show it on the console."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,9 +21,8 @@ def show_progress(is_main: bool = True) -> Iterator[Report]:
     tasks: dict[str, TaskID] = {}
 
     def report(name: str, done: int, total: int) -> None:
-        if not tasks:
-            bars.start()
         if name not in tasks:
+            bars.start()
             tasks[name] = bars.add_task(name)
         bars.update(tasks[name], completed=done, total=total)
 

@@ -89,25 +89,21 @@ def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
     from gpt_dist.checkpoint.opened import inspect_model
     from gpt_dist.inference.assemble import assemble
     from gpt_dist.inference.evaluate import (
-        Texts,
         choose_stride,
+        open_texts,
         open_validation_split,
         score_texts,
-        score_tokens,
     )
 
     opened = inspect_model(arguments.model)
     stride, size = choose_stride(opened, arguments.stride), arguments.batch_size
     if arguments.tokens:
-        stream = open_validation_split(arguments.tokens, opened)
-        model, _, topology = assemble(opened, launch, arguments.tensor_parallel_size)
-        with show_progress(topology.is_main) as report:
-            scores = score_tokens(model, stream, stride, size, topology, report)
+        texts = open_validation_split(arguments.tokens, opened)
     else:
-        texts = Texts(arguments.text, opened)
-        model, _, topology = assemble(opened, launch, arguments.tensor_parallel_size)
-        with show_progress(topology.is_main) as report:
-            scores = score_texts(model, texts, stride, size, topology, report)
+        texts = open_texts(arguments.text, opened)
+    model, _, topology = assemble(opened, launch, arguments.tensor_parallel_size)
+    with show_progress(topology.is_main) as report:
+        scores = score_texts(model, texts, stride, size, topology, report)
     if topology.is_main:
         print(json.dumps(scores, indent=2), flush=True)
 

@@ -1,7 +1,5 @@
 """Permute range(size) by a key, for any positions, without storing the permutation."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 
@@ -33,19 +31,13 @@ def permute(positions: NDArray[np.int64], size: int, key: int) -> NDArray[np.int
     images = positions.astype(np.uint64)
     outside = np.arange(len(images))
     while len(outside):
-        images[outside] = _feistel(images[outside], np.uint64(columns), np.uint64(rows), key)
+        right, left = np.divmod(images[outside], columns)
+        for step in range(0, ROUNDS, 2):
+            left = (left + _hash(right, key, step) % columns) % columns
+            right = (right + _hash(left, key, step + 1) % rows) % rows
+        images[outside] = right * columns + left
         outside = outside[images[outside] >= size]
     return images.astype(np.int64)
-
-
-def _feistel(
-    values: NDArray[np.uint64], columns: np.uint64, rows: np.uint64, key: int
-) -> NDArray[np.uint64]:
-    left, right = values % columns, values // columns
-    for step in range(0, ROUNDS, 2):
-        left = (left + _hash(right, key, step) % columns) % columns
-        right = (right + _hash(left, key, step + 1) % rows) % rows
-    return right * columns + left
 
 
 def _hash(values: NDArray[np.uint64], key: int, step: int) -> NDArray[np.uint64]:

@@ -1,11 +1,9 @@
 """Read and write `results.json` of a fine-tuning run: its settings and its scores."""
 
-from __future__ import annotations
-
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     Field,
@@ -23,8 +21,6 @@ from gpt_dist.files.output import write_result
 from gpt_dist.files.records import Record
 
 RESULTS_NAME = "results.json"
-FORMAT: Final = "gpt_dist.results"
-VERSION: Final = 1
 
 ScoresBySplit = dict[str, dict[str, FiniteFloat]]
 """Scores as fractions, by split, then by metric."""
@@ -33,8 +29,8 @@ ScoresBySplit = dict[str, dict[str, FiniteFloat]]
 class RunFacts(Record):
     """Facts of a run that its seeds share."""
 
-    format: Literal["gpt_dist.results"] = FORMAT
-    version: Literal[1] = VERSION
+    format: Literal["gpt_dist.results"] = "gpt_dist.results"
+    version: Literal[1] = 1
     task: str
     metric: str
     """Metric that decided which weights were kept."""
@@ -80,12 +76,8 @@ class Results(RunFacts):
     @classmethod
     def of(cls, facts: RunFacts, seeds: Sequence[SeedResult]) -> Self:
         """Return the results of a run's seeds, each scored on the same splits."""
-        return cls(
-            **facts.model_dump(),
-            seeds=tuple(seeds),
-            median=_over_seeds(seeds, statistics.median),
-            spread=_over_seeds(seeds, _spread),
-        )
+        median, spread = _median_and_spread(seeds)
+        return cls(**facts.model_dump(), seeds=tuple(seeds), median=median, spread=spread)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -99,8 +91,8 @@ class Results(RunFacts):
             ) from None
         except ValidationError as error:
             raise DataError(
-                f"{path}: not results of {FORMAT} version {VERSION}: {first_problem(error)}; copy "
-                "it again, or run launch/finetune.py again"
+                f"{path}: not results of gpt_dist.results version 1: {first_problem(error)}; "
+                "copy it again, or run launch/finetune.py again"
             ) from None
 
     def write(self, path: Path) -> None:
@@ -117,22 +109,16 @@ class Results(RunFacts):
         for one in self.seeds:
             if {split: metrics.keys() for split, metrics in one.scores.items()} != splits:
                 raise ValueError(f"seed {one.seed} has other scores than seed {self.seeds[0].seed}")
-        for name, function in (("median", statistics.median), ("spread", _spread)):
-            if getattr(self, name) != _over_seeds(self.seeds, function):
-                raise ValueError(f"{name} is not that of the seeds")
+        if (self.median, self.spread) != _median_and_spread(self.seeds):
+            raise ValueError("median or spread is not that of the seeds")
         return self
 
 
-def _over_seeds(
-    seeds: Sequence[SeedResult], function: Callable[[list[float]], float]
-) -> dict[str, dict[str, float]]:
-    return {
-        split: {
-            metric: function([one.scores[split][metric] for one in seeds]) for metric in metrics
-        }
-        for split, metrics in seeds[0].scores.items()
-    }
-
-
-def _spread(values: list[float]) -> float:
-    return max(values) - min(values)
+def _median_and_spread(seeds: Sequence[SeedResult]) -> tuple[ScoresBySplit, ScoresBySplit]:
+    median: ScoresBySplit = {}
+    spread: ScoresBySplit = {}
+    for split, metrics in seeds[0].scores.items():
+        values = {metric: [one.scores[split][metric] for one in seeds] for metric in metrics}
+        median[split] = {metric: statistics.median(each) for metric, each in values.items()}
+        spread[split] = {metric: max(each) - min(each) for metric, each in values.items()}
+    return median, spread

@@ -1,12 +1,11 @@
 """Compare fine-tuned runs with one another and with the paper."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 from rich.table import Table as RichTable
 
@@ -19,14 +18,13 @@ _TEXT_COLUMNS = ("run", "task", "metric", "source", "variant", "tasks")
 _WHOLE_COLUMNS = ("task", "metric", "difference")
 _PAPER_WEIGHT = 0.5
 _NOTHING = "–"
-_FEW = 3
 
 _ABLATIONS: dict[tuple[bool, float, int | None], float] = {
     (True, 0.5, None): 74.7,
     (True, 0.0, None): 75.0,
     (False, 0.5, None): 59.9,
 }
-"""Averages over tasks, in per cent (Radford et al. 2018, table 5)."""
+"""Averages over tasks by variant, in per cent (Radford et al. 2018, table 5)."""
 
 _Experiment = tuple[str, str, int, str]
 """Task, data, steps and hyper-parameters, which compared variants share."""
@@ -65,24 +63,13 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines, "", self.caption])
 
 
-@dataclass(frozen=True)
-class _Variant:
+class _Variant(NamedTuple):
     """Variant of training: one of the paper's ablations, or another choice of the same kind."""
 
     pretrained: bool
     auxiliary_weight: float
-    layers: int | None  # transferred; None for all
-
-    @property
-    def paper(self) -> float | None:
-        return _ABLATIONS.get((self.pretrained, self.auxiliary_weight, self.layers))
-
-    @property
-    def rank(self) -> tuple[bool, bool, bool, float, int]:
-        """Sort key that puts the paper's full model first."""
-        other_weight = self.auxiliary_weight != _PAPER_WEIGHT
-        partial = self.layers is not None
-        return not self.pretrained, partial, other_weight, self.auxiliary_weight, self.layers or 0
+    layers: int | None
+    """Number of transferred layers; None for all."""
 
 
 def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
@@ -117,15 +104,19 @@ def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
 
 def score_table(runs: Mapping[str, Results]) -> Table:
     """Return the table of every run's splits; runs of one task follow one another."""
-    tasks = list(dict.fromkeys(run.task for run in runs.values()))
-    by_task = sorted(runs.items(), key=lambda item: tasks.index(item[1].task))
+    tasks = [run.task for run in runs.values()]
+    rows = []
+    for name, run in sorted(runs.items(), key=lambda item: tasks.index(item[1].task)):
+        # The splits that the paper has, or else all, dev first.
+        splits = [split for split in run.paper if split in run.median] or sorted(run.median)
+        rows += [_score_row(name, run, split) for split in splits]
     return Table(
         title="Fine-tuned",
         header=(
             *("run", "task", "metric", "source", "layers", "λ", "seeds"),
             *("score", "paper", "difference"),
         ),
-        rows=tuple(_score_row(name, run, split) for name, run in by_task for split in _splits(run)),
+        rows=tuple(rows),
         caption=(
             "In per cent: the median of the seeds (lowest to highest). Scores are of dev "
             "sets unless a test set is named, the paper's of test sets. Layers: transferred ones."
@@ -145,33 +136,22 @@ def ablation_tables(runs: Sequence[Results]) -> list[Table]:
 
 
 def _score_row(name: str, run: Results, split: str) -> tuple[str, ...]:
-    median = run.median[split][run.metric]
-    values = [one.scores[split][run.metric] for one in run.seeds]
-    paper = run.paper.get(split)
-    several = f" ({_per_cent(min(values))} to {_per_cent(max(values))})" if values[1:] else ""
+    median, paper = 100 * run.median[split][run.metric], run.paper.get(split)
+    values = [100 * one.scores[split][run.metric] for one in run.seeds]
+    several = f" ({_rounded(min(values))} to {_rounded(max(values))})" if values[1:] else ""
+    layers = "all" if run.transferred_layers is None else str(run.transferred_layers)
     return (
         name,
         run.task if split == DEV else f"{run.task} {split}",
         run.metric,
         _short(run.source),
-        _layers(run),
+        _NOTHING if run.source == NO_SOURCE else layers,
         f"{run.auxiliary_weight:g}",
         str(len(values)),
-        _per_cent(median) + several,
-        _NOTHING if paper is None else f"{paper:.1f}",
-        _NOTHING if paper is None else _signed(100 * median - paper),
+        _rounded(median) + several,
+        _rounded(paper),
+        _rounded(None if paper is None else median - paper, "+"),
     )
-
-
-def _splits(run: Results) -> list[str]:
-    """Return the splits to show: those that the paper has, or else all, dev first."""
-    return [split for split in run.paper if split in run.median] or sorted(run.median)
-
-
-def _layers(run: Results) -> str:
-    if run.source == NO_SOURCE:
-        return _NOTHING
-    return "all" if run.transferred_layers is None else str(run.transferred_layers)
 
 
 def _short(source: str) -> str:
@@ -186,23 +166,31 @@ def _model(run: Results) -> tuple[str, int | None, int, int]:
 
 def _ablation_table(runs: Sequence[Results]) -> Table | None:
     """Compare each variant with the first over the experiments that both have."""
-    scores: dict[_Variant, dict[_Experiment, list[float]]] = {}
-    for run in runs:
-        of_task = scores.setdefault(_variant(run), {}).setdefault(_experiment(run), [])
-        of_task.append(100 * run.median[_headline(run)][run.metric])
-    first, *others = sorted(scores, key=lambda variant: variant.rank)
+    scores = _scores_by_variant(runs)
+    first, *others = sorted(scores, key=_rank)
     others = [variant for variant in others if scores[variant].keys() & scores[first].keys()]
     if not others:
         return None
-    num_layers = runs[0].num_layers
     shared = [task for task in scores[first] if any(task in scores[other] for other in others)]
-    rows = [_ablation_row(first, first, shared, scores, num_layers)]
-    for other in others:
-        tasks = [task for task in shared if task in scores[other]]
-        rows.append(_ablation_row(other, first, tasks, scores, num_layers))
-    trained = next(run for run in runs if run.source != NO_SOURCE)
+    rows = []
+    for variant in (first, *others):
+        tasks = [task for task in shared if task in scores[variant]]
+        own, beside = (mean(mean(scores[one][task]) for task in tasks) for one in (variant, first))
+        compared = (None, None) if variant == first else (beside, own - beside)
+        names = list(dict.fromkeys(task for task, *_ in tasks))
+        rows.append(
+            (
+                _name(variant, runs[0].num_layers),
+                str(len(names)) if len(names) > 3 else ", ".join(names),
+                _rounded(own),
+                _rounded(compared[0]),
+                _rounded(compared[1], "+"),
+                _rounded(_ABLATIONS.get(variant)),
+            )
+        )
+    model = next(run for run in runs if run.source != NO_SOURCE)
     return Table(
-        title=f"Ablations of {_short(trained.source)}, {num_layers} × {trained.hidden_size}",
+        title=f"Ablations of {_short(model.source)}, {model.num_layers} × {model.hidden_size}",
         header=("variant", "tasks", "average", "first, same tasks", "difference", "paper"),
         rows=tuple(rows),
         caption=(
@@ -213,34 +201,25 @@ def _ablation_table(runs: Sequence[Results]) -> Table | None:
     )
 
 
-def _ablation_row(
-    variant: _Variant,
-    first: _Variant,
-    tasks: Sequence[_Experiment],
-    scores: dict[_Variant, dict[_Experiment, list[float]]],
-    num_layers: int,
-) -> tuple[str, ...]:
-    names = list(dict.fromkeys(task for task, *_ in tasks))
-    own = mean(mean(scores[variant][task]) for task in tasks)
-    beside = mean(mean(scores[first][task]) for task in tasks)
-    return (
-        _name(variant, num_layers),
-        str(len(names)) if len(names) > _FEW else ", ".join(names),
-        f"{own:.1f}",
-        _NOTHING if variant == first else f"{beside:.1f}",
-        _NOTHING if variant == first else _signed(own - beside),
-        _NOTHING if variant.paper is None else f"{variant.paper:.1f}",
-    )
+def _scores_by_variant(runs: Sequence[Results]) -> dict[_Variant, dict[_Experiment, list[float]]]:
+    scores: dict[_Variant, dict[_Experiment, list[float]]] = {}
+    for run in runs:
+        pretrained = run.source != NO_SOURCE
+        partial = pretrained and run.transferred_layers != run.num_layers
+        layers = run.transferred_layers if partial else None
+        variant = _Variant(pretrained, run.auxiliary_weight, layers)
+        settings = json.dumps(run.hyperparameters, sort_keys=True)
+        experiment = run.task, run.data_digest, run.max_steps, settings
+        split = DEV if DEV in run.median else min(run.median)  # `dev` covers all dev splits
+        found = scores.setdefault(variant, {}).setdefault(experiment, [])
+        found.append(100 * run.median[split][run.metric])
+    return scores
 
 
-def _experiment(run: Results) -> _Experiment:
-    return run.task, run.data_digest, run.max_steps, json.dumps(run.hyperparameters, sort_keys=True)
-
-
-def _variant(run: Results) -> _Variant:
-    all_layers = run.transferred_layers in (None, run.num_layers) or run.source == NO_SOURCE
-    layers = None if all_layers else run.transferred_layers
-    return _Variant(run.source != NO_SOURCE, run.auxiliary_weight, layers)
+def _rank(variant: _Variant) -> tuple[bool, bool, bool, float, int]:
+    """Return a sort key that puts the paper's full model first."""
+    pretrained, weight, layers = variant
+    return not pretrained, layers is not None, weight != _PAPER_WEIGHT, weight, layers or 0
 
 
 def _name(variant: _Variant, num_layers: int) -> str:
@@ -253,14 +232,6 @@ def _name(variant: _Variant, num_layers: int) -> str:
     return f"{name}, λ = {variant.auxiliary_weight:g}"
 
 
-def _headline(run: Results) -> str:
-    """Return the split that stands for the task: `dev` covers all dev splits."""
-    return DEV if DEV in run.median else min(run.median)
-
-
-def _per_cent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
-
-
-def _signed(difference: float) -> str:
-    return f"{difference:+z.1f}".replace("-", "−")
+def _rounded(value: float | None, sign: str = "") -> str:
+    """Return a number with one decimal, also signed if `sign` is "+"; a dash for None."""
+    return _NOTHING if value is None else f"{value:{sign}z.1f}".replace("-", "−")

@@ -1,7 +1,5 @@
 """Compute the metrics of a task from targets and predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,27 +32,17 @@ def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) ->
     if that is task.metric. Scores have pearson and spearman. A correlation is 0 if targets or
     predictions do not vary.
     """
+    vary = np.ptp(targets) and np.ptp(predictions)
     if task.metric in ("pearson", "spearman"):
-        return _correlations(targets.astype(np.float64), predictions.astype(np.float64))
+        pair = targets.astype(np.float64), predictions.astype(np.float64)
+        correlations = {"pearson": pearsonr, "spearman": spearmanr}
+        return {
+            name: float(correlation(*pair).statistic) if vary else 0.0
+            for name, correlation in correlations.items()
+        }
     scores = {"accuracy": float(accuracy_score(targets, predictions))}
     if task.metric == "f1":
         scores["f1"] = float(f1_score(targets, predictions, zero_division=0.0))
     if task.metric == "matthews":
-        varied = _vary(targets, predictions)
-        scores["matthews"] = float(matthews_corrcoef(targets, predictions)) if varied else 0.0
+        scores["matthews"] = float(matthews_corrcoef(targets, predictions)) if vary else 0.0
     return scores
-
-
-def _correlations(
-    targets: NDArray[np.float64], predictions: NDArray[np.float64]
-) -> dict[str, float]:
-    if not _vary(targets, predictions):
-        return {"pearson": 0.0, "spearman": 0.0}
-    return {
-        "pearson": float(pearsonr(targets, predictions).statistic),
-        "spearman": float(spearmanr(targets, predictions).statistic),
-    }
-
-
-def _vary(targets: NDArray[Any], predictions: NDArray[Any]) -> bool:
-    return bool(np.ptp(targets) and np.ptp(predictions))

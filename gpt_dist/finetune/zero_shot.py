@@ -1,7 +1,5 @@
 """Solve tasks with a model that was only pre-trained (Radford et al. 2018, section 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,17 +12,16 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt_dist.config import ResolvedModelConfig, TaskConfig
-from gpt_dist.data.tasks.reading import DEV, TRAIN, Example, dev_splits, read_split
+from gpt_dist.data.tasks.reading import TRAIN, Example, dev_splits, read_split
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, ModelError
-from gpt_dist.finetune.scores import score
+from gpt_dist.finetune.scores import score, score_splits
 from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.progress import Report
-
-_PERCENTILES = range(1, 100)
 
 ScoreRow = dict[str, str | int | float]
 
@@ -61,7 +58,7 @@ class ZeroShotTask:
         check_zero_shot(task)
         self.task = task
         self._names = [split] if split else dev_splits(task)
-        needed = [TRAIN, *self._names] if _by_threshold(task) else self._names
+        needed = self._names if _likely_class(task) is None else [TRAIN, *self._names]
         self._splits = {}
         for name in dict.fromkeys(needed):
             examples = read_split(folder, task, name)
@@ -84,32 +81,31 @@ class ZeroShotTask:
             for name, (questions, _) in self._splits.items()
         }
         threshold = None
-        if _by_threshold(self.task):
+        if _likely_class(self.task) is not None:
             questions, targets = self._splits[TRAIN]
-            threshold = find_threshold(self.task, questions, found[TRAIN], targets)
+            threshold = _find_threshold(self.task, questions, found[TRAIN], targets)
         judged = {}
         for name in self._names:
             questions, targets = self._splits[name]
             judged[name] = targets, predict(self.task, questions, found[name], threshold)
-        if len(judged) > 1:
-            targets, predictions = zip(*judged.values(), strict=True)
-            judged[DEV] = np.concatenate(targets), np.concatenate(predictions)
+        counts = {name: len(targets) for name, (targets, _) in judged.items()}
         chosen = {} if threshold is None else {"threshold": threshold}
         return [
             {
                 "task": self.task.name,
                 "split": name,
-                "examples": len(pair[0]),
-                **score(self.task, *pair),
+                "examples": counts.get(name, sum(counts.values())),
+                **scores,
                 **chosen,
             }
-            for name, pair in judged.items()
+            for name, scores in score_splits(self.task, judged).items()
+            if name in judged or len(judged) > 1
         ]
 
 
 def check_zero_shot(task: TaskConfig) -> None:
     """Raise ConfigError, naming the key, for a task that has no heuristic."""
-    given = task.zero_shot
+    given, labels = task.zero_shot, task.labels or []
     if task.form == "multiple_choice":
         if given is not None:
             raise ConfigError("task.zero_shot: multiple_choice does not use it; leave it out")
@@ -124,18 +120,16 @@ def check_zero_shot(task: TaskConfig) -> None:
             "task.zero_shot: classification needs words, one for each label, or likely_label; give "
             "one of them"
         )
-    labels = task.labels or []
     if given.words is not None:
         different = {word.strip() for word in given.words} - {""}
-        if not labels or len(different) != len(labels) or len(given.words) != len(labels):
+        if not labels or not len(different) == len(given.words) == len(labels):
             raise ConfigError(
                 f"task.zero_shot.words: {given.words!r} are not {len(labels)} different words, one "
                 "for each of task.labels"
             )
-        return
-    if given.prompt:
+    elif given.prompt:
         raise ConfigError("task.zero_shot.prompt: goes with words, not with likely_label")
-    if len(labels) != 2 or given.likely_label not in labels:
+    elif len(labels) != 2 or given.likely_label not in labels:
         raise ConfigError(
             f"task.zero_shot.likely_label: {given.likely_label!r} is not one of two task.labels, "
             f"which are {', '.join(labels) or 'left out'}"
@@ -154,12 +148,17 @@ def encode_questions(
     not predicted. A text too long for the model's context loses its beginning, by the same amount
     before all answers of an example. An answer too long loses its end.
     """
-    encoder = _Encoder(task, tokenizer, config)
+    known = tokenizer.end_of_text < config.vocab_size
+    start = np.array([tokenizer.end_of_text] if known else [], dtype=np.int32)
     sequences, lengths, starts = [], [], [0]
     for example in examples:
-        for sequence, length in encoder.sequences(example):
-            sequences.append(sequence)
-            lengths.append(length)
+        text, answers = _encode(example, task, tokenizer)
+        answers = [answer[: config.sequence_length] for answer in answers]
+        room = config.sequence_length + 1 - max(map(len, answers))
+        before = np.concatenate([start, text])[-room:]
+        for answer in answers:
+            sequences.append(np.concatenate([before, answer]))
+            lengths.append(min(len(answer), max(0, len(sequences[-1]) - 1)))
         starts.append(len(sequences))
     return Questions(sequences, np.array(lengths), np.array(starts))
 
@@ -184,37 +183,18 @@ def log_probabilities(
     # Similar lengths need little padding. The longest come first: memory runs out early or never.
     order = asked[np.argsort(-lengths[asked], kind="stable")][group.rank() :: group.size()]
     total = torch.zeros(len(lengths), dtype=torch.float64, device=device)
-    first, done, tokens = 0, 0, int(lengths[order].sum())
-    while first < len(order):
-        fitting = batch_size * model.config.sequence_length // (lengths[order[first]] - 1)
-        batch = order[first : first + fitting]
+    done, tokens = 0, int(lengths[order].sum())
+    while len(order):
+        fitting = batch_size * model.config.sequence_length // (lengths[order[0]] - 1)
+        batch, order = np.split(order, [fitting])
         inputs, labels = (part.to(device) for part in _collate(questions, batch))
         total[torch.from_numpy(batch).to(device)] = _answer_log_probabilities(model, inputs, labels)
-        first, done = first + len(batch), done + int(lengths[batch].sum())
+        done += int(lengths[batch].sum())
         report(done, tokens)
     dist.all_reduce(total, group=group)
     if not total.isfinite().all():
         raise ModelError("the model's probabilities are not finite: its training diverged")
     return total.cpu().numpy()
-
-
-def find_threshold(
-    task: TaskConfig,
-    questions: Questions,
-    log_probabilities: NDArray[np.float64],
-    targets: NDArray[Any],
-) -> float:
-    """Return the average log-probability above which texts get task.zero_shot.likely_label.
-
-    It is the percentile of the labelled examples that gives the best task.metric.
-    """
-    candidates = np.percentile(_averages(questions, log_probabilities), _PERCENTILES).tolist()
-
-    def quality(threshold: float) -> float:
-        predictions = predict(task, questions, log_probabilities, threshold)
-        return score(task, targets, predictions)[task.metric]
-
-    return max(candidates, key=quality)
 
 
 def predict(
@@ -228,66 +208,59 @@ def predict(
     Words are compared by their total log-probability, choices by the average over their tokens. A
     text's average is compared with the threshold.
     """
-    averages = _averages(questions, log_probabilities)
-    if _by_threshold(task):
+    averages, likely = _averages(questions, log_probabilities), _likely_class(task)
+    if likely is not None:
         assert threshold is not None
-        assert task.zero_shot is not None
-        assert task.labels is not None
-        likely = task.labels.index(str(task.zero_shot.likely_label))
         return np.where(averages > threshold, likely, 1 - likely)
     compared = averages if task.form == "multiple_choice" else log_probabilities
     parts = np.split(compared, questions.example_starts[1:-1])
     return np.array([part.argmax() for part in parts])
 
 
-class _Encoder:
-    """Encoder of examples as sequences."""
+def _find_threshold(
+    task: TaskConfig,
+    questions: Questions,
+    log_probabilities: NDArray[np.float64],
+    targets: NDArray[Any],
+) -> float:
+    """Return the average log-probability above which texts get task.zero_shot.likely_label.
 
-    def __init__(self, task: TaskConfig, tokenizer: Tokenizer, config: ResolvedModelConfig) -> None:
-        self._task = task
-        self._encode = partial(encode_as_trained, tokenizer)
-        self._context = config.sequence_length
-        known = tokenizer.end_of_text < config.vocab_size
-        self._start = np.array([tokenizer.end_of_text] if known else [], dtype=np.int32)
+    It is the percentile of the labelled examples that gives the best task.metric.
+    """
 
-    def sequences(self, example: Example) -> list[tuple[Ids, int]]:
-        """Return each sequence with the number of its last tokens to predict."""
-        if _by_threshold(self._task):
-            before, answers = self._start, [self._encode(example.texts[0])]
-        else:
-            zero_shot = self._task.zero_shot
-            prompt = zero_shot.prompt if zero_shot else ""
-            continuations = (zero_shot and zero_shot.words) or example.choices
-            text = " ".join(" ".join([*example.texts, prompt]).split())
-            before = np.concatenate([self._start, self._encode(text)])
-            answers = [self._encode_after(text, answer.strip()) for answer in continuations]
-        answers = [answer[: self._context] for answer in answers]
-        room = self._context + 1 - max(map(len, answers))
-        before = before[-room:]
-        sequences = [np.concatenate([before, answer]) for answer in answers]
-        return [
-            (sequence, min(len(answer), max(0, len(sequence) - 1)))
-            for sequence, answer in zip(sequences, answers, strict=True)
-        ]
+    def quality(threshold: float) -> float:
+        predictions = predict(task, questions, log_probabilities, threshold)
+        return score(task, targets, predictions)[task.metric]
 
-    def _encode_after(self, text: str, answer: str) -> Ids:
-        """Return the tokens of an answer after a text; the first contains the space between."""
-        last = text.rpartition(" ")[2]
-        return self._encode(f"{last} {answer}".strip())[len(self._encode(last)) :]
+    averages = _averages(questions, log_probabilities)
+    return max(np.percentile(averages, range(1, 100)).tolist(), key=quality)
+
+
+def _encode(example: Example, task: TaskConfig, tokenizer: Tokenizer) -> tuple[Ids, list[Ids]]:
+    """Return the tokens of the text before the answers, and of each answer."""
+    zero_shot = task.zero_shot
+    if _likely_class(task) is not None:
+        text, answers = "", example.texts
+    else:
+        prompt = zero_shot.prompt if zero_shot else ""
+        text = " ".join(" ".join([*example.texts, prompt]).split())
+        answers = tuple((zero_shot and zero_shot.words) or example.choices)
+    encode = partial(encode_as_trained, tokenizer)
+    # An answer is encoded behind the last word, since its first token contains the space between.
+    last = text.rpartition(" ")[2]
+    size = len(encode(last))
+    return encode(text), [encode(f"{last} {answer.strip()}".strip())[size:] for answer in answers]
 
 
 def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Return inputs and labels [B, T] of some sequences, padded on the right."""
-    sequences = [questions.sequences[number] for number in numbers]
-    inputs = torch.zeros(len(sequences), max(map(len, sequences)) - 1, dtype=torch.int64)
-    labels = torch.full_like(inputs, IGNORED_LABEL)
-    for row, (sequence, length) in enumerate(
-        zip(sequences, questions.answer_lengths[numbers], strict=True)
-    ):
-        end = len(sequence) - 1
-        inputs[row, :end] = torch.from_numpy(sequence[:-1])
-        labels[row, end - length : end] = torch.from_numpy(sequence[-length:])
-    return inputs, labels
+    sequences = [torch.from_numpy(questions.sequences[number]).long() for number in numbers]
+    tokens = pad_sequence(sequences, batch_first=True)  # [B, T + 1]
+    ends = torch.tensor([len(sequence) for sequence in sequences])[:, None]
+    begins = ends - torch.from_numpy(questions.answer_lengths[numbers])[:, None]
+    positions = torch.arange(tokens.shape[1])
+    asked = (begins <= positions) & (positions < ends)
+    return tokens[:, :-1], tokens.where(asked, IGNORED_LABEL)[:, 1:]
 
 
 @torch.no_grad()
@@ -306,5 +279,7 @@ def _averages(questions: Questions, log_probabilities: NDArray[np.float64]) -> N
     return log_probabilities / np.maximum(questions.answer_lengths, 1)
 
 
-def _by_threshold(task: TaskConfig) -> bool:
-    return task.zero_shot is not None and task.zero_shot.likely_label is not None
+def _likely_class(task: TaskConfig) -> int | None:
+    """Return the number of task.zero_shot.likely_label; None for a task that compares answers."""
+    label = task.zero_shot.likely_label if task.zero_shot else None
+    return None if label is None or task.labels is None else task.labels.index(label)

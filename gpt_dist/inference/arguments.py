@@ -1,9 +1,11 @@
 """Command-line arguments of the commands that use a trained model."""
 
-from __future__ import annotations
-
 import argparse
+import math
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from gpt_dist.command import argument_parser
 
@@ -11,6 +13,7 @@ ANY_MODEL = (
     "a model folder, a checkpoint or the directory of a run, a Hugging Face GPT-1 or GPT-2 folder, "
     "or the released GPT-1 files"
 )
+Number = TypeVar("Number", int, float)
 
 
 def model_parser(description: str, example: str, model: str = ANY_MODEL) -> argparse.ArgumentParser:
@@ -31,33 +34,20 @@ def add_tensor_parallel_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def positive(text: str) -> int:
-    """Return a whole number of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _number(
+    kind: Callable[[str], Number], meaning: str, allows: Callable[[Number], bool]
+) -> Callable[[str], Number]:
+    def convert(text: str) -> Number:
+        with suppress(ValueError):
+            if allows(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {meaning}")
+
+    return convert
 
 
-def seed(text: str) -> int:
-    """Return a whole number in the range of the configuration's run.seed."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
-    return value
-
-
-def temperature(text: str) -> float:
-    """Return a finite number of 0 or more."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
-
-
-def probability(text: str) -> float:
-    """Return a number above 0, up to 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError
-    return value
+# Converters of arguments.
+positive = _number(int, "a whole number of 1 or more", lambda value: value >= 1)
+seed = _number(int, f"a whole number from 0 to {2**32 - 1}", lambda value: 0 <= value < 2**32)
+temperature = _number(float, "a finite number of 0 or more", lambda value: 0 <= value < math.inf)
+probability = _number(float, "a number above 0, up to 1", lambda value: 0 < value <= 1)

@@ -1,7 +1,5 @@
 """Continue token sequences with a model: greedily, or by sampling from filtered probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Sum a model's losses over sliding windows of a token stream."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,17 +48,19 @@ class SlidingWindows:
 
 def total_loss(
     model: GPT,
-    windows: SlidingWindows,
+    num_tokens: int,
     read: Read,
+    stride: int,
     batch_size: int,
     group: ProcessGroup,
     report: Callable[[int, int], None],
 ) -> float:
-    """Return the sum of the losses, in nats, of all tokens that the windows predict.
+    """Return the sum of the losses, in nats, of all tokens of a stream but the first.
 
     All processes of the data-parallel group `group` call this, share the work and get the same.
     `report` is called with the numbers of windows that this process has done and has to do.
     """
+    windows = SlidingWindows(num_tokens, model.config.sequence_length, stride)
     device = next(model.parameters()).device
     numbers = range(group.rank(), len(windows), group.size())
     total = torch.zeros((), dtype=torch.float64, device=device)

@@ -1,7 +1,5 @@
 """Continue text prompts with a model, and yield the text as it is generated."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_dist.checkpoint.opened import OpenedModel
@@ -9,9 +7,6 @@ from gpt_dist.data.tokenizers.tokenizer import Tokenizer
 from gpt_dist.errors import ConfigError
 from gpt_dist.inference.generate import Sampling, generate
 from gpt_dist.model import GPT
-
-_INCOMPLETE = "\ufffd"
-"""Character that the bytes of half a character decode to."""
 
 
 def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int]]:
@@ -74,8 +69,7 @@ def _decode_stream(prompt: list[int], tokens: Iterable[int], tokenizer: Tokenize
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
-        if not text.endswith(_INCOMPLETE):
+        if not text.endswith("\ufffd"):  # which the bytes of half a character decode to
             yield text[shown:]
             shown = len(text)
-    if text[shown:]:
-        yield text[shown:]
+    yield text[shown:]

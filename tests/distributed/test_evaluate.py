@@ -18,11 +18,10 @@ from gpt_dist.data.tokenizers.byte_pair import read_openai_gpt
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.inference.evaluate import (
-    Texts,
     choose_stride,
+    open_texts,
     open_validation_split,
     score_texts,
-    score_tokens,
 )
 from gpt_dist.inference.perplexity import SlidingWindows
 from gpt_dist.model import load_model, write_model_folder
@@ -64,10 +63,8 @@ def evaluate(
     group = topology.tensor_parallel_group
     model = load_model(opened.tensors, opened.config, group).eval()
     stride = choose_stride(opened, stride)
-    if isinstance(source, list):
-        return score_texts(model, Texts(source, opened), stride, batch_size, topology)
-    stream = open_validation_split(source, opened)
-    return score_tokens(model, stream, stride, batch_size, topology)
+    opens = open_texts if isinstance(source, list) else open_validation_split
+    return score_texts(model, opens(source, opened), stride, batch_size, topology)
 
 
 def reference_loss(folder: Path, ids: list[int], stride: int) -> float:
@@ -133,11 +130,11 @@ def test_every_token_is_predicted_once(num_tokens, stride):
 def test_a_token_folder_and_its_text_agree(process_group, token_folder, tmp_path):
     folder = tmp_path / "model"
     config = small_config("gpt2")
-    read = random_weights(config).__getitem__
-    write_model_folder(folder, config, read, tokenizer_files(token_folder), end_of_text=0)
+    weights = random_weights(config).__getitem__
+    write_model_folder(folder, config, weights, tokenizer_files(token_folder), end_of_text=0)
     found = process_group(2).run(evaluate, folder, token_folder, None, 64)
-    stream = open_validation_split(token_folder, open_model(folder))
-    ids = stream.read(0, stream.num_tokens).tolist()
+    ((num_tokens, read),) = open_validation_split(token_folder, open_model(folder)).streams
+    ids = read(0, num_tokens).tolist()
     assert found[0] == found[1]
     assert found[0]["tokens"] == len(ids) - 1
     assert found[0]["loss"] == pytest.approx(reference_loss(folder, ids, LENGTH) / (len(ids) - 1))
@@ -171,9 +168,10 @@ def test_a_text_without_a_token_to_predict_is_refused(tmp_path):
     for text in ("a", "\u200b"):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=f"{file}: has no token that can be predicted"):
-            Texts([file], opened)
+            open_texts([file], opened)
     file.write_text("a a")
-    assert [ids.tolist() for ids in Texts([file], opened).streams] == [[0, 0]]
+    ((num_tokens, read),) = open_texts([file], opened).streams
+    assert read(0, num_tokens).tolist() == [0, 0]
 
 
 def test_mistakes_are_refused(model_folders, token_folder, tmp_path):
@@ -182,8 +180,8 @@ def test_mistakes_are_refused(model_folders, token_folder, tmp_path):
     with pytest.raises(DataError, match="another tokenizer"):
         open_validation_split(token_folder, opened)
     with pytest.raises(DataError, match="holds no text"):
-        Texts([tmp_path / "empty.txt"], opened)
+        open_texts([tmp_path / "empty.txt"], opened)
     with pytest.raises(DataError, match="not a readable UTF-8 text"):
-        Texts([tmp_path / "absent.txt"], opened)
+        open_texts([tmp_path / "absent.txt"], opened)
     with pytest.raises(ConfigError, match="--stride: 33"):
         choose_stride(opened, 33)

@@ -91,7 +91,10 @@ def change(content: dict[str, Any], **keys: Any) -> bytes:
         (lambda content: change(content, format="gpt_dist.tokens"), "format: Input should be"),
         (lambda content: change(content, version=2), "version: Input should be 1"),
         (lambda content: change(content, notes="x"), "notes: Extra inputs"),
-        (lambda content: change(content, median={"dev": {"accuracy": 0.9}}), "median is not that"),
+        (
+            lambda content: change(content, median={"dev": {"accuracy": 0.9}}),
+            "median or spread is not that",
+        ),
         (lambda content: change(content, metric="f1"), "a split without its f1"),
         (lambda content: change(content, seeds=[]), "seeds: Tuple should have at least 1 item"),
     ],

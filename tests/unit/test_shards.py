@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from gpt_dist.data.tokens.folder import TokenFolder, find_damage
-from gpt_dist.data.tokens.shards import ShardInfo, ShardWriter, bin_path, idx_path, token_dtype
+from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, bin_path, idx_path, token_dtype
 from gpt_dist.errors import DataError
 
 SHA = "0" * 64
 
 
-def write_shard(prefix: Path, documents: list[np.ndarray], vocab_size: int) -> ShardInfo:
+def write_shard(prefix: Path, documents: list[np.ndarray], vocab_size: int) -> ShardEntry:
     prefix.parent.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(prefix, token_dtype(vocab_size))
     for ids in documents:
@@ -25,7 +25,6 @@ def write_shard(prefix: Path, documents: list[np.ndarray], vocab_size: int) -> S
 def write_manifest(folder: Path, vocab_size: int, train: list[dict]) -> None:
     """Write a manifest around `train` shards, with an empty tokenizer file."""
     (folder / "tokenizer.model").write_bytes(b"")
-    shards = [{"name": f"train/shard-{i:05d}", **shard} for i, shard in enumerate(train)]
     tokens = sum(shard["tokens"] for shard in train)
     documents = sum(shard["documents"] for shard in train)
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -57,7 +56,7 @@ def write_manifest(folder: Path, vocab_size: int, train: list[dict]) -> None:
         "dropped": {},
         "drops": [],
         "splits": {
-            "train": {"tokens": tokens, "documents": documents, "shards": shards},
+            "train": {"tokens": tokens, "documents": documents, "shards": train},
             "validation": {"tokens": 0, "documents": 0, "shards": []},
         },
     }
@@ -71,15 +70,8 @@ def folder(tmp_path: Path) -> Path:
     shards, everything = [], []
     for number, count in enumerate([3, 1, 5]):
         documents = [rng.integers(0, 1000, rng.integers(1, 400)) for _ in range(count)]
-        info = write_shard(tmp_path / f"tokens/train/shard-{number:05d}", documents, 1000)
-        shards.append(
-            {
-                "tokens": info.tokens,
-                "documents": info.documents,
-                "bin": vars(info.bin),
-                "idx": vars(info.idx),
-            }
-        )
+        shard = write_shard(tmp_path / f"tokens/train/shard-{number:05d}", documents, 1000)
+        shards.append(shard.model_dump())
         everything += documents
     write_manifest(tmp_path / "tokens", 1000, shards)
     np.save(tmp_path / "ids.npy", np.concatenate(everything))
@@ -91,8 +83,9 @@ def test_megatron_reads_the_same_documents(tmp_path: Path, vocab_size: int) -> N
     indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     rng = np.random.default_rng(1)
     documents = [rng.integers(0, vocab_size, n) for n in (1, 700, 3, 0, 90)]
-    write_shard(tmp_path / "shard", documents, vocab_size)
-    dataset = indexed_dataset.IndexedDataset(str(tmp_path / "shard"))
+    prefix = tmp_path / "train/shard-00000"
+    write_shard(prefix, documents, vocab_size)
+    dataset = indexed_dataset.IndexedDataset(str(prefix))
     assert len(dataset) == len(documents)
     assert list(dataset.document_indices) == [0, 1, 2, 3, 4, 5]
     assert dataset.index.dtype == token_dtype(vocab_size)
@@ -220,15 +213,14 @@ def test_find_damage_names_the_flipped_file(folder: Path) -> None:
 def synthetic_folder(folder: Path, tokens: int) -> None:
     """Write a sparse shard of `tokens` zeros with ids 1 to 9 at its end."""
     prefix = folder / "train/shard-00000"
-    info = write_shard(prefix, [np.zeros(1, dtype=np.int64)], 1000)
+    shard = write_shard(prefix, [np.zeros(1, dtype=np.int64)], 1000).model_dump()
     with bin_path(prefix).open("r+b") as stream:
         stream.truncate(2 * tokens)
         stream.seek(2 * (tokens - 9))
         stream.write(np.arange(1, 10, dtype="<u2").tobytes())
     size = {"bytes": 2 * tokens, "sha256": SHA}
-    shard = {"tokens": tokens, "documents": 1, "bin": size, "idx": vars(info.idx)}
-    write_manifest(folder, 1000, [shard])
-    assert idx_path(prefix).stat().st_size == info.idx.bytes
+    write_manifest(folder, 1000, [shard | {"tokens": tokens, "bin": size}])
+    assert idx_path(prefix).stat().st_size == shard["idx"]["bytes"]
 
 
 def bytes_read() -> int:

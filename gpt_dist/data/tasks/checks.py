@@ -1,7 +1,5 @@
 """Refuse a task that contradicts itself, before its data are read."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -25,13 +23,12 @@ def check_task(folder: Path, task: TaskConfig) -> None:
     _check_labels(task)
     for name in task.splits:
         _check_columns(task, name)
+    kind, is_there = ("folder", Path.is_dir) if task.format == "race" else ("file", Path.is_file)
     for name in task.splits:
         path = folder / split_of(task, name).path
-        found = path.is_dir() if task.format == "race" else path.is_file()
-        if not found and not name.startswith("test"):
-            what = "folder" if task.format == "race" else "file"
+        if not is_there(path) and not name.startswith("test"):
             raise DataError(
-                f"{path}: no such {what} (task.splits.{name}); put it there, or correct data.path"
+                f"{path}: no such {kind} (task.splits.{name}); put it there, or correct data.path"
             )
 
 
@@ -39,8 +36,8 @@ def _check_splits(task: TaskConfig) -> None:
     for name in task.splits:
         if not _SPLIT_NAME.fullmatch(name):
             raise ConfigError(
-                f"task.splits.{name}: not train, dev, dev_…, test or test_…, where … is made of "
-                "letters, digits, _, - and .; rename it"
+                f"task.splits.{name}: not train, dev, dev_…, test or test_… (letters, digits, _, - "
+                "and .); rename it"
             )
     if "train" not in task.splits:
         raise ConfigError(f"task.splits: no train; it has {', '.join(task.splits) or 'nothing'}")
@@ -58,10 +55,7 @@ def _check_submissions(task: TaskConfig) -> None:
             continue  # no file is written
         key, file = f"task.splits.{name}.submission", submission_name(task, name)
         if Path(file).name != file or not file.endswith(".tsv") or not file.isprintable():
-            raise ConfigError(
-                f"{key}: {file!r} is not a plain file name that ends in .tsv; give one such "
-                f"as {name}.tsv"
-            )
+            raise ConfigError(f"{key}: {file!r} is not a plain .tsv name; give one like {name}.tsv")
         if file in owners:
             raise ConfigError(f"{key}: {file!r} is {owners[file]}'s too; give each its own")
         owners[file] = name
@@ -102,7 +96,5 @@ def _check_labels(task: TaskConfig) -> None:
         raise ConfigError("task.metric: f1 needs two task.labels, of which the second is positive")
     if task.metric in ("f1", "matthews") and task.form == "multiple_choice":
         raise ConfigError(f"task.metric: {task.metric} does not judge multiple_choice")
-    if task.score_range is not None and (
-        not is_score or task.score_range[0] >= task.score_range[1]
-    ):
+    if task.score_range and not (is_score and task.score_range[0] < task.score_range[1]):
         raise ConfigError(f"task.score_range: {task.score_range} is not a range of scores; fix it")

@@ -1,14 +1,13 @@
 """Read the rows of a task's files: delimited text, JSON lines, or RACE's folder of passages."""
 
-from __future__ import annotations
-
 import csv
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from pydantic_core import from_json
 
 from gpt_dist.config import Column, TaskConfig
 from gpt_dist.errors import DataError
@@ -54,10 +53,7 @@ def read_rows(
 
 
 def _delimited(
-    rows: Iterator[tuple[int, list[str]]],
-    path: Path,
-    header: bool,
-    columns: Collection[Column],
+    rows: Iterator[tuple[int, list[str]]], path: Path, header: bool, columns: Collection[Column]
 ) -> Iterator[FileRow]:
     """Yield rows whose fields have positions, and names too if there is a header."""
     first = next(rows, None)
@@ -66,20 +62,14 @@ def _delimited(
     width = len(first[1])
     names = [name.strip() for name in first[1]] if header else []
     for column in columns:
-        if column not in names and column not in range(width):
+        if [*names, *range(width)].count(column) != 1:
             known = ", ".join(map(repr, names)) or f"no header, but positions 0 to {width - 1}"
             raise DataError(
-                f"{path}, line 1: no column {column!r}: it has {known}; correct task.columns, or, "
-                "if only this file has other columns, name them in task.splits"
+                f"{path}, line 1: no single column {column!r}: it has {known}; correct "
+                "task.columns, where a number is a position from 0, or, if only this file has "
+                "other columns, name them in task.splits"
             )
-        if isinstance(column, str) and names.count(column) > 1:
-            raise DataError(
-                f"{path}, line 1: {names.count(column)} columns {column!r}; give the position "
-                "of the right one, from 0, in task.columns"
-            )
-    if not header:
-        rows = chain([first], rows)
-    for line, values in rows:
+    for line, values in rows if header else chain([first], rows):
         where = f"{path}, line {line}"
         if len(values) == width:
             by_name = zip(names, values, strict=bool(names))
@@ -97,25 +87,24 @@ def _split_fields(path: Path, delimiter: str, quoting: bool) -> Iterator[tuple[i
         return
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    while True:
-        number = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {number}: the row's quoted fields cannot be read ({error}); "
-                "fix the quotes, or set task.quoting to false"
-            ) from None
-        yield number, fields
+    number = 1
+    try:
+        for fields in reader:
+            yield number, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {number}: the row's quoted fields cannot be read ({error}); "
+            "fix the quotes, or set task.quoting to false"
+        ) from None
 
 
 def _json_lines(path: Path) -> Iterator[FileRow]:
     for number, line in enumerate(_lines(path), 1):
+        where = f"{path}, line {number}"
         if not line.strip():
-            raise DataError(f"{path}, line {number}: the line is blank; remove it")
-        yield FileRow(f"{path}, line {number}", _json_object(line.rstrip("\r\n"), path, number))
+            raise DataError(f"{where}: the line is blank; remove it")
+        yield FileRow(where, _json_object(line, where))
 
 
 def _passages(folder: Path) -> Iterator[FileRow]:
@@ -124,45 +113,30 @@ def _passages(folder: Path) -> Iterator[FileRow]:
     if not files:
         raise DataError(f"{folder}: no passages (.txt files) in it; copy the folder again")
     for file in files:
-        passage = _json_object("".join(_lines(file)), file, 1)
+        where = f"{file}, line 1"
+        passage = _json_object("".join(_lines(file)), where)
         try:
-            questions = zip(
-                passage["questions"], passage["options"], passage["answers"], strict=True
-            )
-            for number, (question, options, answer) in enumerate(questions):
-                fields: dict[Column, Any] = {
-                    "article": passage["article"],
-                    "question": question,
-                    "options": options,
-                    "answer": answer,
-                    "id": f"{passage['id']}/{number}",
-                }
-                yield FileRow(f"{file}, line 1, question {number}", fields)
+            parts = zip(passage["questions"], passage["options"], passage["answers"], strict=True)
+            for number, (question, options, answer) in enumerate(parts):
+                texts = {"question": question, "options": options, "answer": answer}
+                fields = {**passage, **texts, "id": f"{passage['id']}/{number}"}
+                yield FileRow(f"{where}, question {number}", fields)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{file}, line 1: not a passage of RACE, with id, article, and as many questions, "
-                f"options and answers ({type(error).__name__}: {error}); copy it again"
+                f"{where}: not a passage of RACE, with id, article, and as many questions, options "
+                f"and answers ({type(error).__name__}: {error}); copy it again"
             ) from None
 
 
-def _json_object(text: str, path: Path, line: int) -> dict[Column, Any]:
+def _json_object(text: str, where: str) -> dict[Any, Any]:
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        number = line + error.lineno - 1
-        raise DataError(f"{path}, line {number}: not JSON ({error.msg}); fix the line") from None
-    except ValueError as error:  # NaN, or a number of thousands of digits
-        raise DataError(f"{path}, line {line}: not JSON ({error}); fix the line") from None
-    except RecursionError:
-        raise DataError(f"{path}, line {line}: JSON too deep; fix the line") from None
+        value = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        reason = str(error).replace("line 1 column", "column")
+        raise DataError(f"{where}: not JSON ({reason}); fix the line") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}, line {line}: expected {{…}}, found {text[:40]!r}; fix the line")
+        raise DataError(f"{where}: expected {{…}}, found {text.strip()[:40]!r}; fix the line")
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """Refuse NaN, Infinity and -Infinity, which Python's JSON reader accepts."""
-    raise ValueError(f"{name} is not a JSON value")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -170,18 +144,14 @@ def _lines(path: Path) -> Iterator[str]:
     blank: list[str] = []
     try:
         with path.open("rb") as stream:
-            for number, data in enumerate(stream, 1):
-                line = _decode(data, f"{path}, line {number}")
-                blank.append(line.removeprefix("\ufeff") if number == 1 else line)
+            for number, line in enumerate(stream, 1):
+                blank.append(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if blank[-1].rstrip("\r\n"):
                     yield from blank
                     blank.clear()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give another file") from error
-
-
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        raise DataError(
+            f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from None

@@ -1,11 +1,9 @@
 """Read the examples of a fine-tuning task, and write predictions in GLUE's format."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,13 +106,9 @@ def read_unlabelled(path: Path, task: TaskConfig) -> list[Example]:
         DataError: The input is bad; the message names file and line.
     """
     known = columns_of(task, split_of(task, TRAIN))
-    columns: dict[str, Column | list[Column]] = {
-        role: role for role in TEXT_ROLES[task.form] if role in known
-    }
-    split = SplitConfig(path=path.name, columns=columns)
-    unlabelled = task.model_copy(
-        update={"format": "jsonl", "splits": {"test": split}, "dev_fraction": 0.0}
-    )
+    roles = [role for role in TEXT_ROLES[task.form] if role in known]
+    split = SplitConfig(path=path.name, columns={role: role for role in roles})
+    unlabelled = task.model_copy(update={"format": "jsonl", "splits": {"test": split}})
     return read_split(path.parent, unlabelled, "test")
 
 
@@ -134,10 +128,9 @@ def write_submission(
         DataError: The file cannot be written.
     """
     path = folder / submission_name(task, split)
-    lines = ["index\tprediction"]
-    for example, prediction in zip(examples, predictions, strict=True):
-        lines.append(f"{example.id}\t{_named(task, prediction)}")
-    write_result(path, "\n".join(lines) + "\n")
+    rows = zip(examples, predictions, strict=True)
+    lines = [f"{example.id}\t{_named(task, prediction)}\n" for example, prediction in rows]
+    write_result(path, "".join(["index\tprediction\n", *lines]))
     return path
 
 
@@ -180,7 +173,7 @@ def _example(row: FileRow, number: int, task: TaskConfig, columns: Columns) -> E
     if named in task.ignored_labels:
         return None
     roles = [role for role in TEXT_ROLES[task.form] if role in columns and role != "choices"]
-    texts = tuple(_text([_string(row, name) for name in columns[role]]) for role in roles)
+    texts = tuple(_joined(_string(row, name) for name in columns[role]) for role in roles)
     choices = _choices(row, columns["choices"], task.labels) if "choices" in columns else ()
     for role, text in zip([*roles, *["choice"] * len(choices)], texts + choices, strict=True):
         if not text and named is not None:
@@ -199,7 +192,7 @@ def _choices(row: FileRow, columns: list[Column], labels: list[str] | None) -> t
             f"{row.where}: {columns[0]!r} is {values!r:.40}, not a list of two choices or more; "
             "name a column that holds lists, or several columns"
         )
-    choices = [_text([_as_string(row, columns[0], value)]) for value in values]
+    choices = [_joined([_as_string(row, columns[0], value)]) for value in values]
     # A row with fewer choices leaves the last of several columns blank.
     while len(columns) > 1 and len(choices) > 2 and not choices[-1]:
         choices.pop()
@@ -228,7 +221,7 @@ def _score(row: FileRow, named: str, score_range: tuple[float, float] | None) ->
         score = float(named)
     except ValueError:
         score = math.nan
-    if not (math.isfinite(score) and low <= score <= high):
+    if not low <= score <= high:
         expected = f" from {low:g} to {high:g}" if score_range else ""
         raise DataError(
             f"{row.where}: {named!r} is not a score{expected}; fix it, or name the classes in "
@@ -254,15 +247,10 @@ def _as_string(row: FileRow, column: Column, value: Any) -> str:
         return ""
     if not isinstance(value, str | int | float):
         raise DataError(f"{row.where}: {column!r} is {value!r:.40}, not a text; fix it")
-    text = value if isinstance(value, str) else json.dumps(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{row.where}: {column!r} is not Unicode ({error.reason})") from None
-    return text
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _text(parts: list[str]) -> str:
+def _joined(parts: Iterable[str]) -> str:
     return " ".join(" ".join(parts).split())
 
 
@@ -282,6 +270,5 @@ def split_of(task: TaskConfig, name: str) -> SplitConfig:
 def columns_of(task: TaskConfig, split: SplitConfig) -> Columns:
     """Return the columns of a split's file by role."""
     columns = task.columns if split.columns is None else split.columns
-    if task.format == "race":
-        columns = RACE_COLUMNS
+    columns = RACE_COLUMNS if task.format == "race" else columns
     return {role: named if isinstance(named, list) else [named] for role, named in columns.items()}

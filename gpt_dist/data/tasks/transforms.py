@@ -1,15 +1,13 @@
 """Turn an example of a task into token sequences (Radford et al. 2018, section 3.3)."""
 
-from __future__ import annotations
-
 from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpt_dist.data.tasks.reading import Example
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
+from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, DataError
 
 Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
@@ -39,7 +37,7 @@ class Transformation:
         self._sequence_length = sequence_length
         self._encode = lru_cache(_REMEMBERED_TEXTS)(partial(encode_as_trained, tokenizer))
 
-    def sequences(self, example: Example) -> list[NDArray[np.int32]]:
+    def sequences(self, example: Example) -> list[Ids]:
         """Return one sequence, or one for each order (similarity) or choice (multiple choice).
 
         Raises:
@@ -57,14 +55,12 @@ class Transformation:
             case "multiple_choice":
                 return self._choices(example, *texts)
 
-    def _pair(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _pair(self, first: Ids, second: Ids) -> Ids:
         room = self._sequence_length - _SPECIAL
         second = second[: max(self._sequence_length // 2 - 2, room - len(first))]
         return self._join(first[: room - len(second)], second)
 
-    def _choices(
-        self, example: Example, context: NDArray[np.int32], *question: NDArray[np.int32]
-    ) -> list[NDArray[np.int32]]:
+    def _choices(self, example: Example, context: Ids, *question: Ids) -> list[Ids]:
         choices = [self._encode(choice) for choice in example.choices]
         whole = sum(map(len, question)) + max(map(len, choices))
         room = self._sequence_length - _SPECIAL - whole
@@ -77,10 +73,10 @@ class Transformation:
         before = np.concatenate([context[:room], *question])
         return [self._join(before, choice) for choice in choices]
 
-    def _join(self, *texts: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _join(self, *texts: Ids) -> Ids:
         """Join start, the texts with a delimiter between them, and extract."""
         tokenizer = self._tokenizer
-        parts: list[NDArray[np.int32] | list[int]] = [[tokenizer.start]]
+        parts: list[Ids | list[int]] = [[tokenizer.start]]
         for text in texts:
             parts += [text, [tokenizer.delimiter]]
         parts[-1] = [tokenizer.extract]

@@ -1,10 +1,9 @@
 """Byte-pair tokenizers of other models: GPT-1's, GPT-2's, and any in a `tokenizer.json`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, join_ids
+from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, cut_text, join_ids
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
 
-_END_OF_WORD = "</w>"
-_UNKNOWN = "<unk>"
 _PIECE_CHARACTERS = 2**16
-_SPACE_BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
+_BEFORE_SPACE_AND_WORD = re.compile(r"(?<=\w)(?= \w)")
 _FILE_BYTES = 2**27
 """Largest file that is read; a vocabulary of 256,000 tokens takes about an eighth of it."""
 
@@ -48,7 +45,7 @@ class BytePairTokenizer:
     def encode(self, text: str) -> Ids:
         """Return the ids (int32 vector) of a text."""
         # In pieces, since the library's result takes 500 bytes a token.
-        pieces = _cut_before_words(text, self._piece_characters or len(text))
+        pieces = cut_text(text, self._piece_characters or len(text), _BEFORE_SPACE_AND_WORD)
         return join_ids(self._backend.encode(p, add_special_tokens=False).ids for p in pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -58,34 +55,22 @@ class BytePairTokenizer:
 
     def files(self) -> dict[str, bytes]:
         """Return the files from which `transformers.AutoTokenizer` makes this tokenizer."""
-        reserved = SPECIAL_TOKENS[:1] if self.end_of_text < self.vocab_size else ()
-        settings = tokenizer_settings(eos_token=next(iter(reserved), None))
+        known = self.end_of_text < self.vocab_size
+        settings = tokenizer_settings(eos_token=SPECIAL_TOKENS[0] if known else None)
         return {"tokenizer.json": self._backend.to_str().encode(), **settings}
 
 
 def _can_be_cut(backend: Backend) -> bool:
     """Return whether a space between words begins a token or is dropped, whatever precedes it."""
-    normalizer, words = backend.normalizer, backend.pre_tokenizer
-    if not (normalizer is None or isinstance(normalizer, normalizers.BertNormalizer)):
-        return False
-    if any(
-        token.rstrip or " " in token.content
-        for token in backend.get_added_tokens_decoder().values()
-    ):
-        return False
-    if isinstance(words, pre_tokenizers.ByteLevel):
-        return words.use_regex
-    return isinstance(words, pre_tokenizers.BertPreTokenizer)
-
-
-def _cut_before_words(text: str, length: int) -> Iterator[str]:
-    """Cut `text` before the first space between two words after every `length` characters."""
-    begin = 0
-    while begin < len(text):
-        space = _SPACE_BETWEEN_WORDS.search(text, begin + length)
-        end = space.start() if space else len(text)
-        yield text[begin:end]
-        begin = end
+    words, added = backend.pre_tokenizer, backend.get_added_tokens_decoder().values()
+    return (
+        isinstance(backend.normalizer, normalizers.BertNormalizer | None)
+        and not any(token.rstrip or " " in token.content for token in added)
+        and (
+            isinstance(words, pre_tokenizers.BertPreTokenizer)
+            or (isinstance(words, pre_tokenizers.ByteLevel) and words.use_regex)
+        )
+    )
 
 
 def tokenizer_settings(**settings: Any) -> dict[str, bytes]:
@@ -97,7 +82,7 @@ def tokenizer_settings(**settings: Any) -> dict[str, bytes]:
 
 def read_tokenizer_json(path: Path) -> BytePairTokenizer:
     """Read a `tokenizer.json`; raise DataError if it is damaged or not a byte-pair encoding."""
-    try:
+    with _reading(path):
         text = _read(path)
         values = json.loads(text)
         model, added = values["model"], values.get("added_tokens") or []
@@ -112,23 +97,20 @@ def read_tokenizer_json(path: Path) -> BytePairTokenizer:
         behind = {token["content"]: token["id"] for token in added}
         _check(model["vocab"], merges, behind)
         return BytePairTokenizer(Backend.from_str(text))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise _unreadable(path, error) from error
 
 
 def read_openai_gpt(vocabulary: Path, merges: Path) -> BytePairTokenizer:
-    """Read the released GPT-1's tokenizer; it gives the ids of `transformers.OpenAIGPTTokenizer`.
+    """Read the released GPT-1's tokenizer; raise DataError if a file is damaged.
 
-    Like transformers, it splits words as BERT does, not as spaCy and ftfy did for the paper.
-
-    Raises:
-        DataError: A file is damaged.
+    Like `transformers.OpenAIGPTTokenizer`, whose ids it gives, it splits words as BERT does, not as
+    spaCy and ftfy did for the paper.
     """
-    backend = _read_merges(vocabulary, merges, end_of_word_suffix=_END_OF_WORD, unk_token=_UNKNOWN)
+    end, unknown = "</w>", "<unk>"
+    backend = _read_merges(vocabulary, merges, end_of_word_suffix=end, unk_token=unknown)
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.BPEDecoder(suffix=_END_OF_WORD)
-    backend.add_special_tokens([_UNKNOWN])
+    backend.decoder = decoders.BPEDecoder(suffix=end)
+    backend.add_special_tokens([unknown])
     return BytePairTokenizer(backend)
 
 
@@ -142,14 +124,12 @@ def read_gpt2(vocabulary: Path, merges: Path) -> BytePairTokenizer:
 
 
 def _read_merges(vocabulary: Path, merges: Path, **options: str) -> Backend:
-    try:
+    with _reading(vocabulary):
         ids = json.loads(_read(vocabulary))
         lines = [line for line in _read(merges).split("\n") if line and line[:8] != "#version"]
         pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
         _check(ids, pairs, {})
         return Backend(BPE(vocab=ids, merges=pairs, **options))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise _unreadable(vocabulary, error) from error
 
 
 def _check(vocabulary: Any, merges: Iterable[Sequence[str]], added: Mapping[str, int]) -> None:
@@ -168,6 +148,13 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return DataError(f"{path}: not a readable tokenizer ({reason}); copy the tokenizer again")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise any error as a DataError that names the file."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises nothing narrower
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(
+            f"{path}: not a readable tokenizer ({reason}); copy the tokenizer again"
+        ) from error

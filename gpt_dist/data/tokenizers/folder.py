@@ -1,7 +1,6 @@
 """Find, open and convert the tokenizer of a folder."""
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,9 +28,7 @@ FolderTokenizer = SentencePieceTokenizer | BytePairTokenizer
 
 
 def open_tokenizer(folder: Path) -> FolderTokenizer:
-    """Open the tokenizer of a token folder, a checkpoint, a model folder or the released GPT-1.
-
-    Hugging Face's model folders are read too.
+    """Open the tokenizer of a token folder, a checkpoint, any model folder or the released GPT-1.
 
     Raises:
         DataError: The folder has no tokenizer, or a damaged one.
@@ -45,7 +42,7 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if vocabulary.is_file():
         # Only GPT-1's tokens mark the ends of words.
-        ends_words = b"</w>" in merges.read_bytes() if merges.is_file() else False
+        ends_words = merges.is_file() and b"</w>" in merges.read_bytes()
         return (read_openai_gpt if ends_words else read_gpt2)(vocabulary, merges)
     raise DataError(
         f"{folder}: has no tokenizer: no {SENTENCEPIECE_NAME}, {BYTE_PAIR_NAME} or vocab.json; "
@@ -54,11 +51,7 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
 
 
 def tokenizer_file(folder: Path) -> tuple[TokenizerName, bytes]:
-    """Return name and content of the one file by which `open_tokenizer` reopens a tokenizer.
-
-    Raises:
-        DataError: The folder has no tokenizer, or a damaged one.
-    """
+    """Return name and content of the one file by which `open_tokenizer` reopens a tokenizer."""
     tokenizer = open_tokenizer(folder)
     if isinstance(tokenizer, BytePairTokenizer):
         return BYTE_PAIR_NAME, tokenizer.files()[BYTE_PAIR_NAME]
@@ -79,29 +72,21 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     settings = tokenizer_settings(
         eos_token=end_of_text, additional_special_tokens=others, split_special_tokens=True
     )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    backend = _as_tokenizers(processor).to_str()
-    return {SENTENCEPIECE_NAME: model, BYTE_PAIR_NAME: backend.encode(), **settings}
+    converted = _as_tokenizers(tokenizer.processor).to_str().encode()
+    return {SENTENCEPIECE_NAME: model, BYTE_PAIR_NAME: converted, **settings}
 
 
 def _as_tokenizers(processor: sentencepiece.SentencePieceProcessor) -> Backend:
     """Convert a sentencepiece model to a pipeline of `tokenizers` that gives the same ids."""
-    ids = range(processor.get_piece_size())
-    backend = Backend(
-        BPE(
-            vocab={processor.id_to_piece(index): index for index in ids},
-            merges=_merges(processor),
-            unk_token=next(processor.id_to_piece(i) for i in ids if processor.is_unknown(i)),
-            byte_fallback=True,
-        )
+    model = BPE(
+        vocab={processor.id_to_piece(i): i for i in range(processor.get_piece_size())},
+        merges=_merges(processor),
+        unk_token=processor.id_to_piece(processor.unk_id()),
+        byte_fallback=True,
     )
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.Replace("\n", "\n "),
-            normalizers.Prepend(_SPACE),
-            normalizers.Replace(" ", _SPACE),
-        ]
-    )
+    backend = Backend(model)
+    line_ends, spaces = normalizers.Replace("\n", "\n "), normalizers.Replace(" ", _SPACE)
+    backend.normalizer = normalizers.Sequence([line_ends, normalizers.Prepend(_SPACE), spaces])
     # Only the start of a piece can be a space, so that words can be encoded one by one.
     backend.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
     backend.decoder = decoders.Sequence(
@@ -121,15 +106,11 @@ def _merges(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str, 
 
     sentencepiece joins the neighbours whose union is the best piece, wherever it is cut.
     """
-    pieces = [
-        (-processor.get_score(index), processor.id_to_piece(index))
-        for index in range(processor.get_piece_size())
-        if is_text(processor, index)
-    ]
-    known = {piece for _, piece in pieces}
+    ids = filter(partial(is_text, processor), range(processor.get_piece_size()))
+    scores = {processor.id_to_piece(index): processor.get_score(index) for index in ids}
     return [
         (piece[:cut], piece[cut:])
-        for _, piece in sorted(pieces)
+        for piece in sorted(scores, key=lambda piece: (-scores[piece], piece))
         for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
+        if piece[:cut] in scores and piece[cut:] in scores
     ]

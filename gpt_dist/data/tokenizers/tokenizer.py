@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -17,11 +18,16 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>")
 # Texts are encoded in pieces of about this length: it was measured to be the fastest, and memory
 # grows with the piece only.
 _PIECE_CHARACTERS = 1024
+# A space at the end of a text is a token, so that none is cut off there.
+_SPACE_WITHIN_TEXT = re.compile(r" (?=.)", re.DOTALL)
 _TRAINING_LINE_CHARACTERS = 4096
 # Fixed, since the model file records it and must not depend on the machine's cores.
 _TRAINING_THREADS = 4
-_TOO_LARGE = re.compile(r"Vocabulary size too high .* value <= (\d+)")
-_TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
+_POSSIBLE_SIZE = re.compile(r"Vocabulary size .*(<=|vs) (\d+)")
+_FAULT = {
+    "<=": "too large: the text gives",
+    "vs": "too small: the text's characters, the 256 bytes and the reserved tokens need",
+}
 
 
 class Tokenizer(Protocol):
@@ -52,8 +58,16 @@ def encode_as_trained(tokenizer: Tokenizer, text: str) -> Ids:
 
 def join_ids(parts: Iterable[Sequence[int]]) -> Ids:
     """Join lists of ids into one int32 vector."""
-    vectors = [np.array(part, dtype=np.int32) for part in parts]
-    return np.concatenate([np.empty(0, dtype=np.int32), *vectors])
+    return np.fromiter(chain.from_iterable(parts), dtype=np.int32)
+
+
+def cut_text(text: str, length: int, gap: re.Pattern[str]) -> Iterator[str]:
+    """Cut a text at the first `gap` after every `length` characters, and drop what it matches."""
+    begin = 0
+    while begin < len(text):
+        found = gap.search(text, begin + length)
+        yield text[begin : found.start() if found else len(text)]
+        begin = found.end() if found else len(text)
 
 
 def is_text(processor: sentencepiece.SentencePieceProcessor, index: int) -> bool:
@@ -74,36 +88,31 @@ class SentencePieceTokenizer:
     def __init__(self, model: Path) -> None:
         """Load a model file; raise DataError if it is damaged or lacks the reserved tokens."""
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
-            ids = [self._processor.piece_to_id(token) for token in SPECIAL_TOKENS]
-            known = all(self._processor.is_control(index) for index in ids)
-            pieces = [self._processor.id_to_piece(i) for i in range(len(self._processor))]
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+            ids = [self.processor.piece_to_id(token) for token in SPECIAL_TOKENS]
+            if not all(self.processor.is_control(index) for index in ids):
+                raise ValueError(f"it has no {', '.join(SPECIAL_TOKENS)}")
+            pieces = [self.processor.id_to_piece(i) for i in range(len(self.processor))]
         except (OSError, RuntimeError, ValueError) as error:  # a piece may not be UTF-8
             raise DataError(
-                f"{model}: cannot be read as a sentencepiece model ({error}); "
-                "prepare the token folder again"
+                f"{model}: not a sentencepiece model of gpt_dist ({error}); prepare the token "
+                "folder again with `python -m data_prep build`"
             ) from error
-        if not known:
-            raise DataError(
-                f"{model}: has no {', '.join(SPECIAL_TOKENS)}; "
-                "train the tokenizer with `python -m data_prep build`"
-            )
         self.end_of_text, self.start, self.delimiter, self.extract = ids
-        self.vocab_size = len(pieces)
-        self.full_vocab_size = self.vocab_size
-        self.lowercases = not any(
-            piece != piece.lower() for i, piece in enumerate(pieces) if is_text(self._processor, i)
+        self.vocab_size = self.full_vocab_size = len(pieces)
+        self.lowercases = all(
+            piece == piece.lower() for i, piece in enumerate(pieces) if is_text(self.processor, i)
         )
 
     def encode(self, text: str) -> Ids:
         """Return the ids (int32 vector) of `text`; beside the result, memory is bounded."""
         # Only the start of a token can be a space, so that cutting at spaces changes no id.
-        pieces = cut_at_spaces(text.replace("\n", "\n "), _PIECE_CHARACTERS)
-        return join_ids(self._processor.encode(piece) for piece in pieces)
+        pieces = cut_text(text.replace("\n", "\n "), _PIECE_CHARACTERS, _SPACE_WITHIN_TEXT)
+        return join_ids(self.processor.encode(piece) for piece in pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, without reserved tokens."""
-        text: str = self._processor.decode([int(index) for index in ids])
+        text: str = self.processor.decode([int(index) for index in ids])
         return text.replace("\n ", "\n")
 
 
@@ -117,9 +126,10 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
         DataError: The text cannot give `vocab_size` tokens, or its characters need more.
     """
     model = io.BytesIO()
+    cut = (cut_text(line, _TRAINING_LINE_CHARACTERS, _SPACE_WITHIN_TEXT) for line in lines)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_short_lines(lines),
+            sentence_iterator=chain.from_iterable(cut),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="bpe",
@@ -137,38 +147,10 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _vocabulary_error(str(error), vocab_size) from error
+        if not (found := _POSSIBLE_SIZE.search(str(error))):
+            raise DataError(f"the tokenizer cannot be trained: {error}") from error
+        raise DataError(
+            f"a vocabulary of {vocab_size} is {_FAULT[found[1]]} {found[2]}; use --vocab-size "
+            f"{found[2]}"
+        ) from error
     return model.getvalue()
-
-
-def cut_at_spaces(text: str, length: int) -> Iterator[str]:
-    """Cut `text` at the first space after every `length` characters and drop these spaces.
-
-    A space at the end of the text stays, since it is a token.
-    """
-    begin = 0
-    while begin < len(text):
-        end = text.find(" ", begin + length, len(text) - 1)
-        if end < 0:
-            end = len(text)
-        yield text[begin:end]
-        begin = end + 1
-
-
-def _short_lines(lines: Iterator[str]) -> Iterator[str]:
-    for line in lines:
-        yield from cut_at_spaces(line, _TRAINING_LINE_CHARACTERS)
-
-
-def _vocabulary_error(message: str, vocab_size: int) -> DataError:
-    if match := _TOO_LARGE.search(message):
-        return DataError(
-            f"a vocabulary of {vocab_size} is too large for this text: "
-            f"it gives {match[1]} at most; use --vocab-size {match[1]} or fewer, or add text"
-        )
-    if match := _TOO_SMALL.search(message):
-        return DataError(
-            f"a vocabulary of {vocab_size} is too small: the text's characters, the 256 bytes and "
-            f"the reserved tokens need {match[1]}; use --vocab-size {match[1]} or more"
-        )
-    return DataError(f"the tokenizer cannot be trained: {message}")

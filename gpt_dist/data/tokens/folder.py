@@ -3,6 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from gpt_dist.data.tokens.shards import Ids, bin_path, idx_path, read_index_header
+from gpt_dist.data.tokens.shards import Ids, ShardEntry, bin_path, idx_path, read_index
 from gpt_dist.errors import DataError, first_problem
 from gpt_dist.files.entries import FileEntry, Sha256, file_sha256
 from gpt_dist.files.records import Record
@@ -21,22 +22,13 @@ FORMAT = "gpt_dist.tokens"
 VERSION = 1
 
 TokenizerName = Literal["tokenizer.model", "tokenizer.json"]
+SplitName = Literal["train", "validation"]
 
 
 class TokenizerEntry(FileEntry):
     """The tokenizer's file: a sentencepiece model, or a byte-pair encoding of `tokenizers`."""
 
     name: TokenizerName = "tokenizer.model"
-
-
-class ShardEntry(Record):
-    """One shard: `name` is its path in the folder without `.bin` or `.idx`."""
-
-    name: Annotated[str, Field(pattern=r"^(train|validation)/shard-\d{5,}$")]
-    tokens: NonNegativeInt
-    documents: NonNegativeInt
-    bin: FileEntry
-    idx: FileEntry
 
 
 class SplitEntry(Record):
@@ -101,7 +93,7 @@ class TokenManifest(Record):
     sources: tuple[SourceEntry, ...]
     dropped: dict[str, NonNegativeInt]  # number of drops by reason
     drops: tuple[DropEntry, ...]  # the first thousand, in order
-    splits: dict[Literal["train", "validation"], SplitEntry]
+    splits: Annotated[dict[SplitName, SplitEntry], Field(min_length=2)]
 
 
 class TokenStream:
@@ -114,7 +106,7 @@ class TokenStream:
         self._starts = [0, *accumulate(shard.tokens for shard in split.shards)]
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._vocab_size = vocab_size
-        self._maps: dict[int, Ids] = {}
+        self._map = cache(partial(np.memmap, dtype=self._dtype, mode="r"))
 
     def read(self, start: int, stop: int) -> Ids:
         """Return a copy of ids `start` to `stop` of the split, in the shards' own type.
@@ -128,7 +120,7 @@ class TokenStream:
         position = start
         while position < stop:
             first, end = self._starts[shard], min(stop, self._starts[shard + 1])
-            part = self._map(shard)[position - first : end - first]
+            part = self._map(self._paths[shard])[position - first : end - first]
             if part.size and (part.max() >= self._vocab_size or part.min() < 0):
                 raise DataError(
                     f"{self._paths[shard]}: holds ids beyond the vocabulary of {self._vocab_size}: "
@@ -137,11 +129,6 @@ class TokenStream:
             ids[position - start : end - start] = part
             position, shard = end, shard + 1
         return ids
-
-    def _map(self, shard: int) -> Ids:
-        if shard not in self._maps:
-            self._maps[shard] = np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
-        return self._maps[shard]
 
 
 class TokenFolder:
@@ -165,10 +152,11 @@ class TokenFolder:
                 have the size that the manifest states.
         """
         manifest, digest = _read_manifest(path)
-        _check_size(path / manifest.tokenizer.name, manifest.tokenizer.bytes)
+        for name, entry in files_of(manifest):
+            _check_size(path / name, entry.bytes)
         for split in manifest.splits.values():
             for shard in split.shards:
-                _check_shard(path, shard, np.dtype(manifest.dtype))
+                _check_index(path, shard, np.dtype(manifest.dtype))
             if split.tokens != sum(shard.tokens for shard in split.shards):
                 raise DataError(f"{path / MANIFEST_NAME}: totals and shards disagree{_REMEDY}")
         return cls(path, manifest, digest)
@@ -178,10 +166,10 @@ class TokenFolder:
         """The file of the tokenizer that encoded the ids."""
         return self.path / self.manifest.tokenizer.name
 
-    def split(self, name: Literal["train", "validation"]) -> TokenStream:
+    def split(self, name: SplitName) -> TokenStream:
         """Return the ids of one split; an empty split has `num_tokens` 0."""
-        manifest = self.manifest
-        return TokenStream(self.path, manifest.splits[name], manifest.dtype, self.vocab_size)
+        split = self.manifest.splits[name]
+        return TokenStream(self.path, split, self.manifest.dtype, self.vocab_size)
 
 
 _REMEDY = "; copy the token folder again, or prepare it with `python -m data_prep build`"
@@ -210,36 +198,30 @@ def files_of(manifest: TokenManifest) -> Iterator[tuple[str, FileEntry]]:
 
 
 def _read_manifest(path: Path) -> tuple[TokenManifest, str]:
-    file = path / MANIFEST_NAME
-    if not file.is_file():
-        what = f"not a token folder (no {MANIFEST_NAME})" if path.exists() else "no such folder"
-        raise DataError(f"{path}: {what}; make one with `python -m data_prep build`")
     try:
-        content = file.read_bytes()
-        manifest = TokenManifest.model_validate_json(content)
+        content = (path / MANIFEST_NAME).read_bytes()
+        return TokenManifest.model_validate_json(content), hashlib.sha256(content).hexdigest()
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}){_REMEDY}") from error
+        what = f"not a token folder ({MANIFEST_NAME}: {error.strerror})"
+        raise DataError(
+            f"{path}: {what if path.exists() else 'no such folder'}{_REMEDY}"
+        ) from error
     except ValidationError as error:
         raise DataError(
-            f"{file}: not a manifest of {FORMAT} version {VERSION}: {first_problem(error)}{_REMEDY}"
+            f"{path / MANIFEST_NAME}: not a manifest of {FORMAT} version {VERSION}: "
+            f"{first_problem(error)}{_REMEDY}"
         ) from error
-    missing = set(SPLITS) - set(manifest.splits)
-    if missing:
-        raise DataError(f"{file}: has no split {', '.join(sorted(missing))}{_REMEDY}")
-    return manifest, hashlib.sha256(content).hexdigest()
 
 
-def _check_shard(folder: Path, shard: ShardEntry, dtype: np.dtype[Any]) -> None:
+def _check_index(folder: Path, shard: ShardEntry, dtype: np.dtype[Any]) -> None:
     prefix = folder / shard.name
-    _check_size(bin_path(prefix), shard.bin.bytes)
-    _check_size(idx_path(prefix), shard.idx.bytes)
-    header = read_index_header(idx_path(prefix))
+    found, documents = read_index(idx_path(prefix))
     stated = (dtype, shard.documents, shard.tokens * dtype.itemsize)
-    if stated != (header.dtype, header.documents, shard.bin.bytes):
+    if stated != (found, documents, shard.bin.bytes):
         raise DataError(
-            f"{prefix}: index, shard and manifest disagree: {header.documents} documents of "
-            f"{header.dtype} and {shard.bin.bytes} bytes, but the manifest states "
-            f"{shard.documents} documents of {dtype} and {shard.tokens} tokens{_REMEDY}"
+            f"{prefix}: index, shard and manifest disagree: {documents} documents of {found} and "
+            f"{shard.bin.bytes} bytes, but the manifest states {shard.documents} documents of "
+            f"{dtype} and {shard.tokens} tokens{_REMEDY}"
         )
 
 

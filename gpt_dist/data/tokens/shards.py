@@ -8,15 +8,15 @@ number at which each document starts, and a last entry at the end). Here a seque
 
 import struct
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, NonNegativeInt
 
 from gpt_dist.errors import DataError
 from gpt_dist.files.entries import FileEntry, HashedFile
+from gpt_dist.files.records import Record
 
 Ids = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,23 +27,14 @@ _DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2
 _CODE_OF_DTYPE = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 
 
-@dataclass(frozen=True)
-class ShardInfo:
-    """Counts and files of a finished shard."""
+class ShardEntry(Record):
+    """One shard: `name` is its path in the token folder without `.bin` or `.idx`."""
 
-    tokens: int
-    documents: int
+    name: Annotated[str, Field(pattern=r"^(train|validation)/shard-\d{5,}$")]
+    tokens: NonNegativeInt
+    documents: NonNegativeInt
     bin: FileEntry
     idx: FileEntry
-
-
-@dataclass(frozen=True)
-class IndexHeader:
-    """Fixed-size start of an index: the ids' type, the numbers of sequences and documents."""
-
-    dtype: np.dtype[Any]
-    sequences: int
-    documents: int
 
 
 def bin_path(prefix: Path) -> Path:
@@ -76,41 +67,41 @@ class ShardWriter:
         self._bin.write(ids.astype(self._dtype, copy=False).tobytes())
         self._lengths.append(len(ids))
 
-    def close(self) -> ShardInfo:
+    def close(self) -> ShardEntry:
         """Write the index and return once both files are safe on the disk."""
-        index = HashedFile(idx_path(self._prefix))
-        for part in self._index():
-            index.write(part)
-        entries = self._bin.close().unchunked, index.close().unchunked
-        return ShardInfo(sum(self._lengths), len(self._lengths), *entries)
-
-    def _index(self) -> Iterable[bytes]:
         lengths = np.array(self._lengths, dtype="<i8")
-        starts = np.concatenate([np.zeros(1, dtype="<i8"), np.cumsum(lengths)])[:-1]
-        count = len(lengths)
-        yield _HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self._dtype], count, count + 1)
-        yield lengths.astype("<i4").tobytes()
-        yield (starts * self._dtype.itemsize).tobytes()
-        yield np.arange(count + 1, dtype="<i8").tobytes()
+        count, tokens, itemsize = len(lengths), int(lengths.sum()), self._dtype.itemsize
+        index = (
+            _HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self._dtype], count, count + 1)
+            + lengths.astype("<i4").tobytes()
+            + ((lengths.cumsum() - lengths) * itemsize).tobytes()
+            + np.arange(count + 1, dtype="<i8").tobytes()
+        )
+        index_file = HashedFile(idx_path(self._prefix))
+        index_file.write(index)
+        return ShardEntry(
+            name="/".join(self._prefix.parts[-2:]),
+            tokens=tokens,
+            documents=count,
+            bin=self._bin.close().unchunked,
+            idx=index_file.close().unchunked,
+        )
 
 
-def read_index_header(path: Path) -> IndexHeader:
-    """Read the header of an index file, at a cost that does not depend on the shard's size.
+def read_index(path: Path) -> tuple[np.dtype[Any], int]:
+    """Return the type of the ids and the number of documents, from the header of an index alone.
 
     Raises:
         DataError: The file is not an index of this format, or not as long as its header says.
     """
     with path.open("rb") as stream:
         data = stream.read(_HEADER.size)
-    if len(data) < _HEADER.size or not data.startswith(_MAGIC):
-        raise DataError(f"{path}: not a Megatron index file; prepare the token folder again")
-    version, code, sequences, entries = _HEADER.unpack(data)[1:]
+    magic, version, code, sequences, entries = _HEADER.unpack(data.ljust(_HEADER.size, b"\0"))
     dtype = _DTYPE_OF_CODE.get(code)
-    if version != _VERSION or dtype is None or entries == 0:
+    if (magic, version) != (_MAGIC, _VERSION) or dtype is None or entries == 0:
         raise DataError(
-            f"{path}: index version {version}, type code {code}, {entries} document bounds cannot "
-            f"be read here (version {_VERSION}, type codes {sorted(_DTYPE_OF_CODE)} can); "
-            "prepare the token folder again"
+            f"{path}: not a Megatron index file of version {_VERSION} with uint16 or int32 ids, "
+            f"but begins with {data!r}; prepare the token folder again"
         )
     expected = _HEADER.size + 12 * sequences + 8 * entries
     found = path.stat().st_size
@@ -119,4 +110,4 @@ def read_index_header(path: Path) -> IndexHeader:
             f"{path}: {found} bytes, but its header asks for {expected}; "
             "copy the token folder or prepare it again"
         )
-    return IndexHeader(dtype, sequences, entries - 1)
+    return dtype, entries - 1
