@@ -7,10 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.data.tasks.reading import read_unlabelled
 from gpt_dist.errors import ConfigError
-from gpt_dist.finetune.predict import describe, judge
-from gpt_dist.finetune.task_model import encode, load_task_model, open_task_model
 from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import discover_launch
@@ -44,6 +41,9 @@ def main(arguments: Namespace) -> None:
     if arguments.input == STANDARD_INPUT and launch.world_size > 1:
         raise ConfigError("FILE: several processes cannot share the standard input; give a file")
 
+    from gpt_dist.data.tasks.reading import read_unlabelled
+    from gpt_dist.finetune.predict import describe, judge
+    from gpt_dist.finetune.task_model import encode, load_task_model, open_task_model
     from gpt_dist.topology import disconnect
 
     opened = open_task_model(arguments.model)
