@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one block, [2, B, H/tp, T, S], with room for `capacity` tokens."""
+    """Keys and values of one block, [2, B, G/tp, T, S], with room for `capacity` tokens."""
 
     def __init__(self, capacity: int) -> None:
         self.length = 0
@@ -13,7 +13,7 @@ class LayerCache:
         self._pair: Tensor | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values of new tokens, [B, H/tp, T, S], and return all of them."""
+        """Add keys and values of new tokens, [B, G/tp, T, S], and return all of them."""
         if self._pair is None:
             self._pair = key.new_empty(2, *key.shape[:2], self._capacity, key.size(3))
         start, self.length = self.length, self.length + key.size(2)

@@ -30,7 +30,7 @@ _CONFIG_BYTES = 2**20
 _GIVE = "give a model folder, a whole checkpoint, or the directory of a run that has one"
 
 # Tensors that old exports hold beside the parameters: causal masks, positions, angles.
-_BUFFERS = ("attn.bias", "attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
+_BUFFERS = ("attn.bias", "attention.bias", "masked_bias", "position_ids", "rotary_emb.inv_freq")
 _HEAD = "lm_head.weight"
 _EMBEDDING = "token_embedding.weight"
 # Heads that transformers' classes for other work than language modelling put beside it.

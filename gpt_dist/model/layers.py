@@ -111,7 +111,7 @@ def _settings(group: Group, std: float) -> dict[str, Any]:
 
 
 class Rotation:
-    """Rotary position embedding (Su et al. 2021), in the layout of Llama's released weights.
+    """Rotary position embedding (Su et al. 2021), in the layout of Hugging Face's Llama.
 
     Feature i of a head and feature i + S/2 are the two coordinates that one angle turns.
     """

@@ -21,9 +21,10 @@ from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.errors import GptDistError, ModelError
 from gpt_dist.model import ModelFolder, build_model, load_model, write_model_folder
+from gpt_dist.model.families import FAMILIES as FAMILIES_HERE
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import (
+from tests.models import small_config, (
     FAMILIES,
     VOCAB_SIZE,
     count_refused,
@@ -81,12 +82,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_transformers_opens_it_with_the_same_logits(process_group, model_folders, family):
     folder = model_folders[family]
     (found,) = process_group(1).run(own_logits, folder)
-    kind = {
-        "openai_gpt": transformers.OpenAIGPTLMHeadModel,
-        "gpt2": transformers.GPT2LMHeadModel,
-        "llama": transformers.LlamaForCausalLM,
-    }
-    assert isinstance(transformers.AutoModelForCausalLM.from_pretrained(folder), kind[family])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert type(theirs).__name__ == FAMILIES_HERE[family].architecture
     assert (found - their_logits(folder)).abs().max() < TOLERANCE
 
 
@@ -101,17 +98,40 @@ def test_folders_of_transformers_open(process_group, model_folders, tmp_path, fa
     model.save_pretrained(tmp_path, max_shard_size="100KB" if form == "sharded" else "1GB")
     weights = tmp_path / "model.safetensors"
     if form == "without prefix":
-        state = {name.removeprefix("transformer."): x for name, x in load_file(weights).items()}
+        prefix = FAMILIES_HERE[family].prefix
+        state = {name.removeprefix(prefix): x for name, x in load_file(weights).items()}
         save_file(state, weights)
     if form == "with head and masks":
         state = load_file(weights)
         embedding = next(x for x in state.values() if x.size(0) == VOCAB_SIZE)
-        state["lm_head.weight"] = embedding.clone()
+        state.setdefault("lm_head.weight", embedding.clone())
         state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
         save_file(state, weights)
     assert weights.exists() != (form == "sharded")
     (found,) = process_group(1).run(own_logits, tmp_path)
     assert (found - their_logits(model_folders[family])).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_transformers_made_opens(process_group, tmp_path, family):
+    description = FAMILIES_HERE[family].describe(small_config(family), end_of_text=None)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**description)
+    )
+    model.save_pretrained(tmp_path)
+    (found,) = process_group(1).run(own_logits, tmp_path)
+    assert (found - their_logits(tmp_path)).abs().max() < TOLERANCE
+
+
+def test_an_untied_head_does_not_stand_for_a_missing_embedding(model_folders, tmp_path):
+    copy_without_checksums(model_folders["llama"], tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    state = load_file(weights)
+    del state["model.embed_tokens.weight"]
+    save_file(state, weights)
+    with pytest.raises(ModelError, match=r"1 weights are missing, such as model\.embed_tokens"):
+        open_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
