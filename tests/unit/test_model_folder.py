@@ -24,11 +24,12 @@ from gpt_dist.model import ModelFolder, build_model, load_model, write_model_fol
 from gpt_dist.model.families import FAMILIES as FAMILIES_HERE
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
-from tests.models import small_config, (
+from tests.models import (
     FAMILIES,
     VOCAB_SIZE,
     count_refused,
     sample_texts,
+    small_config,
     to_hugging_face,
     write_model_folders,
 )
