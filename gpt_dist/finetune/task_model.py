@@ -144,7 +144,8 @@ def evaluate_task(
 ) -> tuple[list[dict[str, Any]], Topology]:
     """Metrics of a fine-tuned model: a row for a split, or for each named dev or dev_….
 
-    Raises ModelError, ConfigError or DataError before the processes connect.
+    Raises ModelError, ConfigError or DataError: before the processes connect, but for damaged
+    weights.
     """
     opened = open_task_model(path)
     task = opened.task
