@@ -1,4 +1,4 @@
-"""Fine-tuning on a task: what is checked before, what makes the runs, and what they leave."""
+"""Fine-tuning on a task: the checks before it, a run for each seed, and their results."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _HYPERPARAMETERS = (
     *("training.global_batch_size", "training.precision"),
     *("model.dropout", "objective.head_dropout"),
 )
-"""What a score depends on and results record, beside the sizes, steps and the paper's ablations."""
+"""Keys that a score depends on and results record, beside sizes, steps and the ablations."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the runs are made of, opened and checked."""
+    """The inputs of the runs, opened and checked."""
 
     config: Config
     task: TaskConfig
@@ -236,7 +236,7 @@ def _value(config: Config, name: str) -> Any:
 
 
 def _describe(inputs: Inputs) -> str:
-    """How many examples there are, and how many are too long."""
+    """Return how many examples there are, and how many are too long."""
     splits, longest = inputs.splits.encoded, inputs.config.model.sequence_length
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     full = sum(int((split.lengths == longest).sum()) for split in splits.values())
@@ -280,7 +280,7 @@ def _check_same_kind(config: Config) -> None:
 
 
 def _with_seed(config: Config, seed: int) -> Config:
-    """The run of one seed; several have folders of their own."""
+    """Return the run of one seed; several have folders of their own."""
     directory = Path(config.run.directory)
     if config.run.seeds:
         directory /= f"seed-{seed}"

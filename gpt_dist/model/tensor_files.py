@@ -152,12 +152,12 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _is_file_name(name: Any) -> bool:
-    """Whether it can be a shard's: it leads out of no folder, and every system can store it."""
+    """Return whether it can be a shard's: in no other folder, and storable on every system."""
     return isinstance(name, str) and name == Path(name).name and name.isprintable()
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """The object in a JSON file of `limit` bytes at most; ModelError where it is none."""
+    """Return the object in a JSON file of `limit` bytes at most; ModelError for anything else."""
     try:
         if path.stat().st_size > limit:
             raise ModelError(f"{path}: larger than {limit} bytes; {_REMEDY}")

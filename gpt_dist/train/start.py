@@ -104,7 +104,7 @@ class _Fingerprinted(Mapping[str, Tensor]):
 
 
 def _load_source(model: GPT, source: Source, config: Config, topology: Topology) -> Fingerprints:
-    """Copy another model's weights; their fingerprints, rounded to the run's precision."""
+    """Copy another model's weights; return their fingerprints in the run's precision."""
     opened = source.model
     opened.files.share(topology)
     _check_loss(opened)
