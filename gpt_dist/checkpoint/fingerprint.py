@@ -34,7 +34,7 @@ _CHUNKS = {"cpu": 2**15, "cuda": 2**24}
 
 @dataclass(frozen=True)
 class Place:
-    """Which elements of the full tensor a flat tensor holds: those of a shard, from `offset` on."""
+    """The elements of a full tensor that a flat one holds: those of a shard, from `offset` on."""
 
     offset: int = 0
     row: int = 1

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: their names, which is the newest whole one, which may go."""
+"""Names of a run's checkpoints; opening the newest whole one; removing old ones."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _STEP = re.compile(r"step-(\d{8})")
 
 
 def step_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the path of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
 def partial_path(folder: Path, step: int) -> Path:
-    """Where it lies while it is being written."""
+    """Return its path while it is being written."""
     return folder / f".step-{step:08d}.partial"
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a folder, newest first; whether it is whole is not looked at."""
+    """Return the steps that have a folder, newest first, without looking into it."""
     if not folder.is_dir():
         return []
     found = (step_of(path) for path in folder.iterdir())
@@ -39,13 +39,13 @@ def steps(folder: Path) -> list[int]:
 
 
 def step_of(path: Path) -> int | None:
-    """The step of a checkpoint, by its path; None where that is not a run's."""
+    """Return the step of a checkpoint by its path; None where a run gives no such name."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def paths(folder: Path, topology: Topology | None = None) -> list[Path]:
-    """Return the checkpoints of a folder, newest first; whether each is whole is not looked at.
+    """Return the checkpoints of a folder, newest first, without looking into them.
 
     With a topology all its processes call this, and get what the first of them finds.
     """
@@ -59,9 +59,9 @@ def paths(folder: Path, topology: Topology | None = None) -> list[Path]:
 def first_valid(
     candidates: Sequence[Path], say: Callable[[str], None], opened: Callable[[Path], Checkpoint]
 ) -> Checkpoint | None:
-    """The first of some checkpoints that can be opened; None if there are none.
+    """Open the first of some checkpoints that can be opened; return None for an empty list.
 
-    Damaged ones are passed over, and said so. Raises CheckpointError if all are damaged.
+    Damaged ones are passed over, with a warning. Raises CheckpointError if all are damaged.
     """
     for path, following in zip_longest(candidates, candidates[1:]):
         try:
@@ -124,7 +124,7 @@ def prune(folder: Path, config: CheckpointConfig, keep: Collection[int] = ()) ->
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; under its own name it is whole until it is gone."""
+    """Remove a checkpoint atomically: under its own name it is whole until it is gone."""
     removed = path.with_name(f".{path.name}.removed.partial")
     shutil.rmtree(removed, ignore_errors=True)
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The checkpoint format: fragments in safetensors files, and a manifest that says where each is.
+"""The checkpoint format: fragments in safetensors files, and a manifest that locates each.
 
 A checkpoint is a folder `step-00000020`. Each process wrote one file of its fragments, flat fp32
 tensors named `KIND/PARAMETER`; `manifest.json`, written last, maps every parameter to its fragments
@@ -102,7 +102,7 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _check_proof(self) -> Self:
-        """Everything in a checkpoint must be provable in the way of its version."""
+        """Refuse a manifest without the proof of content that its version has."""
         entries = self.parameters.values()
         if self.version == 1 and self.probe_loss is None:
             raise ValueError("probe_loss: missing")
@@ -158,7 +158,7 @@ class Checkpoint:
         self.files.verify()
 
     def _verify_tokenizer(self) -> None:
-        """Another tokenizer's file beside the listed one could be opened in its place, too."""
+        """Hash the tokenizer, and refuse another beside it, which could be opened in its place."""
         listed = {
             name: entry for name, entry in self.manifest.files.items() if name in _TOKENIZER_NAMES
         }
@@ -258,7 +258,7 @@ def _refuse(path: Path, problem: str) -> CheckpointError:
 
 
 def _check_coverage(file: Path, name: str, entry: ParameterEntry, manifest: Manifest) -> None:
-    """Every element of every shard is in exactly one fragment, of a file that can hold it."""
+    """Refuse an element that is not in exactly one fragment, of a file that can hold it."""
     dimension, size = entry.tensor_parallel_dimension, manifest.topology.tensor_parallel_size
     if dimension is None:
         size = 1

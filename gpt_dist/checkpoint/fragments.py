@@ -1,4 +1,4 @@
-"""Where a process holds its part of the training state, whatever the ZeRO stage."""
+"""The parts of the training state that a process holds, located for every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fragment:
     """Whether every data-parallel process holds the same elements."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Live flat views [length] of the weight and the moments: writing changes the state."""
+        """Return live flat views [length] of weight and moments: writing changes the state."""
         state = self.optimizer.state[self.master]
         if not state:
             # As torch.optim.AdamW, fused, makes it at its first step.
@@ -46,7 +46,7 @@ class Fragment:
         return {kind: tensor.view(-1)[self.start : end] for kind, tensor in whole.items()}
 
     def part(self, first: int, last: int) -> Fragment:
-        """The elements first to last of this fragment."""
+        """Return the elements first to last of this fragment."""
         return Fragment(
             self.parameter,
             self.offset + first,
@@ -59,7 +59,7 @@ class Fragment:
 
 
 def fragments_of(engine: DeepSpeedEngine) -> Iterator[Fragment]:
-    """All fragments that this process holds."""
+    """Yield all fragments that this process holds."""
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _stage_3(engine, optimizer)

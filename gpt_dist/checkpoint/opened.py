@@ -41,11 +41,11 @@ class OpenedModel:
     files: SharedFiles
     """The files that the tensors are read from."""
     tokenizer_folder: Path
-    """Where the tokenizer's files are."""
+    """The folder of the tokenizer's files."""
     step: int | None = None
     """Of pre-training, where it is a checkpoint."""
     probe_loss: float | None = None
-    """What the weights gave on fixed tokens when they were saved; None if made elsewhere."""
+    """The loss on fixed tokens that is stated of the weights; None if none is."""
     fine_tuned: bool = False
     """Whether a task has trained it, and so its start, delimiter and extract tokens."""
 
@@ -57,7 +57,7 @@ class OpenedModel:
 
     @cached_property
     def tokenizer(self) -> FolderTokenizer:
-        """DataError where there is none; ModelError where the model has fewer tokens."""
+        """The model's tokenizer; ModelError where it has more tokens than the model."""
         tokenizer = open_tokenizer(self.tokenizer_folder)
         if tokenizer.vocab_size > self.config.vocab_size:
             raise ModelError(
@@ -126,7 +126,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> OpenedModel:
 
 
 def model_path(path: Path) -> Path:
-    """The model that the directory of a finished fine-tuning run stands for; else the path."""
+    """Return the model that the directory of a finished fine-tuning run stands for, or the path."""
     return path / "model" if (path / "model" / TASK_NAME).is_file() else path
 
 

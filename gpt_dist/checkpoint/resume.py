@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""The choice of the checkpoint that a run resumes from, and its checks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.topology import Topology, together
 
 _FIXED = ("model", "task", "objective", "run.seed", "training.global_batch_size")
-"""What decides the model and its samples; all else may change between the parts of a run."""
+"""Keys that decide the model and its samples; all else may change between the parts of a run."""
 
 _FIXED_OF_TASKS = ("optimizer", "schedule", "training.precision")
-"""What a score is of, beside that: a fine-tuning run is one experiment."""
+"""Keys that a score depends on beside those: a fine-tuning run is one experiment."""
 
 _FREE = ("model.source", "model.transferred_layers")
-"""What has done its work once pre-training has begun; a fine-tuned model's score is of its source,
+"""Keys without effect once pre-training has begun; a fine-tuned model's score is of its source,
 so that there another source is another run."""
 
 
 def find_checkpoint(
     config: ResolvedConfig, topology: Topology, data_digest: str, say: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The checkpoint that training.resume leads to, the same on every rank; None to start afresh.
+    """Open the checkpoint that training.resume asks for; None to start from scratch.
 
     The ranks hash and hold its files together, and have damaged ones to `say`. Raises
     CheckpointError, on every rank, where a checkpoint is asked for and none is whole, or it belongs
@@ -71,7 +71,7 @@ def find_checkpoint(
 
 
 def find_begun(config: Config) -> Checkpoint | None:
-    """The newest checkpoint that tells what a run was made of; None if there is none to go on from.
+    """Open the newest checkpoint that records how a run was started; None before its first.
 
     Its weights are not looked at: `find_checkpoint` may pass over it. Needs no process group.
     """
@@ -133,7 +133,7 @@ def _saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _hint(changes: list[str]) -> str:
-    """Where a change may follow from that of another key."""
+    """Explain a change that may follow from that of another key."""
     follows = any(change.startswith("schedule.decay_steps") for change in changes)
     return " of it or of training.max_steps, which it follows" if follows else ""
 

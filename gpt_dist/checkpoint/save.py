@@ -1,4 +1,4 @@
-"""Writes checkpoints in the background, and lets them appear whole or not at all."""
+"""Checkpoint writer: in the background, each published atomically."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of the packages that the numbers of a run depend on."""
+    """Return the versions of the packages that the numbers of a run depend on."""
     return {name: version(name) for name in _PACKAGES}
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """What a run's samples are made of, as far as checkpoints record it."""
+    """The origin of a run's samples, as far as checkpoints record it."""
 
     digest: str
     """Stands for the whole data: SHA-256 in hexadecimal."""
@@ -65,7 +65,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Report:
-    """What a process did for a checkpoint."""
+    """One process's part of a checkpoint."""
 
     failure: str | None
     file: str
@@ -117,7 +117,7 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the last save is known to have failed; `wait` raises why."""
+        """True once the last save is known to have failed; `wait` raises why."""
         return bool(self._writing and self._writing.done() and self._writing.exception())
 
     def wait(self) -> None:
@@ -144,7 +144,7 @@ class Saver:
             )
 
     def _write_together(self, job: _Job) -> list[str]:
-        """Write this rank's part, and publish the whole; what went wrong on any rank."""
+        """Write this rank's part, and publish the whole; return what failed on any rank."""
         partial = partial_path(self._folder, job.step)
         failure, entry, found = None, None, {}
         try:
@@ -168,7 +168,7 @@ class Saver:
         return failures
 
     def _publish(self, job: _Job, partial: Path, reports: list[_Report]) -> list[str]:
-        """Write the manifest and give the folder its name; what went wrong, if anything."""
+        """Write the manifest and give the folder its name; return what failed."""
         try:
             found = total(report.fingerprints for report in reports)
             for report in reports:
@@ -223,7 +223,7 @@ def _refuse_copy(name: str) -> CheckpointError:
 
 
 def _merge(reports: Sequence[_Report], found: Fingerprints) -> dict[str, ParameterEntry]:
-    """The parameters with the fragments of all ranks, and their fingerprints."""
+    """Return the parameters with the fragments of all ranks, and their fingerprints."""
     merged: dict[str, ParameterEntry] = {}
     for report in reports:
         for name, entry in report.parameters.items():

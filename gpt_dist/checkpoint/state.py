@@ -1,4 +1,4 @@
-"""The training state of a process as fragments: what it writes, and how it is filled again."""
+"""The training state of a process as fragments: described, copied, filled and proven."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainingState:
         self._names = {id(p): name for name, p in engine.module.named_parameters()}
 
     def owned(self) -> Iterator[tuple[str, Fragment]]:
-        """The fragments that this process writes: together, all processes write each element once.
+        """Yield the fragments that this process writes: all together write each element once.
 
         What all data-parallel processes hold is shared out among them.
         """
@@ -79,7 +79,7 @@ class TrainingState:
         }
 
     def counters(self) -> tuple[int, dict[str, float]]:
-        """Adam's count of updates, and the state of fp16's loss scaler."""
+        """Return Adam's count of updates, and the state of fp16's loss scaler."""
         _, fragment = next(self._fragments())
         fragment.tensors()
         steps = int(fragment.optimizer.state[fragment.master]["step"])
@@ -119,7 +119,7 @@ class TrainingState:
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
     def _ranges(self) -> list[dict[str, Range]]:
-        """The elements that each process holds of each parameter."""
+        """Return the elements that each process holds of each parameter."""
         size, rank = self._topology.tensor_parallel_size, self._topology.tensor_parallel_rank
         own = {
             name: ((size, rank) if _is_split(one.parameter) else (1, 0), one.offset, one.length)
@@ -266,7 +266,7 @@ def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:
 
 
 def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
-    """Go on with the random numbers of the process that had this one's place.
+    """Restore the random state of the process that had this one's place.
 
     In another layout, or on another kind of device, there is none such; then the draws follow from
     the step, and differ between data-parallel processes as they must.

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as a model's, each put together when it is asked for."""
+"""The weights in a checkpoint as full tensors of a model, each read when it is asked for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SavedWeights(Mapping[str, Tensor]):
     """Full fp32 tensors of a model by name, whatever layout saved them."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises CheckpointError where it holds no model that this version knows."""
+        """Check its configuration and shapes; CheckpointError where it holds no known model."""
         self.path = checkpoint.path
         self.manifest = checkpoint.manifest
         self.files = checkpoint.files
@@ -51,12 +51,12 @@ class SavedWeights(Mapping[str, Tensor]):
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a checkpoint, the directory of a run that has some, or their folder."""
+    """Return whether a path is a checkpoint, a run that has some, or their folder."""
     return newest_path(path) is not None
 
 
 def newest_path(path: Path) -> Path | None:
-    """A checkpoint itself, or a run's newest, whole or not; None where there is none."""
+    """Return a checkpoint itself, or a run's newest, whole or not; None before its first."""
     if (path / MANIFEST_NAME).is_file():
         return path
     return next(iter(paths(_folder(path))), None)

@@ -65,7 +65,7 @@ def pieces_of(name: str, entry: FileEntry | int) -> list[Piece]:
 
 
 class Hasher:
-    """Computes the entry of a file from its content, given in order."""
+    """Hasher that gives the entry of a file from its content, taken in order."""
 
     def __init__(self, size: int = 0) -> None:
         """Hash chunks too where the `size` of the file is known beforehand."""
@@ -129,6 +129,6 @@ def file_sha256(path: Path) -> str:
 
 
 def _cut(size: int, count: int = 0) -> list[tuple[int, int]]:
-    """The bounds of equal parts, the last of them shorter; by default those of a new file."""
+    """Return the bounds of equal parts, the last shorter; by default the chunks of a new file."""
     step = -(-size // (count or max(1, min(_MAX_CHUNKS, size // BLOCK_BYTES)))) or 1
     return [(start, min(start + step, size)) for start in range(0, max(size, 1), step)]

@@ -54,7 +54,7 @@ class SharedFiles:
         self._held: dict[Piece, Tensor] = {}
         self._received: dict[str, tuple[int, Tensor]] = {}
         self.device = torch.device("cpu")
-        """Where the target of a read must be."""
+        """The device that the target of a read must be on."""
 
     def verify(self, topology: Topology | None = None, *, hold: bool = False) -> None:
         """Hash every file; with a topology each of its processes a part, and all raise any error.
@@ -129,7 +129,7 @@ class SharedFiles:
             start, content = start + len(part), content[len(part) :]
 
     def _receive(self, piece: Piece, position: int) -> Tensor:
-        """Some bytes from a position of the file on, which the owner of the piece sends to all.
+        """Return some bytes from a position of the file on, which the owner sends to all.
 
         The last block of each file is kept, since what is read next is mostly in it.
         """

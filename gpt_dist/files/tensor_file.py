@@ -108,7 +108,7 @@ class TensorFile:
 
 
 class _Entry:
-    """What the header says of one tensor; ValueError where that contradicts itself."""
+    """The header's entry of one tensor; ValueError where it contradicts itself."""
 
     def __init__(self, value: Any) -> None:
         try:
@@ -132,7 +132,7 @@ def memory_of(tensor: Tensor) -> Tensor:
 
 
 def _header(entries: Mapping[str, tuple[torch.dtype, Shape]]) -> tuple[bytes, int]:
-    """The header, and the length of the data behind it."""
+    """Return the header, and the length of the data behind it."""
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     stop = 0
     for name, (dtype, shape) in entries.items():

@@ -1,4 +1,4 @@
-"""Fine-tuning on a task: what is checked before, what makes the runs, and what they leave."""
+"""Fine-tuning on a task: the checks before it, a run for each seed, and their results."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ _HYPERPARAMETERS = (
     *("training.global_batch_size", "training.precision"),
     *("model.dropout", "objective.head_dropout"),
 )
-"""What a score depends on and results record, beside the sizes, steps and the paper's ablations."""
+"""Keys that a score depends on and results record, beside sizes, steps and the ablations."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the runs are made of, opened and checked."""
+    """The inputs of the runs, opened and checked."""
 
     config: ResolvedConfig
     task: TaskConfig
@@ -243,7 +243,7 @@ def _value(config: Config, name: str) -> Any:
 
 
 def _describe(inputs: Inputs) -> str:
-    """How many examples there are, and how many are too long."""
+    """Return how many examples there are, and how many are too long."""
     splits, longest = inputs.splits.encoded, inputs.config.model.sequence_length
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     full = sum(int((split.lengths == longest).sum()) for split in splits.values())

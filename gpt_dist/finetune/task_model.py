@@ -83,7 +83,7 @@ def save_task_model(
 
 
 def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> bool:
-    """Write the model folder of a checkpoint if it is one of fine-tuning; whether it was."""
+    """Write the model folder of a checkpoint and return True, if it is one of fine-tuning."""
     if not is_checkpoint(path):
         return False
     checkpoint = Checkpoint.open(path)
@@ -99,7 +99,7 @@ def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> b
 
 
 def is_task_model(path: Path) -> bool:
-    """Whether a folder holds a fine-tuned model."""
+    """Return whether a folder holds a fine-tuned model."""
     return (path / TASK_NAME).is_file()
 
 
@@ -126,7 +126,7 @@ def open_task_model(path: Path) -> TaskModel:
 def load_task_model(
     opened: TaskModel, launch: Launch, tensor_parallel_size: int
 ) -> tuple[Evaluate, Topology]:
-    """Connect the processes and load the model; the function gives the scores of a batch."""
+    """Connect the processes and load the model; return a function that scores a batch."""
     model, _, topology = assemble(opened.opened, launch, tensor_parallel_size)
     head = opened.head.to(topology.device)
 
@@ -138,7 +138,7 @@ def load_task_model(
 
 
 def encode(opened: TaskModel, examples: Sequence[Example]) -> EncodedSplit:
-    """Examples as the model reads them; DataError where one has no room for its answer."""
+    """Encode examples as the model reads them; DataError where one has no room for its answer."""
     tokenizer = opened.opened.tokenizer
     length = opened.opened.config.sequence_length
     transformation = Transformation(opened.task.form, tokenizer, length)
@@ -154,9 +154,10 @@ def evaluate_task(
     batch_size: int,
     report: Report,
 ) -> tuple[list[dict[str, Any]], Topology]:
-    """Metrics of a fine-tuned model: a row for a split, or for each named dev or dev_….
+    """Return metrics of a fine-tuned model: a row for a split, or for each dev or dev_….
 
-    Raises ModelError, ConfigError or DataError before the processes connect.
+    Raises ModelError, ConfigError or DataError: before the processes connect, but for damaged
+    weights.
     """
     opened = open_task_model(path)
     task = opened.task

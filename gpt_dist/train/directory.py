@@ -40,7 +40,7 @@ def locked(directory: Path, launch: Launch) -> Iterator[None]:
 
 
 def _lock(directory: Path) -> TextIO:
-    """The file that holds the lock while it is open."""
+    """Open the file that holds the lock while it is open."""
     try:
         file = (directory / ".lock").open("w")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,7 +57,7 @@ def _lock(directory: Path) -> TextIO:
 
 
 def set_aside_earlier_run(directory: Path) -> None:
-    """Keep what another run left here where no resume will take it for this one's."""
+    """Move what another run left here to where no resume takes it for this one's."""
     names = ("metrics.jsonl", "tensorboard", "checkpoints", "results.json", "model")
     left = [path for name in names if (path := directory / name).exists()]
     if not left:

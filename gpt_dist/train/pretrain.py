@@ -1,4 +1,4 @@
-"""Pre-training on a token folder: what is checked before, and what makes the run."""
+"""Pre-training on a token folder: the checks before it, and its run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VERIFIED_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is made of, opened and checked."""
+    """The inputs of a run, opened and checked."""
 
     config: ResolvedConfig
     folder: TokenFolder
@@ -88,7 +88,7 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
 
 
 def data_source(folder: TokenFolder) -> DataSource:
-    """What checkpoints record of a token folder."""
+    """Return what checkpoints record of a token folder."""
     path = folder.tokenizer_path
     return DataSource(folder.digest, path.name, path.read_bytes())
 

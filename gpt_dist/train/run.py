@@ -1,4 +1,4 @@
-"""A run, of pre-training or of fine-tuning: engine, loop, checkpoints and reports put together."""
+"""One run, of pre-training or of fine-tuning: engine, loop, checkpoints and reports together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gpt_dist.train.start import Source, start_engine
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run trains, on what, and how it is judged."""
+    """The parts of a run that differ: its objective, samples, validation and source."""
 
     objective: Callable[[GPT], Objective[Any]]
     samples: Samples

@@ -1,4 +1,4 @@
-"""What model.source stands for: the model that a run starts from, or has started from."""
+"""The model that model.source names: what a run starts from, or has started from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpt_dist.train.start import Source
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """What decides the sizes and the tokenizer of runs, and what they take their weights from."""
+    """The model that gives runs their sizes, their tokenizer and, where one begins, its weights."""
 
     config: Config
     """With model.source as the exact path: the newest checkpoint of a run is another tomorrow."""
@@ -87,6 +87,6 @@ def _with_source(config: AnyConfig, path: Path) -> AnyConfig:
 
 
 def _new_tokens(source: OpenedModel) -> tuple[int, ...]:
-    """The tokens whose embeddings are new, the paper's only ones; none if it was fine-tuned."""
+    """Return the tokens whose embeddings are new: the paper's, unless it was fine-tuned."""
     tokenizer = source.tokenizer
     return () if source.fine_tuned else (tokenizer.start, tokenizer.delimiter, tokenizer.extract)
