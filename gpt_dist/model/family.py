@@ -99,8 +99,6 @@ class Family:
     architecture: str
     """The class of transformers that opens the model."""
     model_type: str
-    prefix: str
-    """The prefix of parameter names that the class without a head leaves out."""
     names: Mapping[str, str]
     """Hugging Face's names of `blocks`, of the modules within a block, and of those outside."""
     fused: Callable[[str, ResolvedModelConfig], Stored]

@@ -67,7 +67,7 @@ class ModelFolder(FullTensors):
         embedding may be stored as the head alone.
         """
         stored = self._files.names
-        prefix = family_of(self.config).prefix
+        prefix = family_of(self.config).names["blocks"].split(".")[0] + "."
         dropped = "" if any(name.startswith(prefix) for name in stored) else prefix
         names = {
             name: [theirs.removeprefix(dropped) for theirs in spec.stored.names]

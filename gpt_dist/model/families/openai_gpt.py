@@ -39,7 +39,6 @@ OPENAI_GPT = Family(
     tied_head=True,
     architecture="OpenAIGPTLMHeadModel",
     model_type="openai-gpt",
-    prefix="transformer.",
     names={
         "token_embedding": "transformer.tokens_embed",
         "position_embedding": "transformer.positions_embed",
