@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt_dist.model import GPT
-from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.layers import LayerCache
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.cache import LayerCache
 from gpt_dist.model.family import Family
 from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, ColumnParallel, TokenEmbedding
+from gpt_dist.model.layers import INIT_STD, ColumnParallel, LayerCache, TokenEmbedding
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.

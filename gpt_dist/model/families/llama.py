@@ -36,7 +36,7 @@ class SwiGLU(nn.Module):
         width, inner = config.hidden_size, complete(config)["feed_forward_size"]
         self.gate = ColumnParallel(width, inner, group, bias=False)
         self.expansion = ColumnParallel(width, inner, group, bias=False)
-        self.projection = RowParallel(inner, width, group, std=INIT_STD, bias=False)
+        self.projection = RowParallel(inner, width, group, bias=False, std=INIT_STD)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map each hidden state [B, T, D] by itself."""
@@ -51,7 +51,7 @@ def make_norm(config: ResolvedModelConfig) -> nn.RMSNorm:
 def make_block(config: ResolvedModelConfig, group: Group) -> Block:
     """Return a block with initial weights."""
     return Block(
-        Attention(config, group, bias=False),
+        Attention(config, group, bias=False, output_std=INIT_STD),
         make_norm(config),
         SwiGLU(config, group),
         make_norm(config),
