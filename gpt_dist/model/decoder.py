@@ -53,13 +53,8 @@ class GPT(nn.Module):
             self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(family.block(config, group) for _ in range(config.num_layers))
         self.final_norm = family.final_norm(config)
-        self.head = ColumnParallel(
-            config.hidden_size,
-            config.padded_vocab_size,
-            group,
-            bias=False,
-            own_weight=not family.tied_head,
-        )
+        width, rows = config.hidden_size, config.padded_vocab_size
+        self.head = ColumnParallel(width, rows, group, bias=False, own_weight=not family.tied_head)
 
     def forward(self, tokens: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
         """Return the last hidden states [B, T, D] of token ids [B, T].

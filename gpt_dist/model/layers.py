@@ -158,11 +158,9 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         groups = config.num_key_value_heads or config.num_heads
         self.queries_per_group = config.num_heads // groups
-        width = config.num_heads * config.head_size
-        self.query_key_value = ColumnParallel(
-            config.hidden_size, width + 2 * groups * config.head_size, group, bias
-        )
-        self.projection = RowParallel(width, config.hidden_size, group, bias, output_std)
+        width, fused = config.hidden_size, config.hidden_size + 2 * groups * config.head_size
+        self.query_key_value = ColumnParallel(width, fused, group, bias)
+        self.projection = RowParallel(width, width, group, bias, output_std)
 
     def forward(
         self, hidden: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
