@@ -51,11 +51,9 @@ def parse_config_arguments(description: str, example: str) -> tuple[Path, list[s
 def run(parse: Callable[[], Arguments], main: Callable[[Arguments], None]) -> None:
     """Run a command; report a user's error in one line and exit with USER_ERROR.
 
-    `main` itself imports what loads torch, which takes seconds: the help, and the refusal of an
-    argument by `parse`, do not wait for it.
-
-    Before the processes are connected all meet the same error, and one a host reports it; later an
-    error may be any process's own, and each reports its own.
+    `main` itself imports what loads torch, so that the help and a refusal by `parse` come at once.
+    Before the processes are connected all meet the same error, and one a host reports it; later
+    each process reports its own.
     """
     try:
         main(parse())

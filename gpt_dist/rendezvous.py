@@ -38,8 +38,8 @@ class Launch:
     world_size: int
     local_rank: int
     local_world_size: int
-    launched_by: tuple[int, ...] = field(default=(), compare=False)
-    """Ids of the launcher's processes whose end ends this one: the parent, and its own parent."""
+    launched_by: tuple[psutil.Process, ...] = field(default=(), compare=False)
+    """The launcher's processes whose end ends this one: the parent, and its own parent."""
 
 
 _LAUNCHERS = {
@@ -81,37 +81,34 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
     return Launch(launcher, rank, world_size, local_rank, local_world_size, _launched_by(launcher))
 
 
-def _launched_by(launcher: str) -> tuple[int, ...]:
+def _launched_by(launcher: str) -> tuple[psutil.Process, ...]:
     """Return the value of Launch.launched_by.
 
     It leaves out a shell, which a run may outlive, and the daemons of srun and MPI, which end what
     they started themselves.
     """
-    parent = os.getppid()
-    if launcher == "torchrun":
-        return (parent,)
     found = []
     with suppress(psutil.Error):
-        process = psutil.Process(parent)
-        if launcher == "deepspeed" and "deepspeed.launcher.launch" in " ".join(process.cmdline()):
+        parent = psutil.Process(os.getppid())
+        if launcher == "torchrun":
             found.append(parent)
-            starter = process.parent()
+        if launcher == "deepspeed" and "deepspeed.launcher.launch" in " ".join(parent.cmdline()):
+            found.append(parent)
+            starter = parent.parent()
             if starter and "deepspeed" in " ".join(starter.cmdline()):
-                found.append(starter.pid)
+                found.append(starter)
     return tuple(found)
 
 
 def launcher_ended(launch: Launch) -> bool:
     """Return whether the launcher has ended since `discover_launch`."""
-    if not launch.launched_by:
-        return False
-    parent, *starter = launch.launched_by
-    if os.getppid() != parent:
-        return True
     try:
-        return bool(starter) and psutil.Process(parent).ppid() not in starter
-    except psutil.Error:
-        return False
+        return not all(
+            process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+            for process in launch.launched_by
+        )
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:

@@ -99,41 +99,36 @@ def _fill_in_fine_tuning(values: dict[str, Any]) -> None:
 
 
 def _explain(error: ValidationError, path: Path) -> str:
-    """Return one line for each problem that pydantic found."""
-    wrong: dict[str, list[str]] = {}
+    """Return one line for each value that pydantic found wrong, whatever types it may have."""
+    reasons: dict[str, str] = {}
+    endings: dict[str, str] = {}
     for problem in error.errors():
         location = tuple(part for part in problem["loc"] if not _is_type(part))
+        name, value, ending = ".".join(map(str, location)), problem["input"], ""
         if problem["type"] == "extra_forbidden":
-            what = f"unknown key; {_suggest(location)}"
+            reason = f"unknown key; {_suggest(location)}"
         elif problem["type"] == "missing":
-            what = "not given, and there is no default"
+            reason = "not given, and there is no default"
         elif problem["type"] in ("value_error", "json_invalid"):
-            what = str(problem["ctx"]["error"])
+            reason = str(problem["ctx"]["error"])
         else:
-            what = f"{problem['msg']}, not {problem['input']!r}"
-            if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
-                what += "; quote it"
-        wrong.setdefault(".".join(map(str, location)), []).append(what)
+            reason, ending = problem["msg"], f", not {value!r}"
+            if problem["type"] == "string_type" and isinstance(value, int | float):
+                ending += "; quote it"
+        if name in reasons:
+            reason = f"{reasons[name]} or {reason.removeprefix('Input should be ')}"
+        reasons[name] = reason
+        endings.setdefault(name, ending)
     # If a value may have several types, the one of which only a key is wrong was meant.
-    outer = {name for name in wrong if any(other.startswith(f"{name}.") for other in wrong)}
+    outer = {name for name in reasons if any(other.startswith(f"{name}.") for other in reasons)}
     return "\n".join(
-        f"{name or path}: {_either(wrong[name])}" for name in wrong if name not in outer
+        f"{name or path}: {reasons[name]}{endings[name]}" for name in reasons if name not in outer
     )
 
 
 def _is_type(part: int | str) -> bool:
     """Return whether a part of pydantic's location names a type that it tried, not a key."""
     return part in ("str", "int", "float", "bool", SplitConfig.__name__) or "[" in str(part)
-
-
-def _either(problems: list[str]) -> str:
-    """Join the problems of one value, which pydantic gives for each type that it may have."""
-    first, *others = problems
-    if not others:
-        return first
-    said = [problem.rpartition(", not ")[0].removeprefix("Input should be ") for problem in others]
-    start, _, value = first.rpartition(", not ")
-    return f"{start} or {' or '.join(said)}, not {value}"
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

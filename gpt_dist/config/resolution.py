@@ -100,19 +100,18 @@ def adopt_source(config: Config, source: ModelConfig) -> Config:
 
 def check_layout(config: Config, world_size: int, device_type: str) -> None:
     """Refuse a configuration that this many processes on this kind of device cannot run."""
-    tensor_parallel_size = config.parallel.tensor_parallel_size
-    if world_size % tensor_parallel_size:
+    parts, batch_size = config.parallel.tensor_parallel_size, config.training.global_batch_size
+    if world_size % parts:
         raise ConfigError(
-            f"parallel.tensor_parallel_size: {tensor_parallel_size} does not divide the "
-            f"{world_size} launched process(es); launch a multiple of {tensor_parallel_size}"
+            f"parallel.tensor_parallel_size: {parts} does not divide the {world_size} launched "
+            f"process(es); launch a multiple of {parts}"
         )
-    data_parallel_size = world_size // tensor_parallel_size
-    global_batch_size = config.training.global_batch_size
+    data_parallel_size = world_size // parts
     micro_batch_size = config.training.micro_batch_size or 1
     step = data_parallel_size * micro_batch_size
-    if global_batch_size % step:
+    if batch_size % step:
         raise ConfigError(
-            f"training.global_batch_size: {global_batch_size} is not a multiple of {step}, "
+            f"training.global_batch_size: {batch_size} is not a multiple of {step}, "
             f"{data_parallel_size} data-parallel process(es) x training.micro_batch_size "
             f"{micro_batch_size}; choose one that is"
         )

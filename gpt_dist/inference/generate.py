@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gpt_dist.model import GPT
-from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.layers import LayerCache
 
 
 @dataclass(frozen=True)

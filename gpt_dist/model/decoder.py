@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.cache import LayerCache
 from gpt_dist.model.family import Family
 from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, ColumnParallel, TokenEmbedding
+from gpt_dist.model.layers import INIT_STD, ColumnParallel, LayerCache, TokenEmbedding
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
@@ -54,13 +53,8 @@ class GPT(nn.Module):
             self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(family.block(config, group) for _ in range(config.num_layers))
         self.final_norm = family.final_norm(config)
-        self.head = ColumnParallel(
-            config.hidden_size,
-            config.padded_vocab_size,
-            group,
-            bias=False,
-            own_weight=not family.tied_head,
-        )
+        width, rows = config.hidden_size, config.padded_vocab_size
+        self.head = ColumnParallel(width, rows, group, bias=False, own_weight=not family.tied_head)
 
     def forward(self, tokens: Tensor, caches: Sequence[LayerCache] | None = None) -> Tensor:
         """Return the last hidden states [B, T, D] of token ids [B, T].

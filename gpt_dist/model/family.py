@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
 from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, Block, Rotation
+from gpt_dist.model.layers import INIT_STD, Rotation
 
 Values = Mapping[str, Any]
 """The content of a config.json."""
@@ -88,8 +88,8 @@ def grouped_projections(name: str, config: ResolvedModelConfig) -> Stored:
 class Family:
     """One architecture: its modules, its names in Hugging Face's library, and its config.json."""
 
-    block: Callable[[ResolvedModelConfig, Group], Block]
-    """Makes a block with initial weights."""
+    block: Callable[[ResolvedModelConfig, Group], nn.Module]
+    """Makes a block with initial weights, which is called as `layers.Block` is."""
     final_norm: Callable[[ResolvedModelConfig], nn.Module]
     """Makes the norm behind the last block."""
     rotation: Callable[[ResolvedModelConfig, Tensor], Rotation] | None
@@ -99,8 +99,6 @@ class Family:
     architecture: str
     """The class of transformers that opens the model."""
     model_type: str
-    prefix: str
-    """The prefix of parameter names that the class without a head leaves out."""
     names: Mapping[str, str]
     """Hugging Face's names of `blocks`, of the modules within a block, and of those outside."""
     fused: Callable[[str, ResolvedModelConfig], Stored]

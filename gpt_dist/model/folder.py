@@ -82,7 +82,7 @@ class ModelFolder(FullTensors):
         embedding may be stored as the head alone.
         """
         stored = self._files.names
-        prefix = family_of(self.config).prefix
+        prefix = family_of(self.config).names["blocks"].split(".")[0] + "."
         dropped = "" if any(name.startswith(prefix) for name in stored) else prefix
         names = {
             name: [theirs.removeprefix(dropped) for theirs in spec.stored.names]
@@ -140,17 +140,11 @@ def write_model_folder(
         shard_bytes: The size above which weights are spread over several files.
     """
     table = parameter_table(config)
-    sources = {
-        theirs: (name, part)
-        for name, spec in table.items()
-        for part, theirs in enumerate(spec.stored.names)
-    }
-    shapes = {
-        theirs: shape
-        for spec in table.values()
-        for theirs, shape in zip(spec.stored.names, spec.stored_shapes, strict=True)
-    }
-    numbers = count(1)
+    shapes, sources, numbers = {}, {}, count(1)
+    for name, spec in table.items():
+        for part, theirs in enumerate(spec.stored.names):
+            shapes[theirs] = spec.stored_shapes[part]
+            sources[theirs] = name, part
 
     def read_stored(theirs: str) -> Tensor:
         report("writing", next(numbers), len(shapes))

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.cache import LayerCache
 from gpt_dist.model.group import Group, fork_rng_for_tensor_parallel
 
 with warnings.catch_warnings():
@@ -35,13 +34,7 @@ class ColumnParallel(ColumnParallelLinear):
     """Linear map whose output features are split over the group: [..., D] -> [..., E/tp]."""
 
     def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        group: Group,
-        *,
-        bias: bool = True,
-        own_weight: bool = True,
+        self, input_size: int, output_size: int, group: Group, bias: bool, own_weight: bool = True
     ) -> None:
         """Draw the weight, unless each call brings one (`own_weight` False)."""
         super().__init__(
@@ -66,7 +59,7 @@ class RowParallel(RowParallelLinear):
     """Linear map whose input features are split over the group: [..., E/tp] -> [..., D]."""
 
     def __init__(
-        self, input_size: int, output_size: int, group: Group, *, std: float, bias: bool = True
+        self, input_size: int, output_size: int, group: Group, bias: bool, std: float
     ) -> None:
         super().__init__(
             input_size,
@@ -110,6 +103,24 @@ def _settings(group: Group, std: float) -> dict[str, Any]:
     return {"config": config, "init_method": partial(nn.init.normal_, std=std), "tp_group": group}
 
 
+class LayerCache:
+    """Keys and values of the tokens that a block has seen, with room for `capacity` tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        self.length = 0
+        self._capacity = capacity
+        self._pair: Tensor | None = None  # [2, B, G/tp, T, S]
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values of new tokens, [B, G/tp, T, S], and return all of them."""
+        if self._pair is None:
+            self._pair = key.new_empty(2, *key.shape[:2], self._capacity, key.size(3))
+        start, self.length = self.length, self.length + key.size(2)
+        self._pair[:, :, :, start : self.length] = torch.stack([key, value])
+        keys, values = self._pair[:, :, :, : self.length]
+        return keys, values
+
+
 class Rotation:
     """Rotary position embedding (Su et al. 2021), in the layout of Hugging Face's Llama.
 
@@ -139,12 +150,7 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self,
-        config: ResolvedModelConfig,
-        group: Group,
-        *,
-        output_std: float = INIT_STD,
-        bias: bool = True,
+        self, config: ResolvedModelConfig, group: Group, bias: bool, output_std: float
     ) -> None:
         super().__init__()
         self.group = group
@@ -152,11 +158,9 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         groups = config.num_key_value_heads or config.num_heads
         self.queries_per_group = config.num_heads // groups
-        width = config.num_heads * config.head_size
-        self.query_key_value = ColumnParallel(
-            config.hidden_size, width + 2 * groups * config.head_size, group, bias=bias
-        )
-        self.projection = RowParallel(width, config.hidden_size, group, std=output_std, bias=bias)
+        width, fused = config.hidden_size, config.hidden_size + 2 * groups * config.head_size
+        self.query_key_value = ColumnParallel(width, fused, group, bias)
+        self.projection = RowParallel(width, width, group, bias, output_std)
 
     def forward(
         self, hidden: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
@@ -194,13 +198,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with GELU (tanh form) between them, four times as wide inside."""
 
-    def __init__(
-        self, config: ResolvedModelConfig, group: Group, *, output_std: float = INIT_STD
-    ) -> None:
+    def __init__(self, config: ResolvedModelConfig, group: Group, output_std: float) -> None:
         super().__init__()
         width = config.hidden_size
-        self.expansion = ColumnParallel(width, 4 * width, group)
-        self.projection = RowParallel(4 * width, width, group, std=output_std)
+        self.expansion = ColumnParallel(width, 4 * width, group, bias=True)
+        self.projection = RowParallel(4 * width, width, group, bias=True, std=output_std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map each hidden state [B, T, D] by itself."""

@@ -44,9 +44,7 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
         model = build_model(config, SingleProcess())
     return {
         name: ParameterSpec(
-            tuple(parameter.shape),
-            split_dimension(parameter),
-            stored(name, config),
+            tuple(parameter.shape), split_dimension(parameter), stored(name, config)
         )
         for name, parameter in model.named_parameters()
     }

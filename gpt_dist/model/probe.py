@@ -11,9 +11,6 @@ from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.families import build_model
 from gpt_dist.model.group import SingleProcess
 
-Read = Callable[[str], Tensor]
-"""Gives a full tensor by its parameter's name."""
-
 _SEQUENCES = 4
 _LENGTH = 16
 _MULTIPLIER = 2654435761  # Knuth's, of multiplicative hashing
@@ -28,10 +25,10 @@ def probe_tokens(config: ResolvedModelConfig) -> tuple[Tensor, Tensor]:
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
-def probe_loss(read: Read, config: ResolvedModelConfig) -> float:
+def probe_loss(read: Callable[[str], Tensor], config: ResolvedModelConfig) -> float:
     """Return the mean loss in nats of `probe_tokens`, computed in fp32 without a process group.
 
-    The model runs with the parameters of one layer in memory at a time.
+    `read` gives a full tensor by name; the model holds the parameters of one layer at a time.
     """
     inputs, labels = probe_tokens(config)
     with torch.device("meta"):
@@ -50,7 +47,9 @@ def agrees(loss: float, other: float, precision: str) -> bool:
     return abs(loss - other) <= _TOLERANCES[precision] * abs(other)
 
 
-def _read_when_called(module: nn.Module, read: Read, names: dict[int, str]) -> None:
+def _read_when_called(
+    module: nn.Module, read: Callable[[str], Tensor], names: dict[int, str]
+) -> None:
     """Have a module read its parameters, and those it is called with, just for the call."""
     empty = dict(module.named_parameters(recurse=False))
 

@@ -22,7 +22,6 @@ HEAD_SIZE = 64
 """Of the released model (Radford et al. 2018, section 4.1), whose files do not state it."""
 
 _SHAPES_BYTES = 2**20
-_TENSORS_PER_LAYER = 12
 _REMEDY = "copy the released files again"
 
 
@@ -72,7 +71,7 @@ def _read_config(path: Path) -> ResolvedModelConfig:
         shapes = json.loads(path.read_bytes())
         (positions, width), (vocabulary, _) = shapes[:2]
         config = ResolvedModelConfig(
-            num_layers=len(shapes[2:]) // _TENSORS_PER_LAYER,
+            num_layers=len(shapes[2:]) // 12,  # the tensors of a block
             hidden_size=width,
             num_heads=width // HEAD_SIZE,
             sequence_length=positions,

@@ -18,7 +18,7 @@ from gpt_dist.inference.arguments import seed
 from gpt_dist.inference.generate import Sampling, filtered_probabilities, generate
 from gpt_dist.inference.write import continue_texts, encode_prompts
 from gpt_dist.model import load_model
-from gpt_dist.model.cache import LayerCache
+from gpt_dist.model.layers import LayerCache
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.models import FAMILIES, write_model_folders

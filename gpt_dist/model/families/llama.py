@@ -15,16 +15,14 @@ from gpt_dist.model.family import Family, Values, grouped_projections, same
 from gpt_dist.model.group import Group
 from gpt_dist.model.layers import INIT_STD, Attention, Block, ColumnParallel, Rotation, RowParallel
 
-FEED_FORWARD_MULTIPLE = 128
-"""The feed-forward size, 8/3 of the hidden size, is rounded up to this multiple."""
-
 
 def complete(config: ModelConfig) -> dict[str, Any]:
     """Return the architecture keys, with this family's own choice of those left out."""
-    multiples = math.ceil(8 * config.hidden_size / 3 / FEED_FORWARD_MULTIPLE)
+    # 8/3 of the hidden size, rounded up to a multiple of 128.
+    inner = 128 * math.ceil(8 * config.hidden_size / 3 / 128)
     return {
         "num_key_value_heads": config.num_key_value_heads or config.num_heads,
-        "feed_forward_size": config.feed_forward_size or multiples * FEED_FORWARD_MULTIPLE,
+        "feed_forward_size": config.feed_forward_size or inner,
         "rotary_base": config.rotary_base or 10_000.0,
         "norm_epsilon": config.norm_epsilon or 1e-5,
     }
@@ -38,7 +36,7 @@ class SwiGLU(nn.Module):
         width, inner = config.hidden_size, complete(config)["feed_forward_size"]
         self.gate = ColumnParallel(width, inner, group, bias=False)
         self.expansion = ColumnParallel(width, inner, group, bias=False)
-        self.projection = RowParallel(inner, width, group, std=INIT_STD, bias=False)
+        self.projection = RowParallel(inner, width, group, bias=False, std=INIT_STD)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map each hidden state [B, T, D] by itself."""
@@ -53,7 +51,7 @@ def make_norm(config: ResolvedModelConfig) -> nn.RMSNorm:
 def make_block(config: ResolvedModelConfig, group: Group) -> Block:
     """Return a block with initial weights."""
     return Block(
-        Attention(config, group, bias=False),
+        Attention(config, group, bias=False, output_std=INIT_STD),
         make_norm(config),
         SwiGLU(config, group),
         make_norm(config),
@@ -82,7 +80,6 @@ LLAMA = Family(
     tied_head=False,
     architecture="LlamaForCausalLM",
     model_type="llama",
-    prefix="model.",
     names={
         "token_embedding": "model.embed_tokens",
         "blocks": "model.layers",

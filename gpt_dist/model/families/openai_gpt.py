@@ -23,9 +23,9 @@ def make_block(
 ) -> Block:
     """Return a block; weights that end a branch are drawn with standard deviation `output_std`."""
     return Block(
-        Attention(config, group, output_std=output_std),
+        Attention(config, group, bias=True, output_std=output_std),
         make_norm(config),
-        FeedForward(config, group, output_std=output_std),
+        FeedForward(config, group, output_std),
         make_norm(config),
         dropout=config.dropout,
         norm_first=norm_first,
@@ -39,7 +39,6 @@ OPENAI_GPT = Family(
     tied_head=True,
     architecture="OpenAIGPTLMHeadModel",
     model_type="openai-gpt",
-    prefix="transformer.",
     names={
         "token_embedding": "transformer.tokens_embed",
         "position_embedding": "transformer.positions_embed",
