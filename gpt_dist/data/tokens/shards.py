@@ -46,16 +46,6 @@ class ShardEntry(Record):
     idx: FileEntry
 
 
-def bin_path(prefix: Path) -> Path:
-    """Return the file of a shard that holds the ids."""
-    return prefix.with_name(prefix.name + ".bin")
-
-
-def idx_path(prefix: Path) -> Path:
-    """Return the file of a shard that holds the documents' bounds."""
-    return prefix.with_name(prefix.name + ".idx")
-
-
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the type to store ids in: uint16 below 65,500 (Megatron's bound), else int32."""
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
@@ -70,7 +60,7 @@ class ShardWriter:
         self._dtype = dtype
         self._lengths = array("q")
         self._digest = hashlib.sha256()
-        self._bin = bin_path(prefix).open("wb")
+        self._bin = prefix.with_suffix(".bin").open("wb")
 
     def add_document(self, ids: Ids) -> None:
         """Append one document, a vector of ids."""
@@ -82,7 +72,7 @@ class ShardWriter:
     def close(self) -> ShardEntry:
         """Write the index and return once both files are safe on the disk."""
         self._bin.close()
-        sync(bin_path(self._prefix))
+        sync(self._prefix.with_suffix(".bin"))
         lengths = np.array(self._lengths, dtype="<i8")
         count, tokens, itemsize = len(lengths), int(lengths.sum()), self._dtype.itemsize
         index = (
@@ -91,7 +81,7 @@ class ShardWriter:
             + ((lengths.cumsum() - lengths) * itemsize).tobytes()
             + np.arange(count + 1, dtype="<i8").tobytes()
         )
-        write_synced(idx_path(self._prefix), index)
+        write_synced(self._prefix.with_suffix(".idx"), index)
         return ShardEntry(
             name="/".join(self._prefix.parts[-2:]),
             tokens=tokens,
@@ -102,10 +92,9 @@ class ShardWriter:
 
 
 def read_index(path: Path) -> tuple[np.dtype[Any], int]:
-    """Return the type of the ids and the number of documents, from the header of an index alone.
+    """Return the ids' type and the number of documents of an index; raise DataError if malformed.
 
-    Raises:
-        DataError: The file is not an index of this format, or not as long as its header says.
+    Only the header is read, and the size of the file compared with it.
     """
     with path.open("rb") as stream:
         data = stream.read(_HEADER.size)
