@@ -6,8 +6,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-ROUNDS = 8
-
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -20,10 +18,10 @@ def permutation_key(seed: int, name: str) -> int:
 def permute(positions: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
     """Return the images of positions under the permutation of range(size) that key selects.
 
-    A Feistel network over pairs (x mod columns, x // columns), each round adding a hash of one half
-    to the other, permutes the smallest rectangle that holds range(size); images that fall outside
-    are mapped again until they fall inside (cycle walking; Black and Rogaway 2002). The time
-    per position is that of a few hashes, and does not depend on size.
+    A Feistel network of eight rounds over pairs (x mod columns, x // columns), each adding a hash
+    of one half to the other, permutes the smallest rectangle that holds range(size); images that
+    fall outside are mapped again until they fall inside (cycle walking; Black and Rogaway 2002).
+    The time per position is that of a few hashes, and does not depend on size.
     """
     assert np.all((positions >= 0) & (positions < size))
     columns = math.isqrt(size - 1) + 1
@@ -32,7 +30,7 @@ def permute(positions: NDArray[np.int64], size: int, key: int) -> NDArray[np.int
     outside = np.arange(len(images))
     while len(outside):
         right, left = np.divmod(images[outside], columns)
-        for step in range(0, ROUNDS, 2):
+        for step in range(0, 8, 2):
             left = (left + _hash(right, key, step) % columns) % columns
             right = (right + _hash(left, key, step + 1) % rows) % rows
         images[outside] = right * columns + left

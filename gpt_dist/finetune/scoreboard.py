@@ -76,9 +76,7 @@ def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
     """Read the results of runs, given by directory or file, and count the other paths.
 
     A run's name is that of its directory, or the whole path if two directories share a name.
-
-    Raises:
-        DataError: No path is a fine-tuning run, a path is missing, or a file is damaged.
+    DataError is raised if no path is a fine-tuning run, a path is missing, or a file is damaged.
     """
     found: dict[Path, Results] = {}
     skipped = 0

@@ -17,12 +17,11 @@ Pair = tuple[NDArray[Any], NDArray[Any]]
 
 def score_splits(task: TaskConfig, splits: Mapping[str, Pair]) -> dict[str, dict[str, float]]:
     """Return the metrics of each split, and of all dev splits together under `dev`."""
+    scores = {name: score(task, *pair) for name, pair in splits.items()}
     dev = [pair for name, pair in splits.items() if name.startswith(DEV)]
-    pooled: dict[str, Pair] = {}
     if DEV not in splits and dev:
-        targets, predictions = (np.concatenate(part) for part in zip(*dev, strict=True))
-        pooled = {DEV: (targets, predictions)}
-    return {name: score(task, *pair) for name, pair in {**splits, **pooled}.items()}
+        scores[DEV] = score(task, *(np.concatenate(part) for part in zip(*dev, strict=True)))
+    return scores
 
 
 def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:

@@ -15,15 +15,13 @@ from torch.distributed import ProcessGroup
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt_dist.config import ResolvedModelConfig, TaskConfig
-from gpt_dist.data.tasks.reading import TRAIN, Example, dev_splits, read_split
+from gpt_dist.data.tasks.reading import DEV, TRAIN, Example, dev_splits, read_split
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.scores import score, score_splits
 from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.progress import Report
-
-ScoreRow = dict[str, str | int | float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +34,8 @@ class Questions:
     """Number of last tokens to predict in each sequence."""
     example_starts: NDArray[np.int64]
     """Example i has the sequences from example_starts[i] up to example_starts[i + 1]."""
+    targets: NDArray[Any]
+    """Class or choice of each example; None in a split without labels."""
 
 
 class ZeroShotTask:
@@ -62,15 +62,13 @@ class ZeroShotTask:
         self._splits = {}
         for name in dict.fromkeys(needed):
             examples = read_split(folder, task, name)
-            labels = [example.label for example in examples]
-            if labels[0] is None:
+            if examples[0].label is None:
                 raise ConfigError(f"--split: {name} of {task.name} has no labels; give another")
-            questions = encode_questions(examples, task, tokenizer, config)
-            self._splits[name] = questions, np.array(labels)
+            self._splits[name] = encode_questions(examples, task, tokenizer, config)
 
     def evaluate(
         self, model: GPT, batch_size: int, group: ProcessGroup, report: Report
-    ) -> list[ScoreRow]:
+    ) -> list[dict[str, Any]]:
         """Return a row of scores for each split, and for several together under `dev`.
 
         All processes of the data-parallel group call this and get the same rows. A batch holds as
@@ -78,26 +76,20 @@ class ZeroShotTask:
         """
         found = {
             name: log_probabilities(model, questions, batch_size, group, partial(report, name))
-            for name, (questions, _) in self._splits.items()
+            for name, questions in self._splits.items()
         }
         threshold = None
         if _likely_class(self.task) is not None:
-            questions, targets = self._splits[TRAIN]
-            threshold = _find_threshold(self.task, questions, found[TRAIN], targets)
+            threshold = _find_threshold(self.task, self._splits[TRAIN], found[TRAIN])
         judged = {}
         for name in self._names:
-            questions, targets = self._splits[name]
-            judged[name] = targets, predict(self.task, questions, found[name], threshold)
+            predictions = predict(self.task, self._splits[name], found[name], threshold)
+            judged[name] = self._splits[name].targets, predictions
         counts = {name: len(targets) for name, (targets, _) in judged.items()}
+        counts.setdefault(DEV, sum(counts.values()))
         chosen = {} if threshold is None else {"threshold": threshold}
         return [
-            {
-                "task": self.task.name,
-                "split": name,
-                "examples": counts.get(name, sum(counts.values())),
-                **scores,
-                **chosen,
-            }
+            {"task": self.task.name, "split": name, "examples": counts[name], **scores, **chosen}
             for name, scores in score_splits(self.task, judged).items()
             if name in judged or len(judged) > 1
         ]
@@ -111,15 +103,9 @@ def check_zero_shot(task: TaskConfig) -> None:
             raise ConfigError("task.zero_shot: multiple_choice does not use it; leave it out")
         return
     if task.form != "classification":
-        raise ConfigError(
-            f"task.form: there is no zero-shot heuristic for {task.form}, only for classification "
-            "and multiple_choice"
-        )
+        raise ConfigError(f"task.form: {task.form} has no zero-shot heuristic; fine-tune a model")
     if given is None or (given.words is None) == (given.likely_label is None):
-        raise ConfigError(
-            "task.zero_shot: classification needs words, one for each label, or likely_label; give "
-            "one of them"
-        )
+        raise ConfigError("task.zero_shot: classification needs words or likely_label; give one")
     if given.words is not None:
         different = {word.strip() for word in given.words} - {""}
         if not labels or not len(different) == len(given.words) == len(labels):
@@ -137,10 +123,7 @@ def check_zero_shot(task: TaskConfig) -> None:
 
 
 def encode_questions(
-    examples: Sequence[Example],
-    task: TaskConfig,
-    tokenizer: Tokenizer,
-    config: ResolvedModelConfig,
+    examples: Sequence[Example], task: TaskConfig, tokenizer: Tokenizer, config: ResolvedModelConfig
 ) -> Questions:
     """Encode each example as one sequence per word or choice, or as its text alone.
 
@@ -160,7 +143,8 @@ def encode_questions(
             sequences.append(np.concatenate([before, answer]))
             lengths.append(min(len(answer), max(0, len(sequences[-1]) - 1)))
         starts.append(len(sequences))
-    return Questions(sequences, np.array(lengths), np.array(starts))
+    targets = np.array([example.label for example in examples])
+    return Questions(sequences, np.array(lengths), np.array(starts), targets)
 
 
 def log_probabilities(
@@ -173,9 +157,7 @@ def log_probabilities(
     """Return the log-probability, in nats, of each sequence's answer [R].
 
     All processes of the data-parallel group `group` call this, share the work and get the same.
-
-    Raises:
-        ModelError: A probability is not finite, since the model's training diverged.
+    ModelError is raised if a probability is not finite, since the model's training diverged.
     """
     device = next(model.parameters()).device
     lengths = np.array([len(sequence) for sequence in questions.sequences])
@@ -218,10 +200,7 @@ def predict(
 
 
 def _find_threshold(
-    task: TaskConfig,
-    questions: Questions,
-    log_probabilities: NDArray[np.float64],
-    targets: NDArray[Any],
+    task: TaskConfig, questions: Questions, log_probabilities: NDArray[np.float64]
 ) -> float:
     """Return the average log-probability above which texts get task.zero_shot.likely_label.
 
@@ -230,7 +209,7 @@ def _find_threshold(
 
     def quality(threshold: float) -> float:
         predictions = predict(task, questions, log_probabilities, threshold)
-        return score(task, targets, predictions)[task.metric]
+        return score(task, questions.targets, predictions)[task.metric]
 
     averages = _averages(questions, log_probabilities)
     return max(np.percentile(averages, range(1, 100)).tolist(), key=quality)
@@ -238,10 +217,9 @@ def _find_threshold(
 
 def _encode(example: Example, task: TaskConfig, tokenizer: Tokenizer) -> tuple[Ids, list[Ids]]:
     """Return the tokens of the text before the answers, and of each answer."""
-    zero_shot = task.zero_shot
-    if _likely_class(task) is not None:
-        text, answers = "", example.texts
-    else:
+    text, answers = "", example.texts
+    if _likely_class(task) is None:
+        zero_shot = task.zero_shot
         prompt = zero_shot.prompt if zero_shot else ""
         text = " ".join(" ".join([*example.texts, prompt]).split())
         answers = tuple((zero_shot and zero_shot.words) or example.choices)

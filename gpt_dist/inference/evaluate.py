@@ -30,12 +30,8 @@ class Texts:
 
 
 def open_texts(files: Sequence[Path], opened: OpenedModel) -> Texts:
-    """Encode text files; each starts with the end-of-text token, as in training.
-
-    Raises:
-        DataError: A file cannot be read, or has no token to predict.
-    """
-    # The released GPT-1 has no such token: its first token is context only.
+    """Encode text files; raise DataError if one cannot be read or has no token to predict."""
+    # As in training, each starts with the end-of-text token. The released GPT-1 has no such token.
     before = np.array([] if opened.end_of_text is None else [opened.end_of_text], dtype=np.int32)
     texts, streams = [], []
     for file in files:
@@ -78,10 +74,7 @@ def choose_stride(opened: OpenedModel, stride: int | None) -> int:
     """Return the tokens from one window to the next; raise ConfigError beyond the context."""
     length = opened.config.sequence_length
     if stride is not None and stride > length:
-        raise ConfigError(
-            f"--stride: {stride} is more than the model's {length} tokens of context, and would "
-            "leave tokens out; give less"
-        )
+        raise ConfigError(f"--stride: {stride} is more than the context of {length}; give less")
     return stride or length
 
 

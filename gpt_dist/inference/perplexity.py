@@ -39,7 +39,7 @@ class SlidingWindows:
         stop = min(start + length + 1, self.num_tokens)
         ids = read(start, stop)
         inputs = np.zeros(length, dtype=np.int64)
-        labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
+        labels = np.full_like(inputs, IGNORED_LABEL)
         inputs[: len(ids) - 1] = ids[:-1]
         known = length - self.stride if number else 0
         labels[known : len(ids) - 1] = ids[1 + known :]

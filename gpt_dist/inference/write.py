@@ -12,9 +12,8 @@ from gpt_dist.model import GPT
 def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int]]:
     """Return the tokens of each prompt; an empty prompt is the beginning of a text.
 
-    Raises:
-        ConfigError: A prompt is not UTF-8 text, fills the model's context, or is empty though the
-            model has no end-of-text token.
+    ConfigError is raised if a prompt is not UTF-8 text, fills the model's context, or is empty
+    though the model has no end-of-text token.
     """
     tokenizer, longest = opened.tokenizer, opened.config.sequence_length
     encoded = []

@@ -23,7 +23,6 @@ from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer
 from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.zero_shot import (
-    ScoreRow,
     ZeroShotTask,
     check_zero_shot,
     encode_questions,
@@ -249,7 +248,7 @@ def evaluate(
     task: TaskConfig,
     data: Path,
     split: str | None,
-) -> list[ScoreRow]:
+) -> list[dict[str, Any]]:
     opened = open_model(model)
     solver = ZeroShotTask(task, data, split, opened.tokenizer, opened.config)
     topology = form_groups(launch, device, 1)
@@ -345,7 +344,7 @@ def test_the_command_on_a_checkpoint_under_a_launcher(process_group, token_folde
             {"zero_shot": {"words": ["a", "b"]}},
             "task.zero_shot: multiple_choice",
         ),
-        ("entailment", {}, "task.form: there is no zero-shot heuristic for entailment"),
+        ("entailment", {}, "task.form: entailment has no zero-shot heuristic"),
         ("similarity", {"zero_shot": {"words": ["a", "b"]}}, "task.form: "),
     ],
 )

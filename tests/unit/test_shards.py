@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_dist.data.tokens.folder import TokenFolder, find_damage
-from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, bin_path, idx_path, token_dtype
+from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
 from gpt_dist.errors import DataError
 
 SHA = "0" * 64
@@ -214,13 +214,13 @@ def synthetic_folder(folder: Path, tokens: int) -> None:
     """Write a sparse shard of `tokens` zeros with ids 1 to 9 at its end."""
     prefix = folder / "train/shard-00000"
     shard = write_shard(prefix, [np.zeros(1, dtype=np.int64)], 1000).model_dump()
-    with bin_path(prefix).open("r+b") as stream:
+    with prefix.with_suffix(".bin").open("r+b") as stream:
         stream.truncate(2 * tokens)
         stream.seek(2 * (tokens - 9))
         stream.write(np.arange(1, 10, dtype="<u2").tobytes())
     size = {"bytes": 2 * tokens, "sha256": SHA}
     write_manifest(folder, 1000, [shard | {"tokens": tokens, "bin": size}])
-    assert idx_path(prefix).stat().st_size == shard["idx"]["bytes"]
+    assert prefix.with_suffix(".idx").stat().st_size == shard["idx"]["bytes"]
 
 
 def bytes_read() -> int:

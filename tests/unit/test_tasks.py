@@ -284,16 +284,16 @@ def test_race(tmp_path):
     ("changes", "problem"),
     [
         ({"answers": ["A"]}, "line 1: not a passage"),
-        ({"options": [["Tom", "Ann"], "snows"]}, "question 1: 'options' is 'snows', not a list"),
+        ({"options": [["Tom", "Ann"], "snows"]}, "question 1: 'choices' is 'snows', not a list"),
         ({"answers": ["A", "E"]}, "question 1: unknown label 'E', not one of A, B, C, D"),
         ({"options": [["Tom", "Ann"], ["a", " "]]}, "question 1: the choice is empty"),
         ({"article": " "}, "question 0: the context is empty"),
-        ({"options": [["a"], ["b"]]}, "question 0: 'options' is .'a'., not a list of two"),
+        ({"options": [["a"], ["b"]]}, "question 0: 'choices' is .'a'., not a list of two"),
         (
             {"options": [list("abcde"), ["b", "c"]]},
             "question 0: 5 choices, but task.labels names 4",
         ),
-        ({"options": [["a", "b"], ["b", {"c": 1}]]}, "question 1: 'options' is .* not a text"),
+        ({"options": [["a", "b"], ["b", {"c": 1}]]}, "question 1: 'choices' is .* not a text"),
     ],
 )
 def test_a_damaged_passage_is_named(tmp_path, changes, problem):

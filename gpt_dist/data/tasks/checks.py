@@ -7,9 +7,6 @@ from gpt_dist.config import TaskConfig
 from gpt_dist.data.tasks.reading import TEXT_ROLES, columns_of, split_of, submission_name
 from gpt_dist.errors import ConfigError, DataError
 
-_OPTIONAL = ("question", "label", "id")
-_SPLIT_NAME = re.compile(r"train|(dev|test)(_[\w.-]+)?")
-
 
 def check_task(folder: Path, task: TaskConfig) -> None:
     """Refuse a task that contradicts itself or whose files are missing, without reading them.
@@ -34,7 +31,7 @@ def check_task(folder: Path, task: TaskConfig) -> None:
 
 def _check_splits(task: TaskConfig) -> None:
     for name in task.splits:
-        if not _SPLIT_NAME.fullmatch(name):
+        if not re.fullmatch(r"train|(dev|test)(_[\w.-]+)?", name):
             raise ConfigError(
                 f"task.splits.{name}: not train, dev, dev_…, test or test_… (letters, digits, _, - "
                 "and .); rename it"
@@ -73,7 +70,7 @@ def _check_columns(task: TaskConfig, name: str) -> None:
             raise ConfigError(f"{key}.{role}: {task.form} has {', '.join(roles)}")
     for role in roles:
         labelled = role == "label" and not name.startswith("test")
-        if role not in columns and (labelled or role not in _OPTIONAL):
+        if role not in columns and (labelled or role not in ("question", "label", "id")):
             raise ConfigError(f"{key}: no {role}, which {task.form} needs in {name}")
     for role, named in columns.items():
         if not named or (len(named) > 1 and role in ("label", "id")):

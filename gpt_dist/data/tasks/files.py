@@ -12,15 +12,6 @@ from pydantic_core import from_json
 from gpt_dist.config import Column, TaskConfig
 from gpt_dist.errors import DataError
 
-RACE_COLUMNS: dict[str, Column | list[Column]] = {
-    "context": "article",
-    "question": "question",
-    "choices": "options",
-    "label": "answer",
-    "id": "id",
-}
-"""Names that `read_rows` gives to the parts of a RACE question."""
-
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
@@ -38,10 +29,8 @@ def read_rows(
 ) -> Iterator[FileRow]:
     """Yield the rows of one file, or of one folder of RACE, in order.
 
-    A byte order mark and blank last lines are skipped.
-
-    Raises:
-        DataError: The file is not as the task says or cannot be read; the message names the line.
+    A byte order mark and blank last lines are skipped. A row of RACE has its parts by role.
+    DataError, with the line, is raised for a file that is not as the task says.
     """
     if task.format == "race":
         return _passages(path)
@@ -61,8 +50,9 @@ def _delimited(
         raise DataError(f"{path}, line 1: the file is empty; copy it again")
     width = len(first[1])
     names = [name.strip() for name in first[1]] if header else []
+    keys: list[Column] = [*range(width), *names]
     for column in columns:
-        if [*names, *range(width)].count(column) != 1:
+        if keys.count(column) != 1:
             known = ", ".join(map(repr, names)) or f"no header, but positions 0 to {width - 1}"
             raise DataError(
                 f"{path}, line 1: no single column {column!r}: it has {known}; correct "
@@ -72,8 +62,7 @@ def _delimited(
     for line, values in rows if header else chain([first], rows):
         where = f"{path}, line {line}"
         if len(values) == width:
-            by_name = zip(names, values, strict=bool(names))
-            yield FileRow(where, {**dict(enumerate(values)), **dict(by_name)})
+            yield FileRow(where, dict(zip(keys, [*values, *values], strict=False)))
         else:
             yield FileRow(where, {}, f"{len(values)} fields instead of {width}")
 
@@ -118,8 +107,13 @@ def _passages(folder: Path) -> Iterator[FileRow]:
         try:
             parts = zip(passage["questions"], passage["options"], passage["answers"], strict=True)
             for number, (question, options, answer) in enumerate(parts):
-                texts = {"question": question, "options": options, "answer": answer}
-                fields = {**passage, **texts, "id": f"{passage['id']}/{number}"}
+                fields: dict[Column, Any] = {
+                    "context": passage["article"],
+                    "question": question,
+                    "choices": options,
+                    "label": answer,
+                    "id": f"{passage['id']}/{number}",
+                }
                 yield FileRow(f"{where}, question {number}", fields)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(

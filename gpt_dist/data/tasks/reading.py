@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_dist.config import Column, SplitConfig, TaskConfig
-from gpt_dist.data.tasks.files import RACE_COLUMNS, FileRow, read_rows
+from gpt_dist.data.tasks.files import FileRow, read_rows
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.files.output import write_result
 
@@ -24,9 +24,6 @@ TEXT_ROLES = {
     "multiple_choice": ("context", "question", "choices"),
 }
 """Names of the texts in each form of task."""
-
-_LARGEST = 3e38
-"""Bound of scores, which are kept in fp32."""
 
 Columns = dict[str, list[Column]]
 
@@ -64,21 +61,19 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
         ConfigError: The task does not have the split, or task.dev_fraction leaves it empty.
         DataError: The input is bad; the message names file and line.
     """
-    carved = task.dev_fraction > 0 and name in ("train", "dev")
-    split = split_of(task, "train" if carved else name)
+    fraction = task.dev_fraction if name in (TRAIN, DEV) else 0
+    split = split_of(task, TRAIN if fraction else name)
     path = folder / split.path
     examples = list(_examples(path, task, split))
-    if carved:
-        held_out = name == "dev"
-        kept = [ex for ex in examples if _is_held_out(ex, task.dev_fraction) == held_out]
-        if examples and not kept:
-            raise ConfigError(
-                f"task.dev_fraction: {task.dev_fraction} of {path} leaves no example for {name}; "
-                "give another, or a file with more"
-            )
-        examples = kept
     if not examples:
         raise DataError(f"{path}: no examples in it; give a file that has some")
+    if fraction:
+        examples = [ex for ex in examples if _is_held_out(ex, fraction) == (name == DEV)]
+    if not examples:
+        raise ConfigError(
+            f"task.dev_fraction: {fraction} of {path} leaves no example for {name}; give another, "
+            "or a file with more"
+        )
     return examples
 
 
@@ -100,10 +95,7 @@ def present_splits(folder: Path, task: TaskConfig) -> list[str]:
 def read_unlabelled(path: Path, task: TaskConfig) -> list[Example]:
     """Read examples without labels from lines of JSON whose keys are the TEXT_ROLES of the form.
 
-    A line has a `question` only if the task has one.
-
-    Raises:
-        DataError: The input is bad; the message names file and line.
+    A line has a `question` only if the task has one. Errors are those of `read_split`.
     """
     known = columns_of(task, split_of(task, TRAIN))
     roles = [role for role in TEXT_ROLES[task.form] if role in known]
@@ -119,13 +111,10 @@ def write_submission(
     examples: Sequence[Example],
     predictions: Sequence[int | float],
 ) -> Path:
-    """Write predictions in GLUE's format, `index` and `prediction`, and return the file.
+    """Write predictions in GLUE's format and return the file; raise DataError if that fails.
 
     Its name is the split's `submission` or else the split's own. A prediction is a score, or the
     number of a class or choice, written as task.labels names it.
-
-    Raises:
-        DataError: The file cannot be written.
     """
     path = folder / submission_name(task, split)
     rows = zip(examples, predictions, strict=True)
@@ -149,20 +138,20 @@ def _examples(path: Path, task: TaskConfig, split: SplitConfig) -> Iterator[Exam
     columns = columns_of(task, split)
     header = task.header if split.header is None else split.header
     needed = [column for named in columns.values() for column in named]
-    malformed = 0
+    allowed = task.malformed_rows if "label" in columns else 0
     for number, row in enumerate(read_rows(path, task, header, needed)):
         try:
             example = _example(row, number, task, columns)
         except _MalformedRowError as error:
-            malformed += 1
-            if "label" in columns and malformed <= task.malformed_rows:
-                continue
-            raise DataError(
-                f"{error}; fix it, or let task.malformed_rows ({task.malformed_rows}) allow it "
-                "in a labelled file"
-            ) from None
-        if example is not None:
-            yield example
+            allowed -= 1
+            if allowed < 0:
+                raise DataError(
+                    f"{error}; fix it, or let task.malformed_rows ({task.malformed_rows}) allow it "
+                    "in a labelled file"
+                ) from None
+        else:
+            if example is not None:
+                yield example
 
 
 def _example(row: FileRow, number: int, task: TaskConfig, columns: Columns) -> Example | None:
@@ -185,8 +174,7 @@ def _example(row: FileRow, number: int, task: TaskConfig, columns: Columns) -> E
 
 def _choices(row: FileRow, columns: list[Column], labels: list[str] | None) -> tuple[str, ...]:
     values = [_field(row, column) for column in columns]
-    if len(columns) == 1:
-        values = values[0]
+    values = values[0] if len(columns) == 1 else values
     if not isinstance(values, list) or len(values) < 2:
         raise DataError(
             f"{row.where}: {columns[0]!r} is {values!r:.40}, not a list of two choices or more; "
@@ -216,7 +204,7 @@ def _label(row: FileRow, named: str, task: TaskConfig, num_choices: int) -> int 
 
 
 def _score(row: FileRow, named: str, score_range: tuple[float, float] | None) -> float:
-    low, high = score_range or (-_LARGEST, _LARGEST)
+    low, high = score_range or (-3e38, 3e38)  # scores are kept in fp32
     try:
         score = float(named)
     except ValueError:
@@ -270,5 +258,6 @@ def split_of(task: TaskConfig, name: str) -> SplitConfig:
 def columns_of(task: TaskConfig, split: SplitConfig) -> Columns:
     """Return the columns of a split's file by role."""
     columns = task.columns if split.columns is None else split.columns
-    columns = RACE_COLUMNS if task.format == "race" else columns
+    if task.format == "race":
+        columns = {role: role for role in (*TEXT_ROLES["multiple_choice"], "label", "id")}
     return {role: named if isinstance(named, list) else [named] for role, named in columns.items()}

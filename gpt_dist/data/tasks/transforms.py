@@ -14,7 +14,6 @@ Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
 
 _SPECIAL = 3  # start, delimiter, extract
 _SHORTEST = 6  # leaves a token to each of two texts
-_REMEMBERED_TEXTS = 64  # neighbouring rows share a passage or a premise
 
 
 class Transformation:
@@ -35,7 +34,8 @@ class Transformation:
         self._form = form
         self._tokenizer = tokenizer
         self._sequence_length = sequence_length
-        self._encode = lru_cache(_REMEMBERED_TEXTS)(partial(encode_as_trained, tokenizer))
+        # Neighbouring rows share a passage or a premise.
+        self._encode = lru_cache(maxsize=64)(partial(encode_as_trained, tokenizer))
 
     def sequences(self, example: Example) -> list[Ids]:
         """Return one sequence, or one for each order (similarity) or choice (multiple choice).

@@ -15,7 +15,6 @@ from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, cut_text, join_id
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
 
-_PIECE_CHARACTERS = 2**16
 _BEFORE_SPACE_AND_WORD = re.compile(r"(?<=\w)(?= \w)")
 _FILE_BYTES = 2**27
 """Largest file that is read; a vocabulary of 256,000 tokens takes about an eighth of it."""
@@ -34,7 +33,7 @@ class BytePairTokenizer:
         backend.no_padding()
         self._backend = backend
         self.lowercases = False  # the normalizer lower-cases where needed
-        self._piece_characters = _PIECE_CHARACTERS if _can_be_cut(backend) else None
+        self._piece_characters = 2**16 if _can_be_cut(backend) else None
         self.vocab_size = backend.get_vocab_size()
         known = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         self.full_vocab_size = self.vocab_size + known.count(None)

@@ -21,8 +21,6 @@ _PIECE_CHARACTERS = 1024
 # A space at the end of a text is a token, so that none is cut off there.
 _SPACE_WITHIN_TEXT = re.compile(r" (?=.)", re.DOTALL)
 _TRAINING_LINE_CHARACTERS = 4096
-# Fixed, since the model file records it and must not depend on the machine's cores.
-_TRAINING_THREADS = 4
 _POSSIBLE_SIZE = re.compile(r"Vocabulary size .*(<=|vs) (\d+)")
 _FAULT = {
     "<=": "too large: the text gives",
@@ -120,10 +118,8 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
     """Train a byte-pair encoding on `lines` and return the model file's content.
 
     Text is taken as it is (identity normalisation); a character too rare for the vocabulary falls
-    back to its UTF-8 bytes. The result depends on the lines and `vocab_size` only.
-
-    Raises:
-        DataError: The text cannot give `vocab_size` tokens, or its characters need more.
+    back to its UTF-8 bytes. The result depends on the lines and `vocab_size` only. DataError is
+    raised if the text cannot give `vocab_size` tokens, or its characters need more.
     """
     model = io.BytesIO()
     cut = (cut_text(line, _TRAINING_LINE_CHARACTERS, _SPACE_WITHIN_TEXT) for line in lines)
@@ -143,7 +139,7 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
             pad_id=-1,
             control_symbols=list(SPECIAL_TOKENS),
             max_sentence_length=8 * _TRAINING_LINE_CHARACTERS,
-            num_threads=_TRAINING_THREADS,
+            num_threads=4,  # the model file records it, and must not depend on the machine
             minloglevel=2,
         )
     except RuntimeError as error:

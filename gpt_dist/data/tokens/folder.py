@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from gpt_dist.data.tokens.shards import Ids, ShardEntry, bin_path, idx_path, read_index
+from gpt_dist.data.tokens.shards import Ids, ShardEntry, read_index
 from gpt_dist.errors import DataError, first_problem
 from gpt_dist.files.entries import FileEntry, Sha256, file_sha256
 from gpt_dist.files.records import Record
@@ -102,18 +102,14 @@ class TokenStream:
     def __init__(self, folder: Path, split: SplitEntry, dtype: str, vocab_size: int) -> None:
         """Describe the stream; no shard is opened before it is read."""
         self.num_tokens = split.tokens
-        self._paths = [bin_path(folder / shard.name) for shard in split.shards]
+        self._paths = [folder / f"{shard.name}.bin" for shard in split.shards]
         self._starts = [0, *accumulate(shard.tokens for shard in split.shards)]
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._vocab_size = vocab_size
         self._map = cache(partial(np.memmap, dtype=self._dtype, mode="r"))
 
     def read(self, start: int, stop: int) -> Ids:
-        """Return a copy of ids `start` to `stop` of the split, in the shards' own type.
-
-        Raises:
-            DataError: A shard holds an id outside the vocabulary; the message names it.
-        """
+        """Return a copy of ids `start` to `stop`; raise DataError for one beyond the vocabulary."""
         assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
         ids = np.empty(stop - start, dtype=self._dtype)
         shard = bisect_right(self._starts, start) - 1
@@ -202,10 +198,9 @@ def _read_manifest(path: Path) -> tuple[TokenManifest, str]:
         content = (path / MANIFEST_NAME).read_bytes()
         return TokenManifest.model_validate_json(content), hashlib.sha256(content).hexdigest()
     except OSError as error:
-        what = f"not a token folder ({MANIFEST_NAME}: {error.strerror})"
-        raise DataError(
-            f"{path}: {what if path.exists() else 'no such folder'}{_REMEDY}"
-        ) from error
+        other = f"not a token folder ({MANIFEST_NAME}: {error.strerror})"
+        what = other if path.exists() else "no such folder"
+        raise DataError(f"{path}: {what}{_REMEDY}") from error
     except ValidationError as error:
         raise DataError(
             f"{path / MANIFEST_NAME}: not a manifest of {FORMAT} version {VERSION}: "
@@ -215,7 +210,7 @@ def _read_manifest(path: Path) -> tuple[TokenManifest, str]:
 
 def _check_index(folder: Path, shard: ShardEntry, dtype: np.dtype[Any]) -> None:
     prefix = folder / shard.name
-    found, documents = read_index(idx_path(prefix))
+    found, documents = read_index(prefix.with_suffix(".idx"))
     stated = (dtype, shard.documents, shard.tokens * dtype.itemsize)
     if stated != (found, documents, shard.bin.bytes):
         raise DataError(

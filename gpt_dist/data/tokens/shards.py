@@ -37,16 +37,6 @@ class ShardEntry(Record):
     idx: FileEntry
 
 
-def bin_path(prefix: Path) -> Path:
-    """Return the file of a shard that holds the ids."""
-    return prefix.with_name(prefix.name + ".bin")
-
-
-def idx_path(prefix: Path) -> Path:
-    """Return the file of a shard that holds the documents' bounds."""
-    return prefix.with_name(prefix.name + ".idx")
-
-
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the type to store ids in: uint16 below 65,500 (Megatron's bound), else int32."""
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
@@ -60,7 +50,7 @@ class ShardWriter:
         self._prefix = prefix
         self._dtype = dtype
         self._lengths = array("q")
-        self._bin = HashedFile(bin_path(prefix))
+        self._bin = HashedFile(prefix.with_suffix(".bin"))
 
     def add_document(self, ids: Ids) -> None:
         """Append one document, a vector of ids."""
@@ -77,7 +67,7 @@ class ShardWriter:
             + ((lengths.cumsum() - lengths) * itemsize).tobytes()
             + np.arange(count + 1, dtype="<i8").tobytes()
         )
-        index_file = HashedFile(idx_path(self._prefix))
+        index_file = HashedFile(self._prefix.with_suffix(".idx"))
         index_file.write(index)
         return ShardEntry(
             name="/".join(self._prefix.parts[-2:]),
@@ -89,10 +79,9 @@ class ShardWriter:
 
 
 def read_index(path: Path) -> tuple[np.dtype[Any], int]:
-    """Return the type of the ids and the number of documents, from the header of an index alone.
+    """Return the ids' type and the number of documents of an index; raise DataError if malformed.
 
-    Raises:
-        DataError: The file is not an index of this format, or not as long as its header says.
+    Only the header is read, and the size of the file compared with it.
     """
     with path.open("rb") as stream:
         data = stream.read(_HEADER.size)
