@@ -1,7 +1,5 @@
 """Data of a fine-tuning run: the encoded splits of a task, and the order of training."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +32,8 @@ class TaskSamples:
     def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
         self._split = split
         self._order = BucketedOrder(split.lengths, global_batch_size, seed)
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Return the average number of tokens in all sequences of an example."""
-        return len(self._split.tokens) / len(self._split)
+        self.tokens_per_sample = len(split.tokens) / len(split)
+        """Average number of tokens in all sequences of an example."""
 
     def batch(self, samples: NDArray[np.int64]) -> TaskBatch[NDArray[Any]]:
         """Return the batch of these samples."""

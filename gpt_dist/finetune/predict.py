@@ -1,7 +1,5 @@
 """Predictions of a fine-tuned model, shared out over processes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -11,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.errors import TrainingError
 from gpt_dist.finetune.head import head_shape
@@ -54,9 +53,9 @@ def judge(
     `group` is the data-parallel one: its processes must all call this, share the examples, and get
     all results. Raises TrainingError if a score is not finite.
     """
-    plan = BatchPlan(batch_size, group.size(), group.rank())
     order = np.argsort(split.lengths, kind="stable")
-    parts = (order[places % len(order)] for places in plan.micro_batches(0, len(order)))
+    places = micro_batches(0, len(order), batch_size, group.size(), group.rank())
+    parts = (order[part % len(order)] for part in places)
     own: dict[int, NDArray[np.float32]] = {}
     with closing(prefetch((numbers, collate(split, numbers)) for numbers in parts)) as batches:
         for numbers, batch in batches:
@@ -72,11 +71,9 @@ def judge(
             f"{task.name}: a score is not a finite number; lower optimizer.learning_rate, or use "
             "training.precision bf16 or fp32"
         )
-    if head_shape(task)[0] == "score":
-        predictions = np.array([_within(float(row), task.score_range) for row in scores])
-    else:
-        predictions = np.array([int(row.argmax()) for row in scores])
-    return Judged(scores, predictions, split.targets)
+    is_score = head_shape(task)[0] == "score"
+    predictions = [_within(row, task.score_range) if is_score else row.argmax() for row in scores]
+    return Judged(scores, np.array(predictions), split.targets)
 
 
 def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:
@@ -94,16 +91,13 @@ def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
     kind, _ = head_shape(task)
     for row in scores:
         if kind == "score":
-            yield {"score": _within(float(row), task.score_range)}
+            yield {"score": _within(row, task.score_range)}
             continue
         names = task.labels or [str(number) for number in range(len(row))]
-        exponentials = np.exp(row.astype(np.float64) - row.max())
-        probabilities = (exponentials / exponentials.sum()).tolist()
-        yield {
-            "label": names[int(row.argmax())],
-            "probabilities": dict(zip(names, probabilities, strict=False)),
-        }
+        probabilities = dict(zip(names, softmax(row.astype(np.float64)).tolist(), strict=False))
+        yield {"label": names[int(row.argmax())], "probabilities": probabilities}
 
 
-def _within(score: float, limits: tuple[float, float] | None) -> float:
-    return score if limits is None else min(max(score, limits[0]), limits[1])
+def _within(score: NDArray[np.float32], limits: tuple[float, float] | None) -> float:
+    low, high = limits or (-math.inf, math.inf)
+    return min(max(float(score), low), high)

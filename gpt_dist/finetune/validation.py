@@ -1,7 +1,5 @@
 """Validation of fine-tuning: the metrics of the task on its dev splits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +23,7 @@ def validate(
     """
     assert config.task is not None
     kind, _ = head_shape(config.task)
-    judged = {name: judge_split(engine, one, config, topology) for name, one in splits.items()}
+    judged = judge_splits(engine, splits, config, topology)
     losses = []
     for one in judged.values():
         assert one.targets is not None, "dev splits have labels"
@@ -37,10 +35,13 @@ def validate(
     return row
 
 
-def judge_split(
-    engine: Engine, split: EncodedSplit, config: ResolvedConfig, topology: Topology
-) -> Judged:
-    """Return the predictions for a split; every process must call this, and gets all."""
-    size = config.training.micro_batch_size
+def judge_splits(
+    engine: Engine, splits: Mapping[str, EncodedSplit], config: ResolvedConfig, topology: Topology
+) -> dict[str, Judged]:
+    """Return the predictions for splits; every process must call this, and gets all."""
+    size, group = config.training.micro_batch_size, topology.data_parallel_group
     assert config.task is not None
-    return judge(engine.evaluate, split, config.task, size, topology.data_parallel_group)
+    return {
+        name: judge(engine.evaluate, split, config.task, size, group)
+        for name, split in splits.items()
+    }

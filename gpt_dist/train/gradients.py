@@ -1,7 +1,5 @@
 """Finds gradients that are not finite, on any process, before an optimizer step uses them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """AdamW and the learning-rate schedule of the paper."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,6 +1,4 @@
-"""Pre-training on a token folder: what is checked before, and what makes the run."""
-
-from __future__ import annotations
+"""Pre-training on a token folder: the checks before it, and its plan."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +7,7 @@ from pathlib import Path
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config, ResolvedConfig
-from gpt_dist.config.resolution import adopt_source, check_layout, resolve
+from gpt_dist.config.resolution import check_layout, resolve
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.data.tokens.folder import TokenFolder, files_of
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
@@ -23,7 +21,6 @@ from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.run import Plan, run
 from gpt_dist.train.source import open_source, share_source
-from gpt_dist.train.start import Source
 from gpt_dist.train.validation import validate
 
 VERIFIED_BYTES = 2**30
@@ -32,12 +29,12 @@ VERIFIED_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is made of, opened and checked."""
+    """Opened and checked inputs of a run; the source is None if its weights are not needed."""
 
     config: ResolvedConfig
     folder: TokenFolder
-    source: Source | None
-    """None where there is none, or where the run goes on from a checkpoint."""
+    samples: ShuffledWindows
+    source: OpenedModel | None
 
 
 def check(config: Config, launch: Launch) -> Inputs:
@@ -53,15 +50,20 @@ def check(config: Config, launch: Launch) -> Inputs:
         raise ConfigError(
             "data.path: not given; make a token folder by `python -m data_prep build`"
         )
-    folder = TokenFolder.open(Path(config.data.path))
-    source = open_source(config, [config]) if config.model.source_path else None
-    if source:
-        config = adopt_source(source.config, source.model.config)
-        _check_tokenizer(config, folder, source.model)
-    samples = _samples(config, folder)
-    resolved = resolve(config, launch.world_size, folder.vocab_size, len(samples))
+    folder, source = TokenFolder.open(Path(config.data.path)), None
+    if config.model.source_path:
+        config, model, source = open_source(config, [config])
+        if tokenizer_files(folder.path) != tokenizer_files(model.tokenizer_folder):
+            raise ConfigError(
+                f"model.source: the tokens of data.path {folder.path} are of another tokenizer "
+                f"than {config.model.source}; prepare them by `python -m data_prep build … "
+                f"--tokenizer {model.tokenizer_folder}`"
+            )
+    windows = Windows(folder.split("train"), config.model.sequence_length)
+    samples = ShuffledWindows(windows, config.run.seed)
+    resolved = resolve(config, launch.world_size, folder.vocab_size, len(windows))
     check_writable(Path(config.run.directory))
-    return Inputs(resolved, folder, source.weights if source else None)
+    return Inputs(resolved, folder, samples, source)
 
 
 def pretrain(inputs: Inputs, topology: Topology) -> None:
@@ -76,8 +78,8 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
     held_out = Windows(folder.split("validation"), config.model.sequence_length)
     plan = Plan(
         objective=LanguageModelObjective,
-        samples=_samples(config, folder),
-        validator=lambda engine: partial(validate, engine, held_out, config, topology),
+        samples=inputs.samples,
+        validate=partial(validate, windows=held_out, config=config, topology=topology),
         headline=Headline("validation_perplexity", higher_is_better=False),
         data=data_source(folder),
         source=source,
@@ -88,34 +90,20 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
 
 
 def data_source(folder: TokenFolder) -> DataSource:
-    """What checkpoints record of a token folder."""
+    """Return the record that checkpoints keep of a token folder."""
     path = folder.tokenizer_path
     return DataSource(folder.digest, path.name, path.read_bytes())
 
 
-def _samples(config: Config, folder: TokenFolder) -> ShuffledWindows:
-    windows = Windows(folder.split("train"), config.model.sequence_length)
-    return ShuffledWindows(windows, config.run.seed)
-
-
-def _check_tokenizer(config: Config, folder: TokenFolder, source: OpenedModel) -> None:
-    if tokenizer_files(folder.path) != tokenizer_files(source.tokenizer_folder):
-        raise ConfigError(
-            f"model.source: the tokens of data.path {folder.path} are of another tokenizer than "
-            f"{config.model.source}; prepare them by `python -m data_prep build … --tokenizer "
-            f"{source.tokenizer_folder}`"
-        )
-
-
 def _check_hashes(folder: TokenFolder, topology: Topology) -> None:
     """Hash a folder that is not too large, each process a part; DataError, on all, for damage."""
+
+    def refuse(path: Path, problem: str) -> DataError:
+        return DataError(
+            f"{path}: {problem}; copy the token folder again, or prepare it with "
+            "`python -m data_prep build`"
+        )
+
     entries = dict(files_of(folder.manifest))
     if sum(entry.bytes for entry in entries.values()) <= VERIFIED_BYTES:
-        SharedFiles(folder.path, entries, _refuse).verify(topology)
-
-
-def _refuse(path: Path, problem: str) -> DataError:
-    return DataError(
-        f"{path}: {problem}; copy the token folder again, or prepare it with "
-        "`python -m data_prep build`"
-    )
+        SharedFiles(folder.path, entries, refuse).verify(topology)

@@ -1,18 +1,16 @@
 """A run, of pre-training or of fine-tuning: engine, loop, checkpoints and reports put together."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt_dist.checkpoint.folder import warner
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.resume import find_checkpoint
 from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import ResolvedConfig
@@ -23,37 +21,32 @@ from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Samples, Trainer
 from gpt_dist.train.metrics import Headline, Reporter, Row
 from gpt_dist.train.objective import Objective
-from gpt_dist.train.start import Source, start_engine
+from gpt_dist.train.start import start_engine
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run trains, on what, and how it is judged."""
+    """Objective, data and validation of a run."""
 
     objective: Callable[[GPT], Objective[Any]]
     samples: Samples
-    validator: Callable[[Engine], Callable[[], Row]]
-    """Makes what every process calls for validation figures."""
+    validate: Callable[[Engine], Row]
+    """Returns validation figures by name; every process calls it."""
     headline: Headline
     data: DataSource
-    source: Source | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A run that has ended."""
-
-    engine: Engine
-    """With the weights of the last step."""
-    best_first: list[int]
-    """Steps, those that validated best first; known to the process that reports."""
+    source: OpenedModel | None
+    """Model to start from; None to start from scratch, or where only a checkpoint is resumed."""
 
 
 def run(
     config: ResolvedConfig, plan: Plan, topology: Topology, interruption: Interruption
-) -> Outcome:
-    """Train as a resolved configuration says, from a checkpoint if training.resume leads to one."""
-    directory = Path(config.run.directory)
+) -> tuple[Engine, list[int]]:
+    """Train as a resolved configuration says, from a checkpoint if training.resume leads to one.
+
+    Returns:
+        The engine with the weights of the last step, and, on the reporting process, the validated
+        steps, best first.
+    """
     if config.training.deterministic:
         # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -61,57 +54,44 @@ def run(
     checkpoint = find_checkpoint(config, topology, plan.data.digest, warner(topology))
     done = checkpoint.manifest.step if checkpoint else 0
     engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
-    max_steps = config.training.max_steps
-
-    def report() -> Reporter:
-        reporter = Reporter(directory, max_steps, plan.headline, done)
-        config.save(directory / "config.yaml")
-        return reporter
-
-    reporting = together(lambda: report() if topology.is_main else None)
+    reporting = together(
+        lambda: Reporter(config, plan.headline, done) if topology.is_main else None
+    )
     with reporting or nullcontext() as reporter:
         if reporter:
-            for line in _describe(config, topology, engine.num_parameters, plan, checkpoint):
-                reporter.say(line)
-        trainer = Trainer(
-            engine,
-            plan.samples,
-            plan.validator(engine),
-            config,
-            topology,
-            Saver(engine.state(), config, topology, plan.data),
-            interruption,
-            reporter,
-        )
-        trainer.run(done)
-        trainer.saver.close()
+            _introduce(reporter, config, topology, engine, checkpoint)
+        saver = Saver(engine.state(), config, topology, plan.data)
+        Trainer(
+            engine, plan.samples, plan.validate, config, topology, saver, interruption, reporter
+        ).run(done)
+        saver.close()
         if reporter:
             reporter.summary()
-    return Outcome(engine, reporter.best_first if reporter else [])
+    return engine, reporter.best_first if reporter else []
 
 
-def _describe(
+def _introduce(
+    reporter: Reporter,
     config: ResolvedConfig,
     topology: Topology,
-    parameters: int,
-    plan: Plan,
+    engine: Engine,
     checkpoint: Checkpoint | None,
-) -> Iterator[str]:
+) -> None:
+    """Print the sizes of a run, and its start."""
     training, warmup_steps = config.training, config.schedule.warmup_steps
     batch = "examples" if config.task else f"x {config.model.sequence_length} tokens"
-    yield (
-        f"{parameters:,} parameters a process, {training.precision}, {topology.device.type}; "
-        f"data parallel {topology.data_parallel_size} x tensor parallel "
+    reporter.say(
+        f"{engine.num_parameters:,} parameters a process, {training.precision}, "
+        f"{topology.device.type}; data parallel {topology.data_parallel_size} x tensor parallel "
         f"{topology.tensor_parallel_size}, ZeRO {config.parallel.zero_stage}; "
-        f"global batch {training.global_batch_size} {batch}, "
-        f"{training.max_steps} steps"
+        f"global batch {training.global_batch_size} {batch}, {training.max_steps} steps"
     )
     if warmup_steps >= training.max_steps:
-        yield (
+        reporter.say(
             f"WARNING: schedule.warmup_steps {warmup_steps}: all {training.max_steps} steps are "
             "warm-up, below optimizer.learning_rate"
         )
     if checkpoint:
-        yield f"resumed from {checkpoint.path}"
-    elif plan.source:
-        yield f"starting from the weights of {config.model.source}"
+        reporter.say(f"resumed from {checkpoint.path}")
+    elif config.model.source_path:
+        reporter.say(f"starting from the weights of {config.model.source}")

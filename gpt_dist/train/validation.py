@@ -1,7 +1,5 @@
 """Validation of a language model: the mean loss over held-out windows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
-from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tokens.windows import Windows, split_labels
 from gpt_dist.model import IGNORED_LABEL
 from gpt_dist.topology import Topology
@@ -29,10 +27,10 @@ def validate(engine: Engine, windows: Windows, config: ResolvedConfig, topology:
     count = min(len(windows), config.validation.max_samples or len(windows))
     if count == 0:
         return {}
-    plan = BatchPlan.of(config, topology.data_parallel_size, topology.data_parallel_rank)
 
     def read() -> Iterator[TokenBatch[NDArray[np.int64]]]:
-        for numbers in plan.micro_batches(0, count):
+        share = topology.data_parallel_size, topology.data_parallel_rank
+        for numbers in micro_batches(0, count, config.training.micro_batch_size, *share):
             batch = split_labels(windows.read(numbers % count))
             batch.labels[numbers >= count] = IGNORED_LABEL
             yield batch

@@ -1,7 +1,5 @@
 """Encoded examples in memory, batches of them, and their order in training."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.permutation import permutation_key, permute
+from gpt_dist.data.permutation import by_epoch, permutation_key, permute
 from gpt_dist.data.tasks.reading import Example
 from gpt_dist.data.tasks.transforms import Transformation
 
@@ -97,13 +95,7 @@ class BucketedOrder:
 
     def numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the example of each sample."""
-        size = len(self._lengths)
-        numbers = np.empty_like(samples)
-        epochs = samples // size
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            numbers[chosen] = self._order(epoch)[samples[chosen] % size]
-        return numbers
+        return by_epoch(samples, len(self._lengths), lambda epoch, at: self._order(epoch)[at])
 
     def _compute_order(self, epoch: int) -> NDArray[np.int64]:
         """Return all examples in the order of an epoch."""
@@ -116,7 +108,6 @@ class BucketedOrder:
         batches, tail = np.split(rest, [len(rest) // batch_size * batch_size])
         batches = batches.reshape(-1, batch_size)
         if len(batches):
-            places = np.arange(len(batches))
             key = permutation_key(self._seed, f"{epoch}/batches")
-            batches = batches[permute(places, len(batches), key)]
+            batches = batches[permute(np.arange(len(batches)), len(batches), key)]
         return np.concatenate([head, batches.ravel(), tail])
