@@ -24,10 +24,11 @@ from gpt_dist.config import (
 )
 from gpt_dist.config.resolution import check_layout, resolve
 from gpt_dist.data.tasks.checks import check_task
+from gpt_dist.data.tasks.examples import TaskSamples
 from gpt_dist.data.tasks.reading import DEV, TRAIN, write_submission
 from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_file
 from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
-from gpt_dist.finetune.data import Splits, TaskSamples, digest_of, read_splits
+from gpt_dist.finetune.data import Splits, digest_of, read_splits
 from gpt_dist.finetune.head import TaskHead, head_shape
 from gpt_dist.finetune.objective import TaskObjective
 from gpt_dist.finetune.predict import metrics_of
@@ -40,7 +41,6 @@ from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.metrics import Headline
 from gpt_dist.train.run import Plan, run
 from gpt_dist.train.source import open_source, share_source
 
@@ -175,7 +175,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     def leave() -> None:
         results = Results.of(_facts(inputs), [result for result, _ in made])
         _, best = max(made, key=lambda one: one[0].scores[DEV][inputs.task.metric])
-        _replace_model(best, inputs.task, directory / "model")
+        _replace_model(best, directory / "model")
         results.write(directory / RESULTS_NAME)
         _print_results(results, directory)
 
@@ -198,7 +198,6 @@ def _train_seed(
         objective=objective,
         samples=TaskSamples(splits.encoded[TRAIN], batch_size, config.run.seed),
         validate=partial(validate, splits=splits.validation, config=config, topology=topology),
-        headline=Headline(f"{DEV}_{task.metric}", higher_is_better=True),
         data=inputs.data,
         source=inputs.source,
     )
@@ -234,11 +233,11 @@ def _load_best(
     return checkpoint
 
 
-def _replace_model(best: Checkpoint, task: TaskConfig, model: Path) -> None:
+def _replace_model(best: Checkpoint, model: Path) -> None:
     """Write the model folder; an earlier one is removed when the new one is whole."""
     new = model.with_name(".model.new")
     shutil.rmtree(new, ignore_errors=True)
-    save_task_model(best, task, new)
+    save_task_model(best, new)
     shutil.rmtree(model, ignore_errors=True)
     new.rename(model)
 

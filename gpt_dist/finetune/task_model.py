@@ -20,7 +20,7 @@ from gpt_dist.checkpoint.opened import (
     inspect_model,
     model_path,
 )
-from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
+from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
@@ -63,11 +63,17 @@ class TaskModel:
     """In evaluation: without dropout."""
 
 
-def save_task_model(
-    checkpoint: Checkpoint, task: TaskConfig, output: Path, report: Report = silent
-) -> None:
-    """Write the model folder of a fine-tuning checkpoint; ModelError where that fails."""
-    weights = SavedWeights(checkpoint)
+def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silent) -> None:
+    """Write the model folder of a fine-tuning checkpoint.
+
+    Raises CheckpointError for a bad checkpoint, and ModelError where the folder cannot be written.
+    """
+    try:
+        task = TaskConfig.model_validate(checkpoint.manifest.config["task"])
+    except ValidationError as error:
+        reason = first_problem(error)
+        raise CheckpointError(f"{checkpoint.path}: config.task: {reason}") from None
+    model = describe_checkpoint(checkpoint)
     head = {name: checkpoint.read_checked("weight", _HEAD + name) for name in ("weight", "bias")}
     content = _TaskFile(format="gpt_dist.task", version=1, task=task)
     files = {
@@ -77,11 +83,11 @@ def save_task_model(
     }
     write_model_folder(
         output,
-        weights.config,
-        weights.__getitem__,
+        model.config,
+        model.tensors.__getitem__,
         files,
-        end_of_text=describe_checkpoint(checkpoint).end_of_text,
-        stated_loss=checkpoint.manifest.probe_loss,
+        end_of_text=model.end_of_text,
+        stated_loss=model.probe_loss,
         report=report,
     )
 
@@ -91,14 +97,9 @@ def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> b
     if not is_checkpoint(path):
         return False
     checkpoint = Checkpoint.open(path)
-    described = checkpoint.manifest.config.get("task")
-    if described is None:
+    if checkpoint.manifest.config.get("task") is None:
         return False
-    try:
-        task = TaskConfig.model_validate(described)
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: config.task: {first_problem(error)}") from None
-    save_task_model(checkpoint, task, output, report)
+    save_task_model(checkpoint, output, report)
     return True
 
 

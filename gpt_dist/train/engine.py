@@ -100,7 +100,11 @@ class Engine:
         for number, batch in enumerate(micro_batches):
             if number:
                 engine.step()  # counts the micro-batch before; the weights stay
-            loss += self._accumulate_gradient(batch, weight)
+            part = self._call(batch) / weight
+            # DeepSpeed takes the mean over data-parallel processes, but the parts must be summed.
+            scale = self._topology.data_parallel_size * self._missing_loss_scale()
+            engine.backward(part * scale, scale_wrt_gas=False)
+            loss += part.detach()
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         figures = check_gradients(engine, loss)
@@ -124,14 +128,6 @@ class Engine:
         # ZeRO 3 warns of positional arguments that are no tensors.
         result: Tensor = self._engine(batch=to_device(batch, self._topology.device))
         return result
-
-    def _accumulate_gradient(self, batch: TokenBatch[Any], weight: Tensor) -> Tensor:
-        """Add the gradient of a micro-batch; return its part of the mean loss, on the device."""
-        loss = self._call(batch) / weight
-        # DeepSpeed takes the mean over data-parallel processes, but the gradients must be summed.
-        scale = self._topology.data_parallel_size * self._missing_loss_scale()
-        self._engine.backward(loss * scale, scale_wrt_gas=False)
-        return loss.detach()
 
     def _update_weights(self) -> tuple[float, bool]:
         """Let the optimizer step; return the gradient's norm, and whether the step was applied."""

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -14,29 +13,23 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gpt_dist.checkpoint.folder import steps
 from gpt_dist.config import ResolvedConfig
+from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.files.output import write_result
 from gpt_dist.train.directory import set_aside_earlier_run
 
 Row = dict[str, int | float]
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The validation figure by which a run is judged."""
-
-    key: str
-    higher_is_better: bool
-
-
 class Reporter:
     """Writes the rows of a run, on the one process that reports."""
 
-    def __init__(self, config: ResolvedConfig, headline: Headline, done: int) -> None:
+    def __init__(self, config: ResolvedConfig, done: int) -> None:
         """Write the configuration, and go on after step `done`."""
         self._directory = directory = Path(config.run.directory)
         self._max_steps = config.training.max_steps
         self._done = done
-        self._headline = headline
+        self._headline = f"{DEV}_{config.task.metric}" if config.task else "validation_perplexity"
+        self._higher_is_better = config.task is not None
         self._values: dict[int, float] = {}
         if done:
             self._drop_rows_after(done)
@@ -93,7 +86,7 @@ class Reporter:
     @property
     def best_first(self) -> list[int]:
         """Return the validated steps after step 0, best first, and earlier first among equals."""
-        sign = -1 if self._headline.higher_is_better else 1
+        sign = -1 if self._higher_is_better else 1
         return sorted(filter(None, self._values), key=lambda step: sign * self._values[step])
 
     def summary(self) -> None:
@@ -101,7 +94,7 @@ class Reporter:
         seconds = time.perf_counter() - self._started
         self.say(f"trained on {self._tokens:,} tokens in {seconds:,.0f} s")
         if self._values:
-            name = self._headline.key.replace("_", " ")
+            name = self._headline.replace("_", " ")
             (first, *_), (*_, last) = self._values, self._values.values()
             text = f"{name} {self._values[first]:,.4g} at step {first}, {last:,.4g} now"
             best = next(iter(self.best_first), None)
@@ -124,7 +117,7 @@ class Reporter:
                 self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
 
     def _remember(self, row: Row) -> None:
-        value = row.get(self._headline.key)
+        value = row.get(self._headline)
         if isinstance(value, int | float) and math.isfinite(value):
             self._values[int(row["step"])] = value
 

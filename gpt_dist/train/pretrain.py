@@ -17,7 +17,6 @@ from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.metrics import Headline
 from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.run import Plan, run
 from gpt_dist.train.source import open_source, share_source
@@ -80,7 +79,6 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
         objective=LanguageModelObjective,
         samples=inputs.samples,
         validate=partial(validate, windows=held_out, config=config, topology=topology),
-        headline=Headline("validation_perplexity", higher_is_better=False),
         data=data_source(folder),
         source=source,
     )

@@ -19,7 +19,7 @@ from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.loop import Samples, Trainer
-from gpt_dist.train.metrics import Headline, Reporter, Row
+from gpt_dist.train.metrics import Reporter, Row
 from gpt_dist.train.objective import Objective
 from gpt_dist.train.start import start_engine
 
@@ -32,7 +32,6 @@ class Plan:
     samples: Samples
     validate: Callable[[Engine], Row]
     """Returns validation figures by name; every process calls it."""
-    headline: Headline
     data: DataSource
     source: OpenedModel | None
     """Model to start from; None to start from scratch, or where only a checkpoint is resumed."""
@@ -54,9 +53,7 @@ def run(
     checkpoint = find_checkpoint(config, topology, plan.data.digest, warner(topology))
     done = checkpoint.manifest.step if checkpoint else 0
     engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
-    reporting = together(
-        lambda: Reporter(config, plan.headline, done) if topology.is_main else None
-    )
+    reporting = together(lambda: Reporter(config, done) if topology.is_main else None)
     with reporting or nullcontext() as reporter:
         if reporter:
             _introduce(reporter, config, topology, engine, checkpoint)

@@ -16,13 +16,11 @@ def open_source(
 ) -> tuple[Config, OpenedModel, OpenedModel | None]:
     """Open model.source, or the model of runs that have begun with it; its weights are not hashed.
 
-    `runs` are those of `config`, one a seed. Raises ModelError, CheckpointError or DataError for a
-    bad source, and ConfigError where the configuration contradicts it.
-
-    Returns:
-        The configuration with the sizes and the exact path of the source (the newest checkpoint of
-        a run is another tomorrow); a model of these sizes, with the tokenizer; and the model whose
-        weights are needed, None where every run resumes from a checkpoint.
+    `runs` are those of `config`, one a seed. Returns the configuration with the source's sizes and
+    exact path (the newest checkpoint of a run is another tomorrow); the model; and again the model
+    if its weights are needed, None where every run resumes from a checkpoint. Raises ModelError,
+    CheckpointError or DataError for a bad source, ConfigError where the configuration contradicts
+    it.
     """
     given = config.model.source_path
     assert given is not None, "there is a source"

@@ -78,7 +78,7 @@ def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> TaskBatch[NDArra
     )
 
 
-class BucketedOrder:
+class TaskSamples:
     """Endless training samples, with examples of similar length in a global batch.
 
     Each epoch visits every example once, in another order: chunks of 50 global batches are sorted
@@ -86,12 +86,18 @@ class BucketedOrder:
     The seed and its number determine a sample.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], global_batch_size: int, seed: int) -> None:
-        """Order the examples whose lengths are given, as EncodedSplit has them."""
-        self._lengths = lengths
+    def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
+        self._split = split
+        self._lengths = split.lengths
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._order = lru_cache(2)(self._compute_order)
+        self.tokens_per_sample = len(split.tokens) / len(split)
+        """Average number of tokens in all sequences of an example."""
+
+    def batch(self, samples: NDArray[np.int64]) -> TaskBatch[NDArray[Any]]:
+        """Return the batch of these samples."""
+        return collate(self._split, self.numbers(samples))
 
     def numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the example of each sample."""
