@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model, shared out over processes."""
+"""Predictions of a fine-tuned model, shared out over processes, and their metrics."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -18,7 +19,7 @@ from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.errors import TrainingError
-from gpt_dist.finetune.head import head_shape
+from gpt_dist.finetune.head import head_shape, task_losses
 from gpt_dist.finetune.scores import score_splits
 from gpt_dist.progress import Report, silent
 
@@ -74,6 +75,45 @@ def judge(
     is_score = head_shape(task)[0] == "score"
     predictions = [_within(row, task.score_range) if is_score else row.argmax() for row in scores]
     return Judged(scores, np.array(predictions), split.targets)
+
+
+def judge_splits(
+    evaluate: Evaluate,
+    splits: Mapping[str, EncodedSplit],
+    task: TaskConfig,
+    batch_size: int,
+    group: ProcessGroup,
+    report: Report = silent,
+) -> dict[str, Judged]:
+    """Judge several splits as `judge` does one."""
+    return {
+        name: judge(evaluate, split, task, batch_size, group, report)
+        for name, split in splits.items()
+    }
+
+
+def validate(
+    evaluate: Evaluate,
+    splits: Mapping[str, EncodedSplit],
+    task: TaskConfig,
+    batch_size: int,
+    group: ProcessGroup,
+) -> dict[str, float]:
+    """Return `validation_loss` of all examples of dev splits, and `SPLIT_METRIC` of each split.
+
+    They are the same for every layout. Every process must call this.
+    """
+    kind, _ = head_shape(task)
+    judged = judge_splits(evaluate, splits, task, batch_size, group)
+    losses = []
+    for one in judged.values():
+        assert one.targets is not None, "dev splits have labels"
+        scores, targets = map(torch.tensor, one.scores), torch.tensor(one.targets)
+        losses += [float(task_losses(kind, *pair)) for pair in zip(scores, targets, strict=True)]
+    row = {"validation_loss": float(np.mean(losses))}
+    for name, metrics in metrics_of(judged, task).items():
+        row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+    return row
 
 
 def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:

@@ -31,17 +31,17 @@ from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
 from gpt_dist.finetune.data import Splits, digest_of, read_splits
 from gpt_dist.finetune.head import TaskHead, head_shape
 from gpt_dist.finetune.objective import TaskObjective
-from gpt_dist.finetune.predict import metrics_of
+from gpt_dist.finetune.predict import judge_splits, metrics_of, validate
 from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.finetune.task_model import save_task_model
-from gpt_dist.finetune.validation import judge_splits, validate
 from gpt_dist.model import GPT, num_parameters
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.run import Plan, run
+from gpt_dist.train.loop import Plan
+from gpt_dist.train.run import run
 from gpt_dist.train.source import open_source, share_source
 
 _HYPERPARAMETERS = {
@@ -187,24 +187,25 @@ def _train_seed(
 ) -> tuple[SeedResult, Checkpoint]:
     """Train, and judge the weights that validated best."""
     task, splits = inputs.task, inputs.splits
-    kind, outputs = head_shape(task)
 
     def objective(model: GPT) -> TaskObjective:
-        head = TaskHead(config.model.hidden_size, kind, outputs, config.objective.head_dropout)
+        dropout = config.objective.head_dropout
+        head = TaskHead(config.model.hidden_size, *head_shape(task), dropout)
         return TaskObjective(model, head, config.objective.auxiliary_weight)
 
+    how = task, config.training.micro_batch_size, topology.data_parallel_group
     batch_size = config.training.global_batch_size
     plan = Plan(
         objective=objective,
         samples=TaskSamples(splits.encoded[TRAIN], batch_size, config.run.seed),
-        validate=partial(validate, splits=splits.validation, config=config, topology=topology),
+        validate=lambda engine: validate(engine.evaluate, splits.validation, *how),
         data=inputs.data,
         source=inputs.source,
     )
     engine, best_first = run(config, plan, topology, interruption)
     best = _load_best(engine, best_first, config, topology)
     others = {name: split for name, split in splits.encoded.items() if name != TRAIN}
-    judged = judge_splits(engine, others, config, topology)
+    judged = judge_splits(engine.evaluate, others, *how)
 
     def write_predictions() -> None:
         for name, one in judged.items():

@@ -30,7 +30,7 @@ from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
 from gpt_dist.files.records import Record
 from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
-from gpt_dist.finetune.predict import Evaluate, judge, metrics_of
+from gpt_dist.finetune.predict import Evaluate, judge_splits, metrics_of
 from gpt_dist.inference.assemble import assemble
 from gpt_dist.model import write_model_folder
 from gpt_dist.progress import Report, silent
@@ -64,10 +64,7 @@ class TaskModel:
 
 
 def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silent) -> None:
-    """Write the model folder of a fine-tuning checkpoint.
-
-    Raises CheckpointError for a bad checkpoint, and ModelError where the folder cannot be written.
-    """
+    """Write the model folder of a fine-tuning checkpoint; ModelError where that fails."""
     try:
         task = TaskConfig.model_validate(checkpoint.manifest.config["task"])
     except ValidationError as error:
@@ -113,13 +110,13 @@ def open_task_model(path: Path) -> TaskModel:
         )
     opened = inspect_model(path)
     task = _read_task(path / TASK_NAME)
-    kind, outputs = head_shape(task)
-    head = TaskHead(opened.config.hidden_size, kind, outputs, dropout=0.0).eval()
-    tensors = _read_head(path / HEAD_NAME)
-    expected = {name: tensor.shape for name, tensor in head.linear.state_dict().items()}
-    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-        raise ModelError(f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again")
-    head.linear.load_state_dict(tensors)
+    head = TaskHead(opened.config.hidden_size, *head_shape(task), dropout=0.0).eval()
+    try:
+        head.linear.load_state_dict(_read_head(path / HEAD_NAME))
+    except RuntimeError:
+        raise ModelError(
+            f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again"
+        ) from None
     return TaskModel(opened, task, head)
 
 
@@ -165,9 +162,7 @@ def evaluate_task(
         raise ConfigError(f"--split: {names[0]} of {task.name} has no labels; give another")
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
     group = topology.data_parallel_group
-    judged = {
-        name: judge(evaluate, one, task, batch_size, group, report) for name, one in encoded.items()
-    }
+    judged = judge_splits(evaluate, encoded, task, batch_size, group, report)
     counts = {name: len(one) for name, one in encoded.items()}
     counts = {DEV: sum(counts.values()), **counts}
     rows = [

@@ -81,14 +81,9 @@ class Engine:
     def train_batch(
         self, micro_batches: Sequence[TokenBatch[Any]], learning_rate: float
     ) -> tuple[float, Update]:
-        """Make one optimizer step; every process must call this.
+        """Make one optimizer step with this process's share of a global batch; collective.
 
-        Args:
-            micro_batches: This process's share of the global batch.
-            learning_rate: The learning rate of this step.
-
-        Returns:
-            The mean loss of the whole global batch, the same on every process, and the outcome.
+        Returns the mean loss of the whole global batch, the same on every process, and the outcome.
         """
         engine = self._engine
         assert len(micro_batches) == engine.gradient_accumulation_steps()

@@ -10,16 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_dist.checkpoint.save import Saver
+from gpt_dist.checkpoint.opened import OpenedModel
+from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.errors import Interrupted, TrainingError
-from gpt_dist.model import flops_per_token, peak_flops
+from gpt_dist.model import GPT, flops_per_token, peak_flops
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine, Update
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
+from gpt_dist.train.objective import Objective
 from gpt_dist.train.optimizer import learning_rate
 
 MAX_SKIPPED_STEPS = 20
@@ -39,14 +41,25 @@ class Samples(Protocol):
         """Return the micro-batch of these samples, as the objective takes it."""
 
 
-@dataclass
-class Trainer:
-    """Trains an engine on samples, validates it, and has it saved."""
+@dataclass(frozen=True)
+class Plan:
+    """Objective, data and validation of a run."""
 
-    engine: Engine
+    objective: Callable[[GPT], Objective[Any]]
     samples: Samples
     validate: Callable[[Engine], Row]
     """Returns validation figures by name; every process calls it."""
+    data: DataSource
+    source: OpenedModel | None
+    """Model to start from; None to start from scratch, or where only a checkpoint is resumed."""
+
+
+@dataclass
+class Trainer:
+    """Trains an engine as planned, validates it, and has it saved."""
+
+    engine: Engine
+    plan: Plan
     config: ResolvedConfig
     topology: Topology
     saver: Saver
@@ -93,7 +106,7 @@ class Trainer:
         size = training.global_batch_size
         for start in range(done * size, max_steps * size, size):
             parts = micro_batches(start, start + size, training.micro_batch_size, *share)
-            yield [self.samples.batch(part) for part in parts]
+            yield [self.plan.samples.batch(part) for part in parts]
 
     def _train(self, step: int, batch: list[MicroBatch], is_last: bool) -> None:
         """Make a step, and report it where that is due."""
@@ -108,7 +121,7 @@ class Trainer:
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
-        row = self.validate(self.engine)
+        row = self.plan.validate(self.engine)
         if self.reporter and row:
             self.reporter.validation({"step": step, **row})
         elif self.reporter and step == 0:
@@ -133,7 +146,7 @@ class Trainer:
         if self.reporter is None:
             return
         config, topology = self.config, self.topology
-        batch_tokens = config.training.global_batch_size * self.samples.tokens_per_sample
+        batch_tokens = config.training.global_batch_size * self.plan.samples.tokens_per_sample
         row: Row = {
             "step": step,
             "samples": step * config.training.global_batch_size,

@@ -1,26 +1,39 @@
-"""Pre-training on a token folder: the checks before it, and its plan."""
+"""Pre-training on a token folder: the checks before it, its plan and its validation."""
 
+import math
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config, ResolvedConfig
 from gpt_dist.config.resolution import check_layout, resolve
+from gpt_dist.data.batches import TokenBatch
+from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.data.tokens.folder import TokenFolder, files_of
-from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
+from gpt_dist.data.tokens.windows import ShuffledWindows, Windows, split_labels
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.files.shared import SharedFiles
+from gpt_dist.model import IGNORED_LABEL
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
+from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
+from gpt_dist.train.loop import Plan
+from gpt_dist.train.metrics import Row
 from gpt_dist.train.objective import LanguageModelObjective
-from gpt_dist.train.run import Plan, run
+from gpt_dist.train.run import run
 from gpt_dist.train.source import open_source, share_source
-from gpt_dist.train.validation import validate
 
 VERIFIED_BYTES = 2**30
 """Token folders up to this size are hashed before training, which takes a second or two."""
@@ -33,6 +46,7 @@ class Inputs:
     config: ResolvedConfig
     folder: TokenFolder
     samples: ShuffledWindows
+    data: DataSource
     source: OpenedModel | None
 
 
@@ -62,24 +76,21 @@ def check(config: Config, launch: Launch) -> Inputs:
     samples = ShuffledWindows(windows, config.run.seed)
     resolved = resolve(config, launch.world_size, folder.vocab_size, len(windows))
     check_writable(Path(config.run.directory))
-    return Inputs(resolved, folder, samples, source)
+    tokenizer = folder.tokenizer_path
+    data = DataSource(folder.digest, tokenizer.name, tokenizer.read_bytes())
+    return Inputs(resolved, folder, samples, data, source)
 
 
 def pretrain(inputs: Inputs, topology: Topology) -> None:
-    """Train a model on a token folder, as a configuration that `check` completed says.
-
-    It starts from scratch or from model.source, or goes on from the checkpoint that
-    training.resume leads to.
-    """
-    folder = inputs.folder
-    _check_hashes(folder, topology)
+    """Train a model on a token folder, from scratch, from model.source or from a checkpoint."""
+    _check_hashes(inputs.folder, topology)
     config, source = share_source(inputs.config, inputs.source, topology)
-    held_out = Windows(folder.split("validation"), config.model.sequence_length)
+    held_out = Windows(inputs.folder.split("validation"), config.model.sequence_length)
     plan = Plan(
         objective=LanguageModelObjective,
         samples=inputs.samples,
         validate=partial(validate, windows=held_out, config=config, topology=topology),
-        data=data_source(folder),
+        data=inputs.data,
         source=source,
     )
     interruption = Interruption(topology.launch)
@@ -87,10 +98,31 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
     interruption.close()
 
 
-def data_source(folder: TokenFolder) -> DataSource:
-    """Return the record that checkpoints keep of a token folder."""
-    path = folder.tokenizer_path
-    return DataSource(folder.digest, path.name, path.read_bytes())
+def validate(engine: Engine, windows: Windows, config: ResolvedConfig, topology: Topology) -> Row:
+    """Return loss and perplexity of the first windows of a split, the same for every layout.
+
+    The loss is in nats per token. Every process must call this; without windows the row is empty.
+    """
+    count = min(len(windows), config.validation.max_samples or len(windows))
+    if count == 0:
+        return {}
+
+    def read() -> Iterator[TokenBatch[NDArray[np.int64]]]:
+        share = topology.data_parallel_size, topology.data_parallel_rank
+        for numbers in micro_batches(0, count, config.training.micro_batch_size, *share):
+            batch = split_labels(windows.read(numbers % count))
+            batch.labels[numbers >= count] = IGNORED_LABEL
+            yield batch
+
+    total = torch.zeros(2, dtype=torch.float64, device=topology.device)
+    with closing(prefetch(read())) as batches:
+        for batch in batches:
+            total[0] += engine.evaluate(batch).double().sum()
+            total[1] += int((batch.labels != IGNORED_LABEL).sum())
+    dist.all_reduce(total, group=topology.data_parallel_group)
+    loss = float(total[0] / total[1])
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"validation_loss": loss, "validation_perplexity": perplexity}
 
 
 def _check_hashes(folder: TokenFolder, topology: Topology) -> None:

@@ -1,40 +1,20 @@
 """A run, of pre-training or of fine-tuning: engine, loop, checkpoints and reports put together."""
 
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from gpt_dist.checkpoint.folder import warner
-from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.resume import find_checkpoint
-from gpt_dist.checkpoint.save import DataSource, Saver
+from gpt_dist.checkpoint.save import Saver
 from gpt_dist.config import ResolvedConfig
-from gpt_dist.model import GPT
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.loop import Samples, Trainer
-from gpt_dist.train.metrics import Reporter, Row
-from gpt_dist.train.objective import Objective
+from gpt_dist.train.loop import Plan, Trainer
+from gpt_dist.train.metrics import Reporter
 from gpt_dist.train.start import start_engine
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Objective, data and validation of a run."""
-
-    objective: Callable[[GPT], Objective[Any]]
-    samples: Samples
-    validate: Callable[[Engine], Row]
-    """Returns validation figures by name; every process calls it."""
-    data: DataSource
-    source: OpenedModel | None
-    """Model to start from; None to start from scratch, or where only a checkpoint is resumed."""
 
 
 def run(
@@ -42,9 +22,7 @@ def run(
 ) -> tuple[Engine, list[int]]:
     """Train as a resolved configuration says, from a checkpoint if training.resume leads to one.
 
-    Returns:
-        The engine with the weights of the last step, and, on the reporting process, the validated
-        steps, best first.
+    Returns the engine, and, on the reporting process, the validated steps, best first.
     """
     if config.training.deterministic:
         # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
@@ -56,39 +34,31 @@ def run(
     reporting = together(lambda: Reporter(config, done) if topology.is_main else None)
     with reporting or nullcontext() as reporter:
         if reporter:
-            _introduce(reporter, config, topology, engine, checkpoint)
+            reporter.say(_describe(config, topology, engine.num_parameters))
+            if checkpoint:
+                reporter.say(f"resumed from {checkpoint.path}")
+            elif plan.source:
+                reporter.say(f"starting from the weights of {config.model.source}")
         saver = Saver(engine.state(), config, topology, plan.data)
-        Trainer(
-            engine, plan.samples, plan.validate, config, topology, saver, interruption, reporter
-        ).run(done)
+        Trainer(engine, plan, config, topology, saver, interruption, reporter).run(done)
         saver.close()
         if reporter:
             reporter.summary()
     return engine, reporter.best_first if reporter else []
 
 
-def _introduce(
-    reporter: Reporter,
-    config: ResolvedConfig,
-    topology: Topology,
-    engine: Engine,
-    checkpoint: Checkpoint | None,
-) -> None:
-    """Print the sizes of a run, and its start."""
+def _describe(config: ResolvedConfig, topology: Topology, parameters: int) -> str:
     training, warmup_steps = config.training, config.schedule.warmup_steps
     batch = "examples" if config.task else f"x {config.model.sequence_length} tokens"
-    reporter.say(
-        f"{engine.num_parameters:,} parameters a process, {training.precision}, "
-        f"{topology.device.type}; data parallel {topology.data_parallel_size} x tensor parallel "
+    text = (
+        f"{parameters:,} parameters a process, {training.precision}, {topology.device.type}; "
+        f"data parallel {topology.data_parallel_size} x tensor parallel "
         f"{topology.tensor_parallel_size}, ZeRO {config.parallel.zero_stage}; "
         f"global batch {training.global_batch_size} {batch}, {training.max_steps} steps"
     )
     if warmup_steps >= training.max_steps:
-        reporter.say(
-            f"WARNING: schedule.warmup_steps {warmup_steps}: all {training.max_steps} steps are "
+        text += (
+            f"\nWARNING: schedule.warmup_steps {warmup_steps}: all {training.max_steps} steps are "
             "warm-up, below optimizer.learning_rate"
         )
-    if checkpoint:
-        reporter.say(f"resumed from {checkpoint.path}")
-    elif config.model.source_path:
-        reporter.say(f"starting from the weights of {config.model.source}")
+    return text
