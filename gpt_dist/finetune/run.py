@@ -89,7 +89,8 @@ def check(config: Config, launch: Launch) -> Inputs:
                 f"{model.config.num_layers} of {config.model.source}; give less"
             )
     else:
-        path = model_path(Path(str(config.data.tokenizer)))
+        assert config.data.tokenizer is not None, "refused without"
+        path = model_path(Path(config.data.tokenizer))
         source, tokenizer_folder = None, newest_path(path) or path
         tokenizer = open_tokenizer(tokenizer_folder)
         vocab_size = tokenizer.full_vocab_size

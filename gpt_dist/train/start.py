@@ -94,15 +94,13 @@ def _load_source(
     """Copy another model's weights; return their fingerprints, rounded to the run's precision."""
     source.files.share(topology)
     _check_loss(source)
-    # Of the paper's own tokens, no text has held any yet: their embeddings are drawn anew.
-    tokenizer = (
-        together(lambda: source.tokenizer) if config.task and not source.fine_tuned else None
-    )
-    unused = (tokenizer.start, tokenizer.delimiter, tokenizer.extract) if tokenizer else ()
-    tensors = _Fingerprinted(
-        _PRECISIONS[config.training.precision],
-        *(source.tensors, source.config, config.model, unused, config.run.seed),
-    )
+    unused: tuple[int, ...] = ()
+    if config.task and not source.fine_tuned:
+        # No text has held these tokens yet: their embeddings are drawn anew.
+        tokenizer = together(lambda: source.tokenizer)
+        unused = tokenizer.start, tokenizer.delimiter, tokenizer.extract
+    grown = source.tensors, source.config, config.model, unused, config.run.seed
+    tensors = _Fingerprinted(_PRECISIONS[config.training.precision], *grown)
     load_full_tensors(model, tensors, config.model.transferred_layers)
     return tensors.found
 
