@@ -1,7 +1,7 @@
 """Fine-tune a model on a task, under deepspeed, torchrun, mpirun, srun or plain python."""
 
 import os
-from pathlib import Path
+from functools import partial
 
 from gpt_dist import command
 from gpt_dist.config import Config
@@ -22,17 +22,10 @@ def main(given: Config) -> None:
     launch = discover_launch(os.environ)
 
     from gpt_dist.finetune.run import check, finetune
-    from gpt_dist.topology import connect, disconnect, form_groups
-    from gpt_dist.train.directory import check_writable, locked
+    from gpt_dist.train.directory import train_alone
 
     inputs = check(given, launch)
-    directory = Path(inputs.config.run.directory)
-    check_writable(directory)
-    with locked(directory, launch):
-        device = connect(launch)
-        topology = form_groups(launch, device, inputs.config.parallel.tensor_parallel_size)
-        finetune(inputs, topology)
-        disconnect()
+    train_alone(inputs.config, launch, partial(finetune, inputs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Pre-train a GPT on a token folder, under deepspeed, torchrun, mpirun, srun or plain python."""
 
 import os
-from pathlib import Path
+from functools import partial
 
 from gpt_dist import command
 from gpt_dist.config import Config
@@ -21,17 +21,11 @@ def parse() -> Config:
 def main(given: Config) -> None:
     launch = discover_launch(os.environ)
 
-    from gpt_dist.topology import connect, disconnect, form_groups
-    from gpt_dist.train.directory import locked
+    from gpt_dist.train.directory import train_alone
     from gpt_dist.train.pretrain import check, pretrain
 
     inputs = check(given, launch)
-    config = inputs.config
-    with locked(Path(config.run.directory), launch):
-        device = connect(launch)
-        topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
-        pretrain(inputs, topology)
-        disconnect()
+    train_alone(inputs.config, launch, partial(pretrain, inputs))
 
 
 if __name__ == "__main__":

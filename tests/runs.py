@@ -53,11 +53,10 @@ def start(launch: Launch, device: torch.device, overrides: dict[str, Any], direc
     from gpt_dist.checkpoint.resume import find_checkpoint
     from gpt_dist.checkpoint.save import Saver
     from gpt_dist.train.objective import LanguageModelObjective
-    from gpt_dist.train.pretrain import data_source
     from gpt_dist.train.start import start_engine
 
     inputs, topology = prepare(launch, device, overrides, directory)
-    config, data = inputs.config, data_source(inputs.folder)
+    config, data = inputs.config, inputs.data
     checkpoint = find_checkpoint(config, topology, data.digest, print)
     engine = start_engine(config, topology, LanguageModelObjective, None, checkpoint)
     return Run(engine, Saver(engine.state(), config, topology, data), topology)

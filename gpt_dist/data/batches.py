@@ -1,7 +1,5 @@
 """Batches: the named arrays that an objective takes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 

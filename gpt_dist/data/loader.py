@@ -1,48 +1,28 @@
 """Shares out samples over processes, and reads batches ahead of time."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_dist.config import ResolvedConfig
-
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """The share of one data-parallel process in ranges of samples.
+def micro_batches(
+    start: int, stop: int, size: int, data_parallel_size: int, data_parallel_rank: int
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers in each micro-batch of one process, for samples start to stop.
 
-    A range is cut into parts of a micro-batch for every process, and process r takes the r-th
-    slice of each part. So the number of processes does not change what a global batch holds.
+    The samples are cut into parts of a micro-batch for every process, and process r takes the r-th
+    slice of each part, so that the number of processes does not change a global batch. Every
+    process gets equally many full micro-batches: numbers from `stop` on fill up the last.
     """
-
-    micro_batch_size: int
-    data_parallel_size: int
-    data_parallel_rank: int
-
-    @classmethod
-    def of(cls, config: ResolvedConfig, data_parallel_size: int, data_parallel_rank: int) -> Self:
-        """Return the plan of one data-parallel process."""
-        micro_batch_size = config.training.micro_batch_size
-        return cls(micro_batch_size, data_parallel_size, data_parallel_rank)
-
-    def micro_batches(self, start: int, stop: int) -> Iterator[NDArray[np.int64]]:
-        """Yield the numbers in each micro-batch of this process, for samples start to stop.
-
-        Every process gets equally many full micro-batches: numbers from `stop` on fill up the last.
-        """
-        own = self.data_parallel_rank * self.micro_batch_size
-        part = self.data_parallel_size * self.micro_batch_size
-        for first in range(start + own, stop + own, part):
-            yield np.arange(first, first + self.micro_batch_size)
+    own, part = data_parallel_rank * size, data_parallel_size * size
+    for first in range(start + own, stop + own, part):
+        yield np.arange(first, first + size)
 
 
 def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item, None, None]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,3 +45,17 @@ def _hash(values: NDArray[np.uint64], key: int, step: int) -> NDArray[np.uint64]
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def by_epoch(
+    samples: NDArray[np.int64],
+    size: int,
+    order: Callable[[int, NDArray[np.int64]], NDArray[np.int64]],
+) -> NDArray[np.int64]:
+    """Return the item of each endless sample: `order` gives those at some places of an epoch."""
+    epochs, places = np.divmod(samples, size)
+    items = np.empty_like(samples)
+    for epoch in np.unique(epochs).tolist():
+        chosen = epochs == epoch
+        items[chosen] = order(epoch, places[chosen])
+    return items

@@ -1,18 +1,13 @@
-"""Data of a fine-tuning run: the encoded splits of a task, and the order of training."""
-
-from __future__ import annotations
+"""Data of a fine-tuning run: the encoded splits of a task."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpt_dist.config import Config, TaskConfig
-from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.tasks.examples import BucketedOrder, EncodedSplit, collate, encode_split
+from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
 from gpt_dist.data.tasks.reading import DEV, Example, present_splits, read_split
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer
@@ -26,23 +21,6 @@ class Splits:
     encoded: dict[str, EncodedSplit]
     validation: dict[str, EncodedSplit]
     """The dev splits, each up to validation.max_samples."""
-
-
-class TaskSamples:
-    """Endless training examples, with those of similar length in one batch."""
-
-    def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
-        self._split = split
-        self._order = BucketedOrder(split.lengths, global_batch_size, seed)
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Return the average number of tokens in all sequences of an example."""
-        return len(self._split.tokens) / len(self._split)
-
-    def batch(self, samples: NDArray[np.int64]) -> TaskBatch[NDArray[Any]]:
-        """Return the batch of these samples."""
-        return collate(self._split, self._order.numbers(samples))
 
 
 def read_splits(config: Config, task: TaskConfig, folder: Path, tokenizer: Tokenizer) -> Splits:

@@ -3,8 +3,6 @@
 Shapes: R sequences, B examples, D hidden, C outputs, K choices.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

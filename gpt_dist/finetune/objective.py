@@ -1,19 +1,17 @@
-"""Objective of fine-tuning: the loss of a task, and that of the language model.
+"""Objective of fine-tuning.
 
 Shapes: R sequences, B examples, T time, D hidden, N predicted tokens.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt_dist.data.batches import TaskBatch, TokenBatch
+from gpt_dist.data.batches import TaskBatch
 from gpt_dist.finetune.head import TaskHead, task_losses, task_scores
 from gpt_dist.model import GPT, IGNORED_LABEL
-from gpt_dist.train.objective import LanguageModelObjective, Objective
+from gpt_dist.train.objective import Objective
 
 
 class TaskObjective(Objective[TaskBatch[Tensor]]):
@@ -41,20 +39,12 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
             loss = loss + self.auxiliary_weight * self.auxiliary_loss(hidden, batch)
         return loss
 
-    def scores(self, batch: TaskBatch[Tensor] | TokenBatch[Tensor]) -> Tensor:
-        """Return the scores that the head gives, or the loss of each token where there is no task.
-
-        The fixed tokens by which stored weights are checked have none.
-        """
-        if isinstance(batch, TaskBatch):
-            return task_scores(self.model, self.head, batch)[0]
-        return LanguageModelObjective(self.model).scores(batch)
+    def scores(self, batch: TaskBatch[Tensor]) -> Tensor:
+        """Return the scores that the head gives."""
+        return task_scores(self.model, self.head, batch)[0]
 
     def auxiliary_loss(self, hidden: Tensor, batch: TaskBatch[Tensor]) -> Tensor:
-        """Return the sum of L1 over examples, from hidden states [R, T, D].
-
-        Logits are made where there is a label only.
-        """
+        """Return the sum of L1 over examples, from hidden states [R, T, D]."""
         labels, owners = batch.labels, batch.owners
         predicted = labels != IGNORED_LABEL  # [R, T]
         rows = predicted.nonzero()[:, 0]  # [N]

@@ -1,6 +1,4 @@
-"""Predictions of a fine-tuned model, shared out over processes."""
-
-from __future__ import annotations
+"""Predictions of a fine-tuned model, shared out over processes, and their metrics."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.errors import TrainingError
-from gpt_dist.finetune.head import head_shape
+from gpt_dist.finetune.head import head_shape, task_losses
 from gpt_dist.finetune.scores import score_splits
 from gpt_dist.progress import Report, silent
 
@@ -54,9 +54,9 @@ def judge(
     `group` is the data-parallel one: its processes must all call this, share the examples, and get
     all results. Raises TrainingError if a score is not finite.
     """
-    plan = BatchPlan(batch_size, group.size(), group.rank())
     order = np.argsort(split.lengths, kind="stable")
-    parts = (order[places % len(order)] for places in plan.micro_batches(0, len(order)))
+    places = micro_batches(0, len(order), batch_size, group.size(), group.rank())
+    parts = (order[part % len(order)] for part in places)
     own: dict[int, NDArray[np.float32]] = {}
     with closing(prefetch((numbers, collate(split, numbers)) for numbers in parts)) as batches:
         for numbers, batch in batches:
@@ -72,11 +72,48 @@ def judge(
             f"{task.name}: a score is not a finite number; lower optimizer.learning_rate, or use "
             "training.precision bf16 or fp32"
         )
-    if head_shape(task)[0] == "score":
-        predictions = np.array([_within(float(row), task.score_range) for row in scores])
-    else:
-        predictions = np.array([int(row.argmax()) for row in scores])
-    return Judged(scores, predictions, split.targets)
+    is_score = head_shape(task)[0] == "score"
+    predictions = [_within(row, task.score_range) if is_score else row.argmax() for row in scores]
+    return Judged(scores, np.array(predictions), split.targets)
+
+
+def judge_splits(
+    evaluate: Evaluate,
+    splits: Mapping[str, EncodedSplit],
+    task: TaskConfig,
+    batch_size: int,
+    group: ProcessGroup,
+    report: Report = silent,
+) -> dict[str, Judged]:
+    """Judge several splits as `judge` does one."""
+    return {
+        name: judge(evaluate, split, task, batch_size, group, report)
+        for name, split in splits.items()
+    }
+
+
+def validate(
+    evaluate: Evaluate,
+    splits: Mapping[str, EncodedSplit],
+    task: TaskConfig,
+    batch_size: int,
+    group: ProcessGroup,
+) -> dict[str, float]:
+    """Return `validation_loss` of all examples of dev splits, and `SPLIT_METRIC` of each split.
+
+    They are the same for every layout. Every process must call this.
+    """
+    kind, _ = head_shape(task)
+    judged = judge_splits(evaluate, splits, task, batch_size, group)
+    losses = []
+    for one in judged.values():
+        assert one.targets is not None, "dev splits have labels"
+        scores, targets = map(torch.tensor, one.scores), torch.tensor(one.targets)
+        losses += [float(task_losses(kind, *pair)) for pair in zip(scores, targets, strict=True)]
+    row = {"validation_loss": float(np.mean(losses))}
+    for name, metrics in metrics_of(judged, task).items():
+        row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+    return row
 
 
 def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:
@@ -94,16 +131,13 @@ def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
     kind, _ = head_shape(task)
     for row in scores:
         if kind == "score":
-            yield {"score": _within(float(row), task.score_range)}
+            yield {"score": _within(row, task.score_range)}
             continue
         names = task.labels or [str(number) for number in range(len(row))]
-        exponentials = np.exp(row.astype(np.float64) - row.max())
-        probabilities = (exponentials / exponentials.sum()).tolist()
-        yield {
-            "label": names[int(row.argmax())],
-            "probabilities": dict(zip(names, probabilities, strict=False)),
-        }
+        probabilities = dict(zip(names, softmax(row.astype(np.float64)).tolist(), strict=False))
+        yield {"label": names[int(row.argmax())], "probabilities": probabilities}
 
 
-def _within(score: float, limits: tuple[float, float] | None) -> float:
-    return score if limits is None else min(max(score, limits[0]), limits[1])
+def _within(score: NDArray[np.float32], limits: tuple[float, float] | None) -> float:
+    low, high = limits or (-math.inf, math.inf)
+    return min(max(float(score), low), high)

@@ -1,12 +1,9 @@
 """A fine-tuned model as a folder: a model folder with the task and its head beside the weights."""
 
-from __future__ import annotations
-
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -23,16 +20,17 @@ from gpt_dist.checkpoint.opened import (
     inspect_model,
     model_path,
 )
-from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
+from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
-from gpt_dist.data.tasks.reading import Example, dev_splits, read_split
+from gpt_dist.data.tasks.reading import DEV, Example, dev_splits, read_split
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
+from gpt_dist.files.records import Record
 from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
-from gpt_dist.finetune.predict import Evaluate, judge, metrics_of
+from gpt_dist.finetune.predict import Evaluate, judge_splits, metrics_of
 from gpt_dist.inference.assemble import assemble
 from gpt_dist.model import write_model_folder
 from gpt_dist.progress import Report, silent
@@ -41,12 +39,18 @@ from gpt_dist.topology import Topology
 from gpt_dist.train.objective import to_device
 
 HEAD_NAME = "head.safetensors"
-FORMAT = "gpt_dist.task"
-VERSION = 1
 
 _HEAD = "head.linear."
 """An objective holds the head under this name."""
 _LIMIT_BYTES = 2**24
+
+
+class _TaskFile(Record):
+    """Content of `task.json`."""
+
+    format: Literal["gpt_dist.task"]
+    version: Literal[1]
+    task: TaskConfig
 
 
 @dataclass(frozen=True)
@@ -59,67 +63,60 @@ class TaskModel:
     """In evaluation: without dropout."""
 
 
-def save_task_model(
-    checkpoint: Checkpoint, task: TaskConfig, output: Path, report: Report = silent
-) -> None:
+def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silent) -> None:
     """Write the model folder of a fine-tuning checkpoint; ModelError where that fails."""
-    weights = SavedWeights(checkpoint)
+    try:
+        task = TaskConfig.model_validate(checkpoint.manifest.config["task"])
+    except ValidationError as error:
+        reason = first_problem(error)
+        raise CheckpointError(f"{checkpoint.path}: config.task: {reason}") from None
+    model = describe_checkpoint(checkpoint)
     head = {name: checkpoint.read_checked("weight", _HEAD + name) for name in ("weight", "bias")}
-    content = {"format": FORMAT, "version": VERSION, "task": task.model_dump(mode="json")}
+    content = _TaskFile(format="gpt_dist.task", version=1, task=task)
     files = {
         **tokenizer_files(checkpoint.path),
-        TASK_NAME: (json.dumps(content, indent=2) + "\n").encode(),
+        TASK_NAME: (content.model_dump_json(indent=2) + "\n").encode(),
         HEAD_NAME: save(head),
     }
     write_model_folder(
         output,
-        weights.config,
-        weights.__getitem__,
+        model.config,
+        model.tensors.__getitem__,
         files,
-        end_of_text=describe_checkpoint(checkpoint).end_of_text,
-        stated_loss=checkpoint.manifest.probe_loss,
+        end_of_text=model.end_of_text,
+        stated_loss=model.probe_loss,
         report=report,
     )
 
 
 def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> bool:
-    """Write the model folder of a checkpoint and return True, if it is one of fine-tuning."""
+    """Write the model folder of a fine-tuning checkpoint; return False for any other path."""
     if not is_checkpoint(path):
         return False
     checkpoint = Checkpoint.open(path)
-    described = checkpoint.manifest.config.get("task")
-    if described is None:
+    if checkpoint.manifest.config.get("task") is None:
         return False
-    try:
-        task = TaskConfig.model_validate(described)
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: config.task: {first_problem(error)}") from None
-    save_task_model(checkpoint, task, output, report)
+    save_task_model(checkpoint, output, report)
     return True
-
-
-def is_task_model(path: Path) -> bool:
-    """Return whether a folder holds a fine-tuned model."""
-    return (path / TASK_NAME).is_file()
 
 
 def open_task_model(path: Path) -> TaskModel:
     """Open a fine-tuned model, its weights not hashed; ModelError where the folder holds none."""
     path = model_path(path)
-    if not is_task_model(path):
+    if not (path / TASK_NAME).is_file():
         raise ModelError(
             f"{path}: no fine-tuned model (it has no {TASK_NAME}); give a finished run of "
             "launch/finetune.py, or its `model` folder"
         )
     opened = inspect_model(path)
     task = _read_task(path / TASK_NAME)
-    kind, outputs = head_shape(task)
-    head = TaskHead(opened.config.hidden_size, kind, outputs, dropout=0.0).eval()
-    tensors = _read_head(path / HEAD_NAME)
-    expected = {name: tensor.shape for name, tensor in head.linear.state_dict().items()}
-    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-        raise ModelError(f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again")
-    head.linear.load_state_dict(dict(tensors))
+    head = TaskHead(opened.config.hidden_size, *head_shape(task), dropout=0.0).eval()
+    try:
+        head.linear.load_state_dict(_read_head(path / HEAD_NAME))
+    except RuntimeError:
+        raise ModelError(
+            f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again"
+        ) from None
     return TaskModel(opened, task, head)
 
 
@@ -138,11 +135,10 @@ def load_task_model(
 
 
 def encode(opened: TaskModel, examples: Sequence[Example]) -> EncodedSplit:
-    """Encode examples as the model reads them; DataError where one has no room for its answer."""
-    tokenizer = opened.opened.tokenizer
-    length = opened.opened.config.sequence_length
-    transformation = Transformation(opened.task.form, tokenizer, length)
-    return encode_split(examples, transformation)
+    """Encode examples for the model; raise DataError where one has no room for its answer."""
+    model = opened.opened
+    form, length = opened.task.form, model.config.sequence_length
+    return encode_split(examples, Transformation(form, model.tokenizer, length))
 
 
 def evaluate_task(
@@ -154,7 +150,7 @@ def evaluate_task(
     batch_size: int,
     report: Report,
 ) -> tuple[list[dict[str, Any]], Topology]:
-    """Return metrics of a fine-tuned model: a row for a split, or for each dev or dev_….
+    """Return a row of metrics of a fine-tuned model for a split, or for each named dev or dev_….
 
     Raises ModelError, ConfigError or DataError: before the processes connect, but for damaged
     weights.
@@ -167,13 +163,11 @@ def evaluate_task(
         raise ConfigError(f"--split: {names[0]} of {task.name} has no labels; give another")
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
     group = topology.data_parallel_group
-    judged = {
-        name: judge(evaluate, one, task, batch_size, group, report) for name, one in encoded.items()
-    }
+    judged = judge_splits(evaluate, encoded, task, batch_size, group, report)
     counts = {name: len(one) for name, one in encoded.items()}
+    counts = {DEV: sum(counts.values()), **counts}
     rows = [
-        {"task": task.name, "split": name, "examples": counts.get(name, sum(counts.values()))}
-        | metrics
+        {"task": task.name, "split": name, "examples": counts[name], **metrics}
         for name, metrics in metrics_of(judged, task).items()
     ]
     return rows, topology
@@ -181,16 +175,13 @@ def evaluate_task(
 
 def _read_task(path: Path) -> TaskConfig:
     try:
-        content = json.loads(_read(path))
-        if (content["format"], content["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"not of {FORMAT} version {VERSION}")
-        return TaskConfig.model_validate_json(json.dumps(content["task"]))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        return _TaskFile.model_validate_json(_read(path)).task
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: no readable task ({reason}); copy the folder again") from None
 
 
-def _read_head(path: Path) -> Mapping[str, Tensor]:
+def _read_head(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load(_read(path))
         if not all(tensor.isfinite().all() for tensor in tensors.values()):

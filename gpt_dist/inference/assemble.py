@@ -1,7 +1,5 @@
 """Spread a model over the launched processes."""
 
-from __future__ import annotations
-
 from gpt_dist.checkpoint.opened import OpenedModel, share_model
 from gpt_dist.errors import ConfigError
 from gpt_dist.model import GPT, load_model
@@ -14,8 +12,8 @@ def assemble(
 ) -> tuple[GPT, OpenedModel, Topology]:
     """Connect the processes and load an inspected model for inference, each holding its slice.
 
-    It is returned as `share_model` opens it. Raises ConfigError where it cannot be divided so, and
-    ModelError or CheckpointError where it is damaged.
+    Also returns the model as `share_model` opens it. Raises ConfigError where it cannot be divided
+    so, and ModelError or CheckpointError where it is damaged.
     """
     config = opened.config
     for number, what in (

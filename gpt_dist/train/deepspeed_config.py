@@ -1,7 +1,5 @@
 """Configuration of DeepSpeed, derived from that of a run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from gpt_dist.config import ResolvedConfig
@@ -16,12 +14,15 @@ def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
     number of processes do not change the result.
     """
     training, parallel = config.training, config.parallel
+    zero: dict[str, Any] = {"stage": parallel.zero_stage}
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     derived: dict[str, Any] = {
         "train_batch_size": training.global_batch_size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_clipping": config.optimizer.clip_norm,
         "communication_data_type": "fp32",
-        "zero_optimization": _zero(config),
+        "zero_optimization": zero,
         # The optimizer is torch's fused AdamW, on the host too: it needs no compiled extension.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
@@ -34,10 +35,3 @@ def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
     elif training.precision == "fp16":
         derived["fp16"] = {"enabled": True, "initial_scale_power": INITIAL_LOSS_SCALE_POWER}
     return derived
-
-
-def _zero(config: ResolvedConfig) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.parallel.zero_stage}
-    if config.parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return zero

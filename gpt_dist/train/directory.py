@@ -1,21 +1,22 @@
 """The directory of a run: writable, and used by one run at a time."""
 
-from __future__ import annotations
-
 import fcntl
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
+from gpt_dist.config import ResolvedConfig
 from gpt_dist.errors import ConfigError
 from gpt_dist.rendezvous import Launch
+from gpt_dist.topology import Topology, connect, disconnect, form_groups
 
 
 def check_writable(directory: Path) -> None:
-    """Make the directory; raises ConfigError where this host cannot write to it."""
+    """Make the directory; raise ConfigError where this host cannot write to it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -26,21 +27,18 @@ def check_writable(directory: Path) -> None:
         ) from None
 
 
-@contextmanager
-def locked(directory: Path, launch: Launch) -> Iterator[None]:
-    """Keep other runs out of the directory; the lock goes with the process, however it ends.
+def train_alone(config: ResolvedConfig, launch: Launch, train: Callable[[Topology], None]) -> None:
+    """Connect the processes and train, while run.directory is locked against other runs.
 
-    Raises ConfigError where a run is in it.
+    The lock ends with the process, however that ends. Raises ConfigError where another run has it.
     """
-    if launch.rank != 0:
-        yield
-        return
-    with _lock(directory):
-        yield
+    with nullcontext() if launch.rank else _lock(Path(config.run.directory)):
+        train(form_groups(launch, connect(launch), config.parallel.tensor_parallel_size))
+        disconnect()
 
 
 def _lock(directory: Path) -> TextIO:
-    """Open the file that holds the lock while it is open."""
+    """Return the file that holds the lock while it is open."""
     try:
         file = (directory / ".lock").open("w")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,20 +55,19 @@ def _lock(directory: Path) -> TextIO:
 
 
 def set_aside_earlier_run(directory: Path) -> None:
-    """Move what another run left here to where no resume takes it for this one's."""
+    """Move the files of an earlier run into a folder `earlier-N`, which no resume reads."""
     names = ("metrics.jsonl", "tensorboard", "checkpoints", "results.json", "model")
     left = [path for name in names if (path := directory / name).exists()]
     if not left:
         return
     left += [*directory.glob("config.yaml"), *directory.glob("*.tsv")]
-    number = 1
-    while (aside := directory / f"earlier-{number}").exists():
-        number += 1
+    folders = (directory / f"earlier-{number}" for number in count(1))
+    aside = next(folder for folder in folders if not folder.exists())
     aside.mkdir()
     for path in left:
         path.rename(aside / path.name)
     print(
-        f"{directory} holds an earlier run: starting from scratch, what it left is now in "
+        f"{directory} holds an earlier run: starting from scratch, its files are now in "
         f"{aside.name}/",
         file=sys.stderr,
     )

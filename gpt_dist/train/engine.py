@@ -1,7 +1,5 @@
 """DeepSpeed behind the few calls that training needs."""
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings
@@ -12,7 +10,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import ResolvedConfig
@@ -27,12 +25,12 @@ from gpt_dist.train.optimizer import build_optimizer
 
 @dataclass(frozen=True)
 class Update:
-    """Outcome of an optimizer step, which a gradient that is not finite leaves unapplied."""
+    """Outcome of an optimizer step, which is not applied if a gradient is not finite."""
 
     grad_norm: float
     applied: bool
     bad_ranks: tuple[int, ...]
-    """Ranks that cause the gradient not to be finite, as far as it can be told."""
+    """Ranks, or groups of ranks, whose gradient is not finite."""
 
 
 class Engine:
@@ -45,8 +43,8 @@ class Engine:
         self._objective = objective
         self._topology = topology
         self._clip_norm = config.optimizer.clip_norm
-        # DeepSpeed leaves fp32 without ZeRO to the plain optimizer, with a norm it does not report
-        # and that lets NaN through: there the norm, the clip and the check are done here.
+        # For fp32 without ZeRO, DeepSpeed does not report the norm and lets NaN through: there the
+        # norm, the clip and the check are done here.
         unpartitioned = config.parallel.zero_stage == 0
         self._plain = unpartitioned and config.training.precision == "fp32"
         self._half_without_zero = unpartitioned and not self._plain
@@ -68,12 +66,12 @@ class Engine:
         if self._half_without_zero:
             # DeepSpeed allocated the moments by a step that Adam's bias correction must not count.
             self._engine.optimizer.optimizer.state.clear()
-        size = self._engine.dp_world_size
-        if size != topology.data_parallel_size:
-            # It silently assumes that there is no tensor parallelism where it cannot use its `mpu`.
+        # DeepSpeed silently assumes no tensor parallelism where it cannot use its `mpu`.
+        if self._engine.dp_world_size != topology.data_parallel_size:
             raise LaunchError(
-                f"DeepSpeed {deepspeed.__version__} sees {size} data-parallel processes, not "
-                f"{topology.data_parallel_size}; use a version that pyproject.toml allows"
+                f"DeepSpeed {deepspeed.__version__} sees {self._engine.dp_world_size} "
+                f"data-parallel processes, not {topology.data_parallel_size}; use a version that "
+                "pyproject.toml allows"
             )
 
     def state(self) -> TrainingState:
@@ -83,23 +81,25 @@ class Engine:
     def train_batch(
         self, micro_batches: Sequence[TokenBatch[Any]], learning_rate: float
     ) -> tuple[float, Update]:
-        """Make one optimizer step; every process must call this.
+        """Make one optimizer step with this process's share of a global batch; collective.
 
-        Args:
-            micro_batches: This process's share of the global batch.
-            learning_rate: That of this step.
-
-        Returns:
-            The mean loss of the whole global batch, the same on every process, and the outcome.
+        Returns the mean loss of the whole global batch, the same on every process, and the outcome.
         """
         engine = self._engine
         assert len(micro_batches) == engine.gradient_accumulation_steps()
-        weight = self._global_weight(micro_batches)
+        own = sum(map(self._objective.weight, micro_batches))
+        weight = torch.full((), own, dtype=torch.float64, device=engine.device)
+        dist.all_reduce(weight, group=self._topology.data_parallel_group)
+        weight = weight.clamp(min=1).float()
         loss = torch.zeros((), device=engine.device)
         for number, batch in enumerate(micro_batches):
             if number:
                 engine.step()  # counts the micro-batch before; the weights stay
-            loss += self._accumulate_gradient(batch, weight)
+            part = self._call(batch) / weight
+            # DeepSpeed takes the mean over data-parallel processes, but the parts must be summed.
+            scale = self._topology.data_parallel_size * self._missing_loss_scale()
+            engine.backward(part * scale, scale_wrt_gas=False)
+            loss += part.detach()
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         figures = check_gradients(engine, loss)
@@ -124,24 +124,6 @@ class Engine:
         result: Tensor = self._engine(batch=to_device(batch, self._topology.device))
         return result
 
-    def _global_weight(self, micro_batches: Sequence[TokenBatch[Any]]) -> Tensor:
-        """Return the weight of the whole global batch, a scalar in fp32 on the device."""
-        own = sum(map(self._objective.weight, micro_batches))
-        weight = torch.full((), own, dtype=torch.float64, device=self._engine.device)
-        dist.all_reduce(weight, group=self._topology.data_parallel_group)
-        return weight.clamp(min=1).float()
-
-    def _accumulate_gradient(self, batch: TokenBatch[Any], weight: Tensor) -> Tensor:
-        """Add the gradient of a micro-batch; return its part of the mean loss, on the device."""
-        loss = self._call(batch) / weight
-        # DeepSpeed takes the mean over data-parallel processes, but this is to be summed.
-        scale: float = self._topology.data_parallel_size
-        if self._half_without_zero:
-            # DeepSpeed divides these gradients by the loss scale, but does not multiply the loss.
-            scale *= self._engine.optimizer.loss_scale_config.cur_scale
-        self._engine.backward(loss * scale, scale_wrt_gas=False)
-        return loss.detach()
-
     def _update_weights(self) -> tuple[float, bool]:
         """Let the optimizer step; return the gradient's norm, and whether the step was applied."""
         engine = self._engine
@@ -149,23 +131,33 @@ class Engine:
             grad_norm = self._clip()
             engine.step()
             return grad_norm, math.isfinite(grad_norm)
-        scale = self._prepare_half_without_zero() if self._half_without_zero else 1.0
+        scale = self._missing_loss_scale()
+        if self._half_without_zero:
+            # DeepSpeed looks on the gradient for the mark that megatron-core put on the parameter.
+            for parameter in engine.module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.tensor_model_parallel = _is_shard(parameter)
         engine.step()
         return float(engine.get_global_grad_norm()) / scale, engine.was_step_applied()
 
+    def _missing_loss_scale(self) -> float:
+        """Return the loss scale in half precision without ZeRO, else 1.
+
+        There DeepSpeed divides the gradients by it, but does not multiply the loss, and reports the
+        norm with the scale in it.
+        """
+        if not self._half_without_zero:
+            return 1.0
+        return float(self._engine.optimizer.loss_scale_config.cur_scale)
+
     def _clip(self) -> float:
         """Scale all gradients to the clip norm; drop them if the norm is not finite."""
-        topology = self._topology
         parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
-        owned = [
-            parameter.grad
-            for parameter in parameters
-            if topology.tensor_parallel_rank == 0
-            or getattr(parameter, "tensor_model_parallel", False)
-        ]
+        is_first = self._topology.tensor_parallel_rank == 0
+        owned = [p.grad for p in parameters if is_first or _is_shard(p)]
         # On the CPU, a norm summed in fp32 is off by a part in a thousand for a large embedding.
         square = torch.stack(torch._foreach_norm(owned, 2, torch.float64)).square().sum()
-        dist.all_reduce(square, group=topology.tensor_parallel_group)
+        dist.all_reduce(square, group=self._topology.tensor_parallel_group)
         norm = float(square.sqrt())
         if not math.isfinite(norm):
             for parameter in parameters:
@@ -174,20 +166,14 @@ class Engine:
             torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
         return norm
 
-    def _prepare_half_without_zero(self) -> float:
-        """Mark the gradients of tensor-parallel shards, and return the scale of their norm.
 
-        DeepSpeed looks on the gradient for the mark that megatron-core put on the parameter, and
-        reports the norm with the loss scale in it.
-        """
-        for parameter in self._engine.module.parameters():
-            if parameter.grad is not None and getattr(parameter, "tensor_model_parallel", False):
-                parameter.grad.tensor_model_parallel = True
-        return float(self._engine.optimizer.loss_scale_config.cur_scale)
+def _is_shard(parameter: nn.Parameter) -> bool:
+    """Return whether tensor-parallel peers hold other parts of a parameter."""
+    return getattr(parameter, "tensor_model_parallel", False)
 
 
 def _prepare_deepspeed() -> None:
-    """Make DeepSpeed quiet, and spare it the compilation of an extension that is never called."""
+    """Make DeepSpeed quiet, and skip the compilation of an extension that is never called."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

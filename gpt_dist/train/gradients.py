@@ -1,7 +1,5 @@
 """Finds gradients that are not finite, on any process, before an optimizer step uses them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -19,13 +17,10 @@ def check_gradients(engine: DeepSpeedEngine, loss: Tensor) -> Tensor:
     tensor parallelism replicates on the first tensor-parallel rank only, so DeepSpeed would apply
     a NaN that another rank has in it. The host does not wait for the device here.
 
-    Args:
-        engine: The engine, between its last backward pass and its step.
-        loss: The part of the mean loss that this process computed, a scalar.
-
-    Returns:
-        A tensor [world size + 1] on the device, the same on every process: for each rank 0, or 1
-        where its gradient is not finite, or 2 where its loss is not either; then the sum of `loss`.
+    `engine` is between its last backward pass and its step, and `loss` is this process's part of
+    the mean loss. Returns a tensor [world size + 1] on the device, the same on every process: for
+    each rank 0, or 1 where its gradient is not finite, or 2 where its loss is not either; then the
+    sum of `loss`.
     """
     held = _held_gradients(engine)
     size = dist.get_world_size()

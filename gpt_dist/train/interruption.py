@@ -1,7 +1,5 @@
 """Pre-emption: a signal to any process, or the end of the launcher, ends a run between steps."""
 
-from __future__ import annotations
-
 import signal
 
 import torch
@@ -25,13 +23,10 @@ class Interruption:
         self._group = gloo_group()
         self._launch = launch
         for number in SIGNALS:
-            signal.signal(number, lambda *_: self._note())
+            signal.signal(number, self._note)
 
     def agreed(self, failed: bool = False) -> tuple[bool, bool]:
-        """Return whether any process was interrupted, and whether any has `failed`.
-
-        Every process must call this, and all get the same answer.
-        """
+        """Return whether any process was interrupted, and whether any has `failed`; collective."""
         interrupted = self._noted or launcher_ended(self._launch)
         flags = torch.tensor([interrupted, failed], dtype=torch.int)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
@@ -41,5 +36,5 @@ class Interruption:
         """Give the group back."""
         dist.destroy_process_group(self._group)
 
-    def _note(self) -> None:
+    def _note(self, *_: object) -> None:
         self._noted = True

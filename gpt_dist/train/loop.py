@@ -1,10 +1,8 @@
 """The one training loop: batches in, updates out, figures reported on the way."""
 
-from __future__ import annotations
-
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,16 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_dist.checkpoint.save import Saver
+from gpt_dist.checkpoint.opened import OpenedModel
+from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
-from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.errors import Interrupted, TrainingError
-from gpt_dist.model import flops_per_token, peak_flops
+from gpt_dist.model import GPT, flops_per_token, peak_flops
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine, Update
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
+from gpt_dist.train.objective import Objective
 from gpt_dist.train.optimizer import learning_rate
 
 MAX_SKIPPED_STEPS = 20
@@ -34,22 +34,32 @@ MicroBatch = TokenBatch[NDArray[Any]]
 class Samples(Protocol):
     """Training samples by number."""
 
-    @property
-    def tokens_per_sample(self) -> float:
-        """Return the average, for figures of speed."""
+    tokens_per_sample: float
+    """Average, for figures of speed."""
 
     def batch(self, samples: NDArray[np.int64]) -> MicroBatch:
         """Return the micro-batch of these samples, as the objective takes it."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Objective, data and validation of a run."""
+
+    objective: Callable[[GPT], Objective[Any]]
+    samples: Samples
+    validate: Callable[[Engine], Row]
+    """Returns validation figures by name; every process calls it."""
+    data: DataSource
+    source: OpenedModel | None
+    """Model to start from; None to start from scratch, or where only a checkpoint is resumed."""
+
+
 @dataclass
 class Trainer:
-    """Trains an engine on samples, validates it, and has it saved."""
+    """Trains an engine as planned, validates it, and has it saved."""
 
     engine: Engine
-    samples: Samples
-    validate: Callable[[], Row]
-    """Returns validation figures by name; every process calls it."""
+    plan: Plan
     config: ResolvedConfig
     topology: Topology
     saver: Saver
@@ -59,9 +69,9 @@ class Trainer:
     _skipped: int = field(default=0, init=False)
     """Steps in a row, up to the last one, whose update was skipped."""
     _last_report: int = field(init=False)
-    """The step that was reported last."""
+    """Step that was reported last."""
     _timer: float = field(init=False)
-    """The time of the last report, moved on by the time that validation takes."""
+    """Time of the last report, plus the duration of validations since."""
 
     def run(self, done: int) -> None:
         """Train from the step after `done` to training.max_steps.
@@ -75,13 +85,14 @@ class Trainer:
             self._validate(0)
         interrupted, step = False, done
         with closing(prefetch(self._global_batches(done, max_steps))) as batches:
-            for step, micro_batches in enumerate(batches, done + 1):
-                self._train(step, micro_batches, is_last=step == max_steps)
-                is_validated = step % interval == 0 or step == max_steps
+            for step, batch in enumerate(batches, done + 1):
+                is_last = step == max_steps
+                self._train(step, batch, is_last)
+                is_validated = is_last or step % interval == 0
                 if is_validated:
                     self._validate(step)
                 is_wanted = is_validated and self.config.checkpoint.keep_best
-                interrupted = self._save_if_due(step, is_wanted or step == max_steps)
+                interrupted = self._save_if_due(step, is_wanted or is_last)
                 if interrupted:
                     break
         self.saver.wait()
@@ -90,28 +101,27 @@ class Trainer:
 
     def _global_batches(self, done: int, max_steps: int) -> Iterator[list[MicroBatch]]:
         """Yield this process's micro-batches of each step."""
-        topology, size = self.topology, self.config.training.global_batch_size
-        plan = BatchPlan.of(self.config, topology.data_parallel_size, topology.data_parallel_rank)
+        training, topology = self.config.training, self.topology
+        share = topology.data_parallel_size, topology.data_parallel_rank
+        size = training.global_batch_size
         for start in range(done * size, max_steps * size, size):
-            yield [self.samples.batch(part) for part in plan.micro_batches(start, start + size)]
+            parts = micro_batches(start, start + size, training.micro_batch_size, *share)
+            yield [self.plan.samples.batch(part) for part in parts]
 
-    def _train(self, step: int, micro_batches: list[MicroBatch], is_last: bool) -> None:
+    def _train(self, step: int, batch: list[MicroBatch], is_last: bool) -> None:
         """Make a step, and report it where that is due."""
         config = self.config
         rate = learning_rate(step, config.optimizer.learning_rate, config.schedule)
-        loss, update = self.engine.train_batch(micro_batches, rate)
+        loss, update = self.engine.train_batch(batch, rate)
         self._skipped = 0 if update.applied else self._skipped + 1
         if self._skipped:
-            self._report_skipped(step, loss, update.bad_ranks, is_last)
+            self._report_skipped(step, loss, update, is_last)
         if step % config.logging.interval == 0 or step == 1 or is_last:
-            now = time.perf_counter()
-            seconds = (now - self._timer) / (step - self._last_report)
-            self._report(step, loss, rate, update, seconds)
-            self._last_report, self._timer = step, now
+            self._report(step, loss, rate, update.grad_norm)
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
-        row = self.validate()
+        row = self.plan.validate(self.engine)
         if self.reporter and row:
             self.reporter.validation({"step": step, **row})
         elif self.reporter and step == 0:
@@ -120,45 +130,48 @@ class Trainer:
 
     def _save_if_due(self, step: int, wanted: bool) -> bool:
         """Save if wanted, at each interval, and when the job ends; return whether it ends."""
-        interval = self.config.checkpoint.interval
+        config = self.config.checkpoint
         interrupted, failed = self.interruption.agreed(self.saver.failed)
         if failed:
             self.saver.wait()
-        if wanted or interrupted or step % interval == 0:
-            best = self.reporter.best_first[:1] if self.reporter else []
-            self.saver.save(step, best if self.config.checkpoint.keep_best else [])
+        if wanted or interrupted or step % config.interval == 0:
+            best = self.reporter.best_first[:1] if self.reporter and config.keep_best else []
+            self.saver.save(step, best)
         return interrupted
 
-    def _report(self, step: int, loss: float, rate: float, update: Update, seconds: float) -> None:
+    def _report(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
+        now = time.perf_counter()
+        seconds = (now - self._timer) / (step - self._last_report)
+        self._last_report, self._timer = step, now
         if self.reporter is None:
             return
         config, topology = self.config, self.topology
-        batch_tokens = config.training.global_batch_size * self.samples.tokens_per_sample
+        batch_tokens = config.training.global_batch_size * self.plan.samples.tokens_per_sample
         row: Row = {
             "step": step,
             "samples": step * config.training.global_batch_size,
             "tokens": round(step * batch_tokens),
             "loss": loss,
             "learning_rate": rate,
-            "grad_norm": update.grad_norm,
+            "grad_norm": grad_norm,
             "step_seconds": seconds,
             "tokens_per_second": batch_tokens / seconds,
         }
         if peak := peak_flops(topology.device):
-            rate_reached = flops_per_token(config.model) * batch_tokens / seconds
-            row["mfu"] = rate_reached / (peak * topology.launch.world_size)
+            flops = flops_per_token(config.model) * batch_tokens / seconds
+            row["mfu"] = flops / (peak * topology.launch.world_size)
         self.reporter.training(row)
 
-    def _report_skipped(self, step: int, loss: float, ranks: Sequence[int], is_last: bool) -> None:
-        """Say that a step was skipped; raise TrainingError if it is the last, or one too many."""
-        size = self.config.training.global_batch_size
+    def _report_skipped(self, step: int, loss: float, update: Update, is_last: bool) -> None:
+        """Report a skipped step; raise TrainingError if it is the last, or one too many."""
+        size, ranks = self.config.training.global_batch_size, update.bad_ranks
         where = f" on rank(s) {', '.join(map(str, ranks))}" if ranks else ""
-        what = (
+        text = (
             f"step {step}: the gradient is not finite{where}, the update is skipped "
             f"(samples {(step - 1) * size} to {step * size - 1})"
         )
         if self.reporter:
-            self.reporter.say(what)
+            self.reporter.say(text)
         # fp16's loss scale costs a step now and then, which may be the last.
         is_harmless = self.config.training.precision == "fp16" and math.isfinite(loss)
         if is_last and not is_harmless:
@@ -169,6 +182,6 @@ class Trainer:
             return
         self.saver.wait()
         raise TrainingError(
-            f"{what}, {reason}; lower optimizer.learning_rate, or use training.precision bf16 "
+            f"{text}, {reason}; lower optimizer.learning_rate, or use training.precision bf16 "
             "or fp32"
         )

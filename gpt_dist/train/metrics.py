@@ -1,12 +1,9 @@
 """Reports of a run: metrics.jsonl, TensorBoard, and a live line on the console."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -15,37 +12,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from gpt_dist.checkpoint.folder import steps
+from gpt_dist.config import ResolvedConfig
+from gpt_dist.data.tasks.reading import DEV
+from gpt_dist.files.output import write_result
 from gpt_dist.train.directory import set_aside_earlier_run
 
 Row = dict[str, int | float]
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The validation figure by which a run is judged."""
-
-    key: str
-    higher_is_better: bool
-
-
 class Reporter:
     """Writes the rows of a run, on the one process that reports."""
 
-    def __init__(
-        self, directory: Path, max_steps: int, headline: Headline, first_step: int = 0
-    ) -> None:
-        """Go on after `first_step`, and drop what an interrupted run wrote beyond it."""
-        self._directory = directory
-        self._max_steps = max_steps
-        self._first_step = first_step
-        self._headline = headline
+    def __init__(self, config: ResolvedConfig, done: int) -> None:
+        """Write the configuration, and go on after step `done`."""
+        self._directory = directory = Path(config.run.directory)
+        self._max_steps = config.training.max_steps
+        self._done = done
+        self._headline = f"{DEV}_{config.task.metric}" if config.task else "validation_perplexity"
+        self._higher_is_better = config.task is not None
         self._values: dict[int, float] = {}
-        if first_step:
-            self._take_over_rows(first_step)
+        if done:
+            self._drop_rows_after(done)
         else:
             set_aside_earlier_run(directory)
+        config.save(directory / "config.yaml")
         self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
+        self._tensorboard = SummaryWriter(directory / "tensorboard", purge_step=done + 1)
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("step"),
@@ -56,7 +48,7 @@ class Reporter:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=max_steps)
+        self._task = self._progress.add_task("", total=self._max_steps)
         self._tokens = 0
 
     def __enter__(self) -> Self:
@@ -80,39 +72,34 @@ class Reporter:
         step = int(row["step"])
         self._progress.update(self._task, completed=step, description=text)
         if not self._console.is_terminal:
-            step_seconds = (time.perf_counter() - self._started) / (step - self._first_step)
-            left = step_seconds * (self._max_steps - step)
-            minutes, seconds = divmod(round(left), 60)
+            step_seconds = (time.perf_counter() - self._started) / (step - self._done)
+            minutes, seconds = divmod(round(step_seconds * (self._max_steps - step)), 60)
             self.say(f"step {step}/{self._max_steps}  {text}  {minutes}:{seconds:02} left")
 
     def validation(self, row: Row) -> None:
         """Record and show a row of validation figures."""
         self._write(row, "validation")
         self._remember(row)
-        figures = "  ".join(
-            f"{name.replace('_', ' ')} {value:,.4f}"
-            for name, value in row.items()
-            if name != "step"
-        )
-        self.say(f"step {row['step']}/{self._max_steps}  {figures}")
+        figures = (f"{key.replace('_', ' ')} {row[key]:,.4f}" for key in row if key != "step")
+        self.say("  ".join([f"step {row['step']}/{self._max_steps}", *figures]))
 
     @property
     def best_first(self) -> list[int]:
-        """Return the validated steps after step 0, best first; equals are in their order."""
-        sign = -1 if self._headline.higher_is_better else 1
+        """Return the validated steps after step 0, best first, and earlier first among equals."""
+        sign = -1 if self._higher_is_better else 1
         return sorted(filter(None, self._values), key=lambda step: sign * self._values[step])
 
     def summary(self) -> None:
-        """Print what the run did, and where its files are."""
+        """Print the amount of training, the change of the headline and the files."""
         seconds = time.perf_counter() - self._started
         self.say(f"trained on {self._tokens:,} tokens in {seconds:,.0f} s")
         if self._values:
-            name = self._headline.key.replace("_", " ")
+            name = self._headline.replace("_", " ")
             (first, *_), (*_, last) = self._values, self._values.values()
             text = f"{name} {self._values[first]:,.4g} at step {first}, {last:,.4g} now"
-            for step in self.best_first[:1]:
-                if self._values[step] != last:
-                    text += f", {self._values[step]:,.4g} at best, at step {step}"
+            best = next(iter(self.best_first), None)
+            if best and self._values[best] != last:
+                text += f", {self._values[best]:,.4g} at best, at step {best}"
             self.say(text)
         self.say(f"in {self._directory}: config.yaml, metrics.jsonl, tensorboard/, checkpoints/")
 
@@ -130,29 +117,21 @@ class Reporter:
                 self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
 
     def _remember(self, row: Row) -> None:
-        value = row.get(self._headline.key)
+        value = row.get(self._headline)
         if isinstance(value, int | float) and math.isfinite(value):
             self._values[int(row["step"])] = value
 
-    def _take_over_rows(self, step: int) -> None:
-        """Keep the rows up to a step, and drop what an interrupted run wrote beyond it."""
+    def _drop_rows_after(self, last_step: int) -> None:
+        """Drop the rows of an interrupted run after a step, and text that a crash left."""
         path = self._directory / "metrics.jsonl"
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        rows = [row for line in text.splitlines() if (row := _parse_row(line, step))]
         saved = {0, *steps(self._directory / "checkpoints")}
-        for row in rows:
-            if row["step"] in saved:
-                self._remember(row)
-        replacement = path.with_suffix(".partial")
-        lines = [json.dumps(row) + "\n" for row in rows]
-        replacement.write_text("".join(lines), encoding="utf-8")
-        replacement.rename(path)
-
-
-def _parse_row(line: str, last_step: int) -> Row | None:
-    """Return a row up to the last step, and None for other text, which a crash can leave."""
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= last_step:
-            return row
-    return None
+        kept = []
+        for line in text.splitlines():
+            with suppress(ValueError, RecursionError, TypeError, KeyError):
+                row = json.loads(line)
+                if row["step"] <= last_step:
+                    kept.append(json.dumps(row) + "\n")
+                    if row["step"] in saved:
+                        self._remember(row)
+        write_result(path, "".join(kept))

@@ -3,8 +3,6 @@
 Shapes: R sequences, T time.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 from typing import Any, Generic, TypeVar
@@ -26,18 +24,15 @@ class Objective(nn.Module, Generic[Batch], ABC):
 
     @abstractmethod
     def weight(self, batch: Batch) -> int:
-        """Return how many predictions the loss of a batch sums up."""
+        """Return the number of predictions whose losses `loss` sums up."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Return the sum of the losses of a batch, a scalar in fp32.
-
-        Training minimises the sum over a global batch, divided by its weight.
-        """
+        """Return a sum in fp32; training minimises that of a global batch over its weight."""
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
-        """Return what the model is judged by."""
+        """Return the predictions or losses that validation needs."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss in training, the scores in evaluation."""
@@ -69,6 +64,6 @@ def to_device(batch: TokenBatch[Any], device: torch.device) -> Any:
     """Return a batch of arrays as one of the same type, of tensors on a device."""
     tensors = {field.name: torch.as_tensor(getattr(batch, field.name)) for field in fields(batch)}
     if device.type == "cuda":
-        pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.pin_memory().to(device, non_blocking=True)
     return replace(batch, **tensors)

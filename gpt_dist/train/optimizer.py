@@ -1,7 +1,5 @@
 """AdamW and the learning-rate schedule of the paper."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -11,15 +9,11 @@ from gpt_dist.config import OptimizerConfig, ResolvedScheduleConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only, not on biases and LayerNorm gains.
-
-    Its learning rate is 0 until a step sets one.
-    """
-    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in module.parameters() if parameter.dim() == 1]
+    """Return AdamW with weight decay on matrices only; each step sets its learning rate."""
+    parameters = list(module.parameters())
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
 

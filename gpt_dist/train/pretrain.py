@@ -1,30 +1,39 @@
-"""Pre-training on a token folder: the checks before it, and its run."""
+"""Pre-training on a token folder: the checks before it, its plan and its validation."""
 
-from __future__ import annotations
-
+import math
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config, ResolvedConfig
-from gpt_dist.config.resolution import adopt_source, check_layout, resolve
+from gpt_dist.config.resolution import check_layout, resolve
+from gpt_dist.data.batches import TokenBatch
+from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.data.tokens.folder import TokenFolder, files_of
-from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
+from gpt_dist.data.tokens.windows import ShuffledWindows, Windows, split_labels
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.files.shared import SharedFiles
+from gpt_dist.model import IGNORED_LABEL
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
+from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.metrics import Headline
+from gpt_dist.train.loop import Plan
+from gpt_dist.train.metrics import Row
 from gpt_dist.train.objective import LanguageModelObjective
-from gpt_dist.train.run import Plan, run
+from gpt_dist.train.run import run
 from gpt_dist.train.source import open_source, share_source
-from gpt_dist.train.start import Source
-from gpt_dist.train.validation import validate
 
 VERIFIED_BYTES = 2**30
 """Token folders up to this size are hashed before training, which takes a second or two."""
@@ -32,12 +41,13 @@ VERIFIED_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run, opened and checked."""
+    """Opened and checked inputs of a run; the source is None if its weights are not needed."""
 
     config: ResolvedConfig
     folder: TokenFolder
-    source: Source | None
-    """None where there is none, or where the run goes on from a checkpoint."""
+    samples: ShuffledWindows
+    data: DataSource
+    source: OpenedModel | None
 
 
 def check(config: Config, launch: Launch) -> Inputs:
@@ -53,33 +63,34 @@ def check(config: Config, launch: Launch) -> Inputs:
         raise ConfigError(
             "data.path: not given; make a token folder by `python -m data_prep build`"
         )
-    folder = TokenFolder.open(Path(config.data.path))
-    source = open_source(config, [config]) if config.model.source_path else None
-    if source:
-        config = adopt_source(source.config, source.model.config)
-        _check_tokenizer(config, folder, source.model)
-    samples = _samples(config, folder)
-    resolved = resolve(config, launch.world_size, folder.vocab_size, len(samples))
+    folder, source = TokenFolder.open(Path(config.data.path)), None
+    if config.model.source_path:
+        config, model, source = open_source(config, [config])
+        if tokenizer_files(folder.path) != tokenizer_files(model.tokenizer_folder):
+            raise ConfigError(
+                f"model.source: the tokens of data.path {folder.path} are of another tokenizer "
+                f"than {config.model.source}; prepare them by `python -m data_prep build … "
+                f"--tokenizer {model.tokenizer_folder}`"
+            )
+    windows = Windows(folder.split("train"), config.model.sequence_length)
+    samples = ShuffledWindows(windows, config.run.seed)
+    resolved = resolve(config, launch.world_size, folder.vocab_size, len(windows))
     check_writable(Path(config.run.directory))
-    return Inputs(resolved, folder, source.weights if source else None)
+    tokenizer = folder.tokenizer_path
+    data = DataSource(folder.digest, tokenizer.name, tokenizer.read_bytes())
+    return Inputs(resolved, folder, samples, data, source)
 
 
 def pretrain(inputs: Inputs, topology: Topology) -> None:
-    """Train a model on a token folder, as a configuration that `check` completed says.
-
-    It starts from scratch or from model.source, or goes on from the checkpoint that
-    training.resume leads to.
-    """
-    folder = inputs.folder
-    _check_hashes(folder, topology)
+    """Train a model on a token folder, from scratch, from model.source or from a checkpoint."""
+    _check_hashes(inputs.folder, topology)
     config, source = share_source(inputs.config, inputs.source, topology)
-    held_out = Windows(folder.split("validation"), config.model.sequence_length)
+    held_out = Windows(inputs.folder.split("validation"), config.model.sequence_length)
     plan = Plan(
         objective=LanguageModelObjective,
-        samples=_samples(config, folder),
-        validator=lambda engine: partial(validate, engine, held_out, config, topology),
-        headline=Headline("validation_perplexity", higher_is_better=False),
-        data=data_source(folder),
+        samples=inputs.samples,
+        validate=partial(validate, windows=held_out, config=config, topology=topology),
+        data=inputs.data,
         source=source,
     )
     interruption = Interruption(topology.launch)
@@ -87,35 +98,42 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
     interruption.close()
 
 
-def data_source(folder: TokenFolder) -> DataSource:
-    """Return what checkpoints record of a token folder."""
-    path = folder.tokenizer_path
-    return DataSource(folder.digest, path.name, path.read_bytes())
+def validate(engine: Engine, windows: Windows, config: ResolvedConfig, topology: Topology) -> Row:
+    """Return loss and perplexity of the first windows of a split, the same for every layout.
 
+    The loss is in nats per token. Every process must call this; without windows the row is empty.
+    """
+    count = min(len(windows), config.validation.max_samples or len(windows))
+    if count == 0:
+        return {}
 
-def _samples(config: Config, folder: TokenFolder) -> ShuffledWindows:
-    windows = Windows(folder.split("train"), config.model.sequence_length)
-    return ShuffledWindows(windows, config.run.seed)
+    def read() -> Iterator[TokenBatch[NDArray[np.int64]]]:
+        share = topology.data_parallel_size, topology.data_parallel_rank
+        for numbers in micro_batches(0, count, config.training.micro_batch_size, *share):
+            batch = split_labels(windows.read(numbers % count))
+            batch.labels[numbers >= count] = IGNORED_LABEL
+            yield batch
 
-
-def _check_tokenizer(config: Config, folder: TokenFolder, source: OpenedModel) -> None:
-    if tokenizer_files(folder.path) != tokenizer_files(source.tokenizer_folder):
-        raise ConfigError(
-            f"model.source: the tokens of data.path {folder.path} are of another tokenizer than "
-            f"{config.model.source}; prepare them by `python -m data_prep build … --tokenizer "
-            f"{source.tokenizer_folder}`"
-        )
+    total = torch.zeros(2, dtype=torch.float64, device=topology.device)
+    with closing(prefetch(read())) as batches:
+        for batch in batches:
+            total[0] += engine.evaluate(batch).double().sum()
+            total[1] += int((batch.labels != IGNORED_LABEL).sum())
+    dist.all_reduce(total, group=topology.data_parallel_group)
+    loss = float(total[0] / total[1])
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"validation_loss": loss, "validation_perplexity": perplexity}
 
 
 def _check_hashes(folder: TokenFolder, topology: Topology) -> None:
     """Hash a folder that is not too large, each process a part; DataError, on all, for damage."""
+
+    def refuse(path: Path, problem: str) -> DataError:
+        return DataError(
+            f"{path}: {problem}; copy the token folder again, or prepare it with "
+            "`python -m data_prep build`"
+        )
+
     entries = dict(files_of(folder.manifest))
     if sum(entry.bytes for entry in entries.values()) <= VERIFIED_BYTES:
-        SharedFiles(folder.path, entries, _refuse).verify(topology)
-
-
-def _refuse(path: Path, problem: str) -> DataError:
-    return DataError(
-        f"{path}: {problem}; copy the token folder again, or prepare it with "
-        "`python -m data_prep build`"
-    )
+        SharedFiles(folder.path, entries, refuse).verify(topology)

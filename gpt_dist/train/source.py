@@ -1,92 +1,71 @@
-"""The model that model.source names: what a run starts from, or has started from."""
-
-from __future__ import annotations
+"""The model that a run starts from, or has started from: model.source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import (
-    OpenedModel,
-    describe_checkpoint,
-    inspect_model,
-    share_model,
-)
+from gpt_dist.checkpoint.opened import OpenedModel, describe_checkpoint, inspect_model, share_model
 from gpt_dist.checkpoint.resume import find_begun
 from gpt_dist.config import AnyConfig, Config
+from gpt_dist.config.resolution import adopt_source
 from gpt_dist.errors import CheckpointError, DataError, ModelError
 from gpt_dist.topology import Topology
-from gpt_dist.train.start import Source
 
 
-@dataclass(frozen=True)
-class OpenedSource:
-    """The model that gives runs their sizes, their tokenizer and, where one begins, its weights."""
+def open_source(
+    config: Config, runs: Sequence[Config]
+) -> tuple[Config, OpenedModel, OpenedModel | None]:
+    """Open model.source, or the model of runs that have begun with it; its weights are not hashed.
 
-    config: Config
-    """With model.source as the exact path: the newest checkpoint of a run is another tomorrow."""
-    model: OpenedModel
-    weights: Source | None
-    """None where every run goes on from a checkpoint: the source may be gone by then."""
-
-
-def open_source(config: Config, runs: Sequence[Config]) -> OpenedSource:
-    """Open model.source, or what runs that have begun recorded of it; its weights are not hashed.
-
-    `runs` are those of `config`, one a seed. Raises ModelError, CheckpointError or DataError.
+    `runs` are those of `config`, one a seed. Returns the configuration with the source's sizes and
+    exact path (the newest checkpoint of a run is another tomorrow); the model; and again the model
+    if its weights are needed, None where every run resumes from a checkpoint. Raises ModelError,
+    CheckpointError or DataError for a bad source, ConfigError where the configuration contradicts
+    it.
     """
     given = config.model.source_path
     assert given is not None, "there is a source"
     begun = [find_begun(run) for run in runs]
     checkpoint = next(filter(None, begun), None)
-    recorded = _recorded(checkpoint) if checkpoint else None
+    saved = describe_checkpoint(checkpoint) if checkpoint else None
     # A run that began from RUN's newest checkpoint goes on from that, though RUN has a newer one.
-    same = recorded is not None and recorded.is_relative_to(given)
-    path = recorded if recorded and same else given
-    if checkpoint and all(begun):
-        return OpenedSource(_with_source(config, path), describe_checkpoint(checkpoint), None)
-    if same and not path.exists():
+    recorded = saved.config.source_path if saved else None
+    if recorded and not recorded.is_relative_to(given):
+        recorded = None
+    path = recorded or given
+    if saved and all(begun):
+        return adopt_source(_with_source(config, path), saved.config), saved, None
+    if recorded and not recorded.exists():
         raise ModelError(
             f"model.source: {path}, from which seeds of this run began, is gone, and others have "
             "not begun; give another run.directory, and a source that stays (checkpoint.keep_every)"
         )
     try:
         opened = inspect_model(path)
-        unused = _new_tokens(opened) if config.task else ()
+        if config.task:
+            _ = opened.tokenizer  # which may be absent or unsuitable
     except (ModelError, CheckpointError, DataError) as error:
         raise type(error)(f"model.source: {error}") from None
-    exact = _with_source(config, opened.tokenizer_folder)
-    return OpenedSource(exact, opened, Source(opened, unused))
+    config = _with_source(config, opened.tokenizer_folder)
+    return adopt_source(config, opened.config), opened, opened
 
 
 def share_source(
-    config: AnyConfig, source: Source | None, topology: Topology
-) -> tuple[AnyConfig, Source | None]:
+    config: AnyConfig, source: OpenedModel | None, topology: Topology
+) -> tuple[AnyConfig, OpenedModel | None]:
     """Have all processes hash and hold the source of runs together; collective.
 
-    The configuration gets its exact path, which is another where the newest checkpoint of a run
-    proves to be damaged. Raises ModelError or CheckpointError, on every process.
+    Also returns the configuration with the source's exact path, which is another where the newest
+    checkpoint of a run is damaged. Raises ModelError or CheckpointError, on every process.
     """
     if source is None:
         return config, None
     try:
-        shared = share_model(source.model, topology)
+        source = share_model(source, topology)
     except (ModelError, CheckpointError) as error:
         raise type(error)(f"model.source: {error}") from None
-    return _with_source(config, shared.tokenizer_folder), replace(source, model=shared)
-
-
-def _recorded(checkpoint: Checkpoint) -> Path | None:
-    return describe_checkpoint(checkpoint).config.source_path
+    return _with_source(config, source.tokenizer_folder), source
 
 
 def _with_source(config: AnyConfig, path: Path) -> AnyConfig:
     model = config.model.model_copy(update={"source": str(path)})
     return config.model_copy(update={"model": model})
-
-
-def _new_tokens(source: OpenedModel) -> tuple[int, ...]:
-    """Return the tokens whose embeddings are new: the paper's, unless it was fine-tuned."""
-    tokenizer = source.tokenizer
-    return () if source.fine_tuned else (tokenizer.start, tokenizer.delimiter, tokenizer.extract)

@@ -1,21 +1,12 @@
 """The start of a run: with drawn weights, those of another model, or those of a checkpoint."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt_dist.checkpoint.fingerprint import (
-    LAYERS,
-    Fingerprints,
-    Place,
-    check_equal,
-    fingerprint,
-)
+from gpt_dist.checkpoint.fingerprint import LAYERS, Fingerprints, Place, check_equal, fingerprint
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import OpenedModel, describe_checkpoint
 from gpt_dist.checkpoint.state import restore_rng
@@ -36,26 +27,17 @@ from gpt_dist.train.objective import Objective
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Source:
-    """Another model whose weights a run starts from."""
-
-    model: OpenedModel
-    unused_tokens: Sequence[int] = ()
-    """Ids that no text has held so far: their embeddings are drawn anew."""
-
-
 def start_engine(
     config: ResolvedConfig,
     topology: Topology,
     objective: Callable[[GPT], Objective[Any]],
-    source: Source | None,
+    source: OpenedModel | None,
     checkpoint: Checkpoint | None,
 ) -> Engine:
-    """Build the engine of a run that begins, from `source` if given, or that goes on.
+    """Build the engine of a run that begins, from `source` if given, or that resumes.
 
-    What was held of the files of `source` and `checkpoint` is given up. Raises CheckpointError or
-    ModelError, on every rank, where the loaded weights are not the stored ones.
+    The held files of `source` and `checkpoint` are released. Raises CheckpointError or ModelError,
+    on every rank, where the loaded weights differ from the stored ones.
     """
     if config.model.source_path and not (source or checkpoint):
         raise CheckpointError(
@@ -77,7 +59,7 @@ def start_engine(
         _check_loss(describe_checkpoint(checkpoint))
         checkpoint.files.release()
     if source:
-        source.model.files.release()
+        source.files.release()
     if loaded:
         live = engine.state().live_fingerprints()
 
@@ -91,52 +73,50 @@ def start_engine(
     return engine
 
 
-class _Fingerprinted(Mapping[str, Tensor]):
+class _Fingerprinted(GrownVocabulary):
     """Full tensors, and the fingerprints of those that were read, rounded to a precision."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], precision: torch.dtype) -> None:
+    def __init__(self, precision: torch.dtype, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.found: Fingerprints = {}
-        self._tensors = tensors
         self._precision = precision
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
+        tensor = super().__getitem__(name)
         rounded = tensor.to(self._precision).float()
         (self.found[f"{LAYERS}/model.{name}"],) = fingerprint([rounded], Place())
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
 
 def _load_source(
-    model: GPT, source: Source, config: ResolvedConfig, topology: Topology
+    model: GPT, source: OpenedModel, config: ResolvedConfig, topology: Topology
 ) -> Fingerprints:
-    """Copy another model's weights; their fingerprints, rounded to the run's precision."""
-    opened = source.model
-    opened.files.share(topology)
-    _check_loss(opened)
-    grown = GrownVocabulary(
-        opened.tensors, opened.config, config.model, source.unused_tokens, config.run.seed
-    )
-    tensors = _Fingerprinted(grown, _PRECISIONS[config.training.precision])
+    """Copy another model's weights; return their fingerprints, rounded to the run's precision."""
+    source.files.share(topology)
+    _check_loss(source)
+    unused: tuple[int, ...] = ()
+    if config.task and not source.fine_tuned:
+        # No text has held these tokens yet: their embeddings are drawn anew.
+        tokenizer = together(lambda: source.tokenizer)
+        unused = tokenizer.start, tokenizer.delimiter, tokenizer.extract
+    grown = source.tensors, source.config, config.model, unused, config.run.seed
+    tensors = _Fingerprinted(_PRECISIONS[config.training.precision], *grown)
     load_full_tensors(model, tensors, config.model.transferred_layers)
     return tensors.found
 
 
 def _check_loss(opened: OpenedModel) -> None:
-    """Refuse stored weights that do not give the loss that is stated of them, if one is."""
+    """Refuse stored weights whose loss on fixed tokens is not the stated one, if there is one."""
+    stated = opened.probe_loss
+    if stated is None:
+        return
+    found = probe_loss(opened.tensors.__getitem__, opened.config)
 
-    def check(found: float, stated: float) -> None:
+    def check() -> None:
         if not agrees(found, stated, "fp32"):
             raise ModelError(
                 f"{opened.tokenizer_folder}: its weights gave a loss of {stated:.6f} on fixed "
                 f"tokens, and give {found:.6f} now; take it from a backup"
             )
 
-    if opened.probe_loss is not None:
-        found, stated = probe_loss(opened.tensors.__getitem__, opened.config), opened.probe_loss
-        together(lambda: check(found, stated))
+    together(check)

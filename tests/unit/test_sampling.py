@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpt_dist.data.loader import BatchPlan, prefetch
+from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.permutation import permute
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 from gpt_dist.errors import DataError
@@ -86,18 +86,17 @@ def test_text_shorter_than_a_window_is_refused():
 )
 def test_the_global_batch_does_not_depend_on_how_it_is_shared(data_parallel_size, micro_batch_size):
     for step in (0, 7):
-        plans = [
-            BatchPlan(micro_batch_size, data_parallel_size, rank)
+        parts = [
+            list(micro_batches(8 * step, 8 * step + 8, micro_batch_size, data_parallel_size, rank))
             for rank in range(data_parallel_size)
         ]
-        parts = [list(plan.micro_batches(8 * step, 8 * step + 8)) for plan in plans]
         assert len({len(part) for part in parts}) == 1
         numbers = np.concatenate([batch for part in parts for batch in part])
         assert sorted(numbers.tolist()) == list(range(8 * step, 8 * step + 8))
 
 
 def test_processes_get_equally_many_full_micro_batches_of_any_number():
-    parts = [list(BatchPlan(2, 3, rank).micro_batches(0, 7)) for rank in range(3)]
+    parts = [list(micro_batches(0, 7, 2, 3, rank)) for rank in range(3)]
     assert [[batch.tolist() for batch in part] for part in parts] == [
         [[0, 1], [6, 7]],
         [[2, 3], [8, 9]],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.data.tasks.examples import BucketedOrder, EncodedSplit, collate, encode_split
+from gpt_dist.data.tasks.examples import EncodedSplit, TaskSamples, collate, encode_split
 from gpt_dist.data.tasks.reading import Example, read_split
 from gpt_dist.data.tasks.transforms import Form, Transformation
 from gpt_dist.data.tokenizers.folder import open_tokenizer
@@ -226,9 +226,18 @@ def test_scores_and_missing_labels():
 LENGTHS = np.random.default_rng(0).integers(4, 200, 1003)
 
 
+def samples(lengths: np.ndarray, global_batch_size: int, seed: int) -> TaskSamples:
+    """Samples of examples that are one sequence of these lengths each."""
+    starts = np.append(0, np.cumsum(lengths))
+    tokens = np.zeros(starts[-1], np.int32)
+    examples = np.arange(len(starts))
+    split = EncodedSplit(tokens, starts, examples, None, ("",) * len(lengths))
+    return TaskSamples(split, global_batch_size, seed)
+
+
 @pytest.mark.parametrize(("size", "batch_size"), [(1003, 4), (1003, 32), (64, 8), (5, 8), (1, 1)])
 def test_every_epoch_visits_every_example_once_in_an_order_of_its_own(size, batch_size):
-    order = BucketedOrder(LENGTHS[:size], batch_size, seed=1)
+    order = samples(LENGTHS[:size], batch_size, seed=1)
     epochs = order.numbers(np.arange(4 * size)).reshape(4, size)
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(size))
@@ -237,16 +246,16 @@ def test_every_epoch_visits_every_example_once_in_an_order_of_its_own(size, batc
 
 
 def test_the_order_depends_on_the_seed_and_the_sample_number_alone():
-    together = BucketedOrder(LENGTHS, 32, seed=1).numbers(np.arange(3000))
-    again = BucketedOrder(LENGTHS, 32, seed=1)
+    together = samples(LENGTHS, 32, seed=1).numbers(np.arange(3000))
+    again = samples(LENGTHS, 32, seed=1)
     backwards = [again.numbers(np.arange(i, i + 7)) for i in range(2100, -1, -7)]
     assert np.array_equal(np.concatenate(backwards[::-1]), together[:2107])
     assert again.numbers(np.array([2999, 5, 1003])).tolist() == together[[2999, 5, 1003]].tolist()
-    assert not np.array_equal(BucketedOrder(LENGTHS, 32, seed=2).numbers(np.arange(3000)), together)
+    assert not np.array_equal(samples(LENGTHS, 32, seed=2).numbers(np.arange(3000)), together)
 
 
 def test_examples_of_a_global_batch_are_of_like_length():
-    order = BucketedOrder(LENGTHS, 8, seed=1)
+    order = samples(LENGTHS, 8, seed=1)
     lengths = LENGTHS[order.numbers(np.arange(8 * 376))].reshape(376, 8)
     spread = lengths.max(axis=1) - lengths.min(axis=1)
     assert (spread > 30).sum() <= 3  # only batches where two epochs meet

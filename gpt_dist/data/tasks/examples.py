@@ -1,7 +1,5 @@
 """Encoded examples in memory, batches of them, and their order in training."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.permutation import permutation_key, permute
+from gpt_dist.data.permutation import by_epoch, permutation_key, permute
 from gpt_dist.data.tasks.reading import Example
 from gpt_dist.data.tasks.transforms import Transformation
 
@@ -80,7 +78,7 @@ def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> TaskBatch[NDArra
     )
 
 
-class BucketedOrder:
+class TaskSamples:
     """Endless training samples, with examples of similar length in a global batch.
 
     Each epoch visits every example once, in another order: chunks of 50 global batches are sorted
@@ -88,22 +86,22 @@ class BucketedOrder:
     The seed and its number determine a sample.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], global_batch_size: int, seed: int) -> None:
-        """Order the examples whose lengths are given, as EncodedSplit has them."""
-        self._lengths = lengths
+    def __init__(self, split: EncodedSplit, global_batch_size: int, seed: int) -> None:
+        self._split = split
+        self._lengths = split.lengths
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._order = lru_cache(2)(self._compute_order)
+        self.tokens_per_sample = len(split.tokens) / len(split)
+        """Average number of tokens in all sequences of an example."""
+
+    def batch(self, samples: NDArray[np.int64]) -> TaskBatch[NDArray[Any]]:
+        """Return the batch of these samples."""
+        return collate(self._split, self.numbers(samples))
 
     def numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the example of each sample."""
-        size = len(self._lengths)
-        numbers = np.empty_like(samples)
-        epochs = samples // size
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            numbers[chosen] = self._order(epoch)[samples[chosen] % size]
-        return numbers
+        return by_epoch(samples, len(self._lengths), lambda epoch, at: self._order(epoch)[at])
 
     def _compute_order(self, epoch: int) -> NDArray[np.int64]:
         """Return all examples in the order of an epoch."""
@@ -116,7 +114,6 @@ class BucketedOrder:
         batches, tail = np.split(rest, [len(rest) // batch_size * batch_size])
         batches = batches.reshape(-1, batch_size)
         if len(batches):
-            places = np.arange(len(batches))
             key = permutation_key(self._seed, f"{epoch}/batches")
-            batches = batches[permute(places, len(batches), key)]
+            batches = batches[permute(np.arange(len(batches)), len(batches), key)]
         return np.concatenate([head, batches.ravel(), tail])

@@ -1,12 +1,10 @@
 """Training samples of a token stream: windows, in an order that a seed determines."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.data.batches import TokenBatch
-from gpt_dist.data.permutation import permutation_key, permute
+from gpt_dist.data.permutation import by_epoch, permutation_key, permute
 from gpt_dist.data.tokens.folder import TokenStream
 from gpt_dist.errors import DataError
 
@@ -53,26 +51,16 @@ class ShuffledWindows:
             )
         self._windows = windows
         self._seed = seed
-
-    def __len__(self) -> int:
-        """Return the number of samples in an epoch."""
-        return len(self._windows)
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Return the number of tokens in a window."""
-        return self._windows.sequence_length
+        self.tokens_per_sample = float(windows.sequence_length)
 
     def window_numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the window of each sample."""
         size = len(self._windows)
-        numbers = np.empty_like(samples)
-        epochs = samples // size
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            key = permutation_key(self._seed, str(epoch))
-            numbers[chosen] = permute(samples[chosen] % size, size, key)
-        return numbers
+
+        def order(epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+            return permute(places, size, permutation_key(self._seed, str(epoch)))
+
+        return by_epoch(samples, size, order)
 
     def batch(self, samples: NDArray[np.int64]) -> TokenBatch[NDArray[np.int64]]:
         """Return the batch of these samples."""
