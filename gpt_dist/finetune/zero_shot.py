@@ -35,7 +35,7 @@ class Questions:
     example_starts: NDArray[np.int64]
     """Example i has the sequences from example_starts[i] up to example_starts[i + 1]."""
     targets: NDArray[Any]
-    """Class or choice of each example; None in a split without labels."""
+    """Class or choice of each example."""
 
 
 class ZeroShotTask:

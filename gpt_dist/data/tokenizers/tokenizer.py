@@ -93,8 +93,8 @@ class SentencePieceTokenizer:
             pieces = [self.processor.id_to_piece(i) for i in range(len(self.processor))]
         except (OSError, RuntimeError, ValueError) as error:  # a piece may not be UTF-8
             raise DataError(
-                f"{model}: not a sentencepiece model of gpt_dist ({error}); prepare the token "
-                "folder again with `python -m data_prep build`"
+                f"{model}: cannot be read as a sentencepiece model of gpt_dist ({error}); prepare "
+                "the token folder again with `python -m data_prep build`"
             ) from error
         self.end_of_text, self.start, self.delimiter, self.extract = ids
         self.vocab_size = self.full_vocab_size = len(pieces)
