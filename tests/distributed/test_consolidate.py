@@ -86,7 +86,8 @@ def test_the_command_needs_no_launcher(process_group, token_folder, tmp_path):
     assert tokenizer(text).input_ids == ours
     again = subprocess.run([*command, str(tmp_path / "model")], capture_output=True, text=True)
     assert again.returncode == 2
-    assert again.stderr.startswith("error: ")
+    # A CUDA build of torch on a machine with nvcc but no GPU warns first.
+    assert again.stderr.splitlines()[-1].startswith("error: ")
 
 
 CONSOLIDATE = """
