@@ -197,7 +197,7 @@ def test_the_score_table(finished):
         ("model.num_layers=5", "model.num_layers: 5 is not the 2 of model.source"),
         ("data.path=absent", "absent/train.tsv: no such file"),
         ("task.labels=[no, maybe]", "train.tsv, line 3: unknown label 'yes'"),
-        ("task.columns={text: words, label: label}", "line 1: no column 'words'"),
+        ("task.columns={text: words, label: label}", "line 1: no single column 'words'"),
         ("task.metric=pearson", "task.metric: pearson does not judge classes"),
         ("task.form=similarity", "task.columns.text: similarity has a, b, label, id"),
         ("model.vocab_size=9", "model.vocab_size: 9 is not the"),
