@@ -220,8 +220,8 @@ def resume_wrongly(launch: Launch, *arguments: Any) -> list[str]:
 
     fill, messages = TrainingState._fill, []
 
-    def fill_reversed(self: Any, parameter: Any, fragment: Any, shards: Any, path: Any) -> None:
-        fill(self, parameter, fragment, ((kind, shard.flip(0)) for kind, shard in shards), path)
+    def fill_reversed(self: Any, parameter: Any, fragment: Any, kind: Any, full: Any) -> None:
+        fill(self, parameter, fragment, kind, full.flip(0))
 
     def fill_fragment(self: Any, parameter: Any, *arguments: Any) -> None:
         before = parameter.clone()

@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +206,11 @@ def test_the_rank_that_meets_damage_names_it(launcher, damaged, tmp_path):
     samples = ShuffledWindows(Windows(folder.split("train"), 128), seed=42)
     start = int(samples.window_numbers(np.array([9]))[0]) * 128
     shards = folder.manifest.splits["train"].shards
-    number = 0 if start < shards[0].tokens else 1
-    shard = damaged / f"train/shard-0000{number}.bin"
+    ends = list(accumulate(shard.tokens for shard in shards))
+    number = bisect_right(ends, start + 5)
+    shard = damaged / f"{shards[number].name}.bin"
     ids = np.memmap(shard, dtype="<u2", mode="r+")
-    ids[start - number * shards[0].tokens + 5] = 65_000
+    ids[start + 5 - ends[number]] = 65_000
     ids.flush()
     manifest = (damaged / "manifest.json").read_text()
     true_hash = hashlib.sha256(shard.read_bytes()).hexdigest()

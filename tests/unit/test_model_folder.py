@@ -99,7 +99,7 @@ def test_folders_of_transformers_open(process_group, model_folders, tmp_path, fa
     model.save_pretrained(tmp_path, max_shard_size="100KB" if form == "sharded" else "1GB")
     weights = tmp_path / "model.safetensors"
     if form == "without prefix":
-        prefix = FAMILIES_HERE[family].prefix
+        prefix = FAMILIES_HERE[family].names["blocks"].split(".")[0] + "."
         state = {name.removeprefix(prefix): x for name, x in load_file(weights).items()}
         save_file(state, weights)
     if form == "with head and masks":
