@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,9 @@ USER_ERROR = 2
 
 UNREAD = 141
 """Exit status of a command whose output was cut off, as the shell gives it (SIGPIPE)."""
+
+REPORT_SECONDS = 3
+"""Time that the first process of a host has to report an error that all processes meet."""
 
 RESUMABLE = 75
 """Exit status of a run that was preempted and saved (EX_TEMPFAIL of sysexits.h)."""
@@ -70,6 +74,9 @@ def run(parse: Callable[[], Arguments], main: Callable[[Arguments], None]) -> No
         if rank is not None or _local_rank() == 0:
             source = "" if rank is None else f"rank {rank}: "
             print(f"error: {source}{error}", file=sys.stderr, flush=True)
+        else:
+            # A launcher ends all processes once one has exited, the reporting one too.
+            time.sleep(REPORT_SECONDS)
         sys.exit(USER_ERROR)
 
 
