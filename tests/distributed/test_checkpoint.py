@@ -127,7 +127,7 @@ def test_any_layout_opens_any_other_exactly_and_goes_on(
 
 
 def restore_on_a_gpu(launch: Launch, device: torch.device, path: Path) -> list[int]:
-    """What is drawn after the random state of a checkpoint was restored where there is a GPU."""
+    """Return the draws after the random state of a checkpoint was restored, as with a GPU."""
     from gpt_dist.checkpoint.state import restore_rng
     from gpt_dist.topology import form_groups
 

@@ -56,7 +56,7 @@ def first_version(process_group, token_folder, tmp_path_factory) -> Path:
 
 
 def shift_rows(path: Path) -> None:
-    """What a wrong reader of the layout would do, with every hash of the checkpoint right."""
+    """Shift rows as a wrong reader of the layout would, and keep every hash right."""
     file = path / "rank-00000.safetensors"
     tensors = load_file(file)
     name = "weight/model.token_embedding.weight"

@@ -64,7 +64,7 @@ def shift_fragments(engine: Any) -> Iterator[Fragment]:
 def save_something_else(
     launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path, spoil: str
 ) -> str:
-    """What the first save is refused with where the bookkeeping of the state is wrong."""
+    """Return the refusal of a first save whose bookkeeping of the state is wrong."""
     run = start(launch, device, overrides, directory)
     saver, topology = run.saver, run.topology
     if spoil == "shards":
@@ -215,7 +215,7 @@ def test_shards_that_the_manifest_exchanges_are_refused(
 
 
 def resume_wrongly(launch: Launch, *arguments: Any) -> list[str]:
-    """What a resume is refused with that loads others' shards, or does not load the layers."""
+    """Return the refusals of resumes that load reversed shards, or do not load the layers."""
     from gpt_dist.checkpoint.state import TrainingState
 
     fill, messages = TrainingState._fill, []
@@ -244,7 +244,7 @@ def test_a_state_that_is_loaded_wrongly_is_refused(process_group, token_folder, 
 
 
 def begin_wrongly(launch: Launch, *arguments: Any) -> str:
-    """What a run is refused with whose source is loaded into other layers than its own."""
+    """Return the refusal of a run whose source is loaded into the wrong layers."""
     from gpt_dist.model import load_full_tensors
 
     def load_shifted(model: Any, tensors: Any, layers: int | None) -> None:

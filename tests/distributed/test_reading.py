@@ -142,7 +142,7 @@ def flip_bit(file: Path, place: float) -> None:
 
 
 def refusal_without_engine(launch: Launch, *arguments: Any) -> str:
-    """What a run is refused with; it must be before an engine is built."""
+    """Return the refusal of a run, which must come before an engine is built."""
     with mock.patch("gpt_dist.train.start.Engine", side_effect=AssertionError("built an engine")):
         return refusal(launch, *arguments)
 
@@ -187,7 +187,7 @@ def test_a_run_as_source_falls_back_to_the_checkpoint_before(
 
 
 def shared_model_path(launch: Launch, device: torch.device, path: Path) -> tuple[str, str]:
-    """Where a model is found before the processes share it, and then."""
+    """Return the path of a model before the processes share it, and afterwards."""
     from gpt_dist.topology import form_groups
 
     inspected = inspect_model(path)

@@ -364,7 +364,7 @@ def test_a_split_without_labels_is_refused(model_folders, tmp_path):
 
 
 def diverge(launch: Launch, device: torch.device, folder: Path) -> str:
-    """What is said of a model whose weights are not finite."""
+    """Return the error for a model whose weights are not finite."""
     opened = open_model(folder)
     topology = form_groups(launch, device, 1)
     model = load_model(opened.tensors, opened.config, topology.tensor_parallel_group).eval()

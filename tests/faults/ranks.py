@@ -33,7 +33,7 @@ _CONTEXT.set_forkserver_preload(["gpt_dist.train.pretrain"])
 
 @dataclass(frozen=True)
 class Fault:
-    """What a process does to itself just before one of its own file operations.
+    """Action of a process on itself just before one of its own file operations.
 
     `event` is the operation's name among Python's audit events, `path` what its path must match,
     and `count` which of the operations it is.
@@ -100,7 +100,7 @@ class Ranks:
 
     @property
     def console(self) -> str:
-        """What all of them printed."""
+        """Return all that the processes printed."""
         return self._console.read_text(errors="replace")
 
     def wait_until(self, condition: Callable[[], bool]) -> None:

@@ -33,7 +33,7 @@ def together(parts: Iterable[tuple[Tensor, Place]]) -> int:
 def parts(
     full: Tensor, dimension: int | None, shards: int, fragments: int
 ) -> Iterator[tuple[Tensor, Place]]:
-    """What processes hold: each shard cut into fragments, not all of one length."""
+    """Return the parts that processes hold: each shard cut into fragments of several lengths."""
     for number in range(1 if dimension is None else shards):
         shard = full if dimension is None else full.chunk(shards, dimension)[number]
         flat = shard.flatten()
