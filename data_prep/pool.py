@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections import deque
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -17,6 +18,9 @@ Result = TypeVar("Result")
 
 # Open MPI, the family of MPICH, and Slurm set these variables for each rank.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+# Jobs in flight beyond one a worker, so that no worker waits for the leader.
+_AHEAD = 2
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -26,25 +30,65 @@ class Pool:
     executor: Executor | Any  # mpi4py's executor does not derive from the base class
     workers: int
 
-    def map(
-        self, function: Callable[[Job], Result], jobs: Iterable[Job]
-    ) -> Generator[Result, None, None]:
-        """Run jobs and yield their results in order, with few more jobs in flight than workers.
+    def as_completed(
+        self, function: Callable[[Job], Result], jobs: Iterable[Job | None]
+    ) -> Generator[tuple[Job, Result], None, None]:
+        """Run jobs and yield each with its result as soon as it is done, in any order.
 
+        A slow worker does not hold the others: each takes the next job when it has done one.
         Closing the generator before its end cancels the jobs in flight or waits for them.
+
+        Args:
+            function: The function of a module that does a job.
+            jobs: The jobs. A None among them says that there is no job yet, but may be soon.
         """
-        pending: deque[Future[Result]] = deque()
+        pending: dict[Future[Result], Job] = {}
+        source = iter(jobs)
+        more = True
         try:
-            for job in jobs:
-                pending.append(self.executor.submit(function, job))
-                if len(pending) > self.workers + 2:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            while more or pending:
+                while more and len(pending) < self.workers + _AHEAD:
+                    try:
+                        job = next(source)
+                    except StopIteration:
+                        more = False
+                        break
+                    if job is None:
+                        break
+                    pending[self.executor.submit(function, job)] = job
+                if pending:
+                    done, _ = wait(pending, _POLL_SECONDS if more else None, FIRST_COMPLETED)
+                    for future in done:
+                        yield pending.pop(future), future.result()
+                else:
+                    time.sleep(_POLL_SECONDS)
         finally:
             for future in pending:
                 future.cancel()
             wait(pending)
+
+    def map(
+        self, function: Callable[[Job], Result], jobs: Iterable[Job]
+    ) -> Generator[Result, None, None]:
+        """Run jobs and yield their results in the order of the jobs."""
+        early: dict[int, Result] = {}
+        wanted = 0
+        numbered = _Numbered(function)
+        for (number, _), result in self.as_completed(numbered, enumerate(jobs)):
+            early[number] = result
+            while wanted in early:
+                yield early.pop(wanted)
+                wanted += 1
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Function of a job that takes the job with its number."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, numbered: tuple[int, Any]) -> Any:  # noqa: ANN401
+        return self.function(numbered[1])
 
 
 @contextmanager
@@ -60,8 +104,8 @@ def open_pool(workers: int) -> Iterator[Pool | None]:
         with _open_mpi_pool() as pool:
             yield pool
     else:
-        executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_ctrl_c)
-        with executor:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _become_worker, (os.getpid(),)) as executor:
             yield Pool(executor, workers)
 
 
@@ -79,6 +123,15 @@ def _open_mpi_pool() -> Iterator[Pool | None]:
         yield None if executor is None else Pool(executor, MPI.COMM_WORLD.Get_size() - 1)
 
 
-def _ignore_ctrl_c() -> None:
-    """Ignore Ctrl-C, which reaches every process of a terminal, so that only the parent reacts."""
+def _become_worker(leader: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the leader; end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
+
+
+def _end_with(leader: int) -> None:
+    """End this process soon after its parent: a killed leader cannot tell its workers."""
+    while os.getppid() == leader:
+        time.sleep(0.2)
+    os._exit(1)

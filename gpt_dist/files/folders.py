@@ -20,7 +20,24 @@ def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[P
     `output` exists and is not an empty folder, or is one that cannot be replaced, where the disk is
     full (`room` says how much a new try needs), or where something cannot be read or written.
     """
-    output = Path(os.path.abspath(output))  # "." has no name
+    output = check_new(output, error)
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        with explained(output, partial, error, room):
+            partial.mkdir(parents=True)
+            yield partial
+            publish(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new(output: Path, error: type[GptDistError]) -> Path:
+    """Return the absolute path of a folder to make, with links resolved.
+
+    Raises:
+        GptDistError: It exists and is not an empty folder, or is one that cannot be replaced.
+    """
+    output = output.resolve()  # "." has no name, and a link cannot be replaced by a folder
     if output.exists() and (output.samefile(".") or output.is_mount()):
         raise error(
             f"{output}: the current directory or a mount point, which a new folder cannot replace; "
@@ -28,24 +45,34 @@ def new_folder(output: Path, error: type[GptDistError], room: str) -> Iterator[P
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise error(f"{output}: exists already; remove it, or give another --output")
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    return output
+
+
+@contextmanager
+def explained(
+    output: Path, hidden: Path, error: type[GptDistError], room: str
+) -> Iterator[None]:
+    """Turn a failure of the file system into an `error` that says what to do (see `new_folder`).
+
+    Args:
+        output: The folder that is being made.
+        hidden: The name that it has until it is complete.
+        error: The type of the error.
+        room: How much room a new try needs.
+    """
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        publish(partial, output)
+        yield
     except OSError as failure:
         if failure.errno in _DISK_FULL:
             raise error(
-                f"{output}: the disk is full, and nothing was written; free {room}, or give an "
+                f"{output}: the disk is full, and nothing was published; free {room}, or give an "
                 "--output on another disk"
             ) from failure
-        culprit = str(failure.filename or output).replace(partial.name, output.name)
+        culprit = str(failure.filename or output).replace(hidden.name, output.name)
         raise error(
-            f"{culprit}: {failure.strerror or failure}; nothing was written; see that the inputs "
+            f"{culprit}: {failure.strerror or failure}; nothing was published; see that the inputs "
             "can be read, or give another --output"
         ) from failure
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish(partial: Path, output: Path) -> None:

@@ -19,7 +19,7 @@ from gpt_dist.files.records import Record
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation")
 FORMAT = "gpt_dist.tokens"
-VERSION = 1
+VERSION = 2
 
 TokenizerName = Literal["tokenizer.model", "tokenizer.json"]
 SplitName = Literal["train", "validation"]
@@ -40,11 +40,19 @@ class SplitEntry(Record):
 
 
 class SourceEntry(Record):
-    """Source file of the corpus."""
+    """Source file of the corpus, and the fate of its documents; version 1 states no fates."""
 
     name: str
     bytes: NonNegativeInt
     sha256: Sha256
+    target: str | None = None
+    """The file that a followed link leads to."""
+    documents_read: NonNegativeInt = 0
+    documents_kept: NonNegativeInt = 0
+    left_out: dict[str, NonNegativeInt] = {}
+    """Number of documents that were left out, by reason."""
+    encodings: dict[str, NonNegativeInt] = {}
+    """Number of documents that were read in each encoding other than UTF-8."""
 
 
 class DropEntry(Record):
@@ -52,10 +60,33 @@ class DropEntry(Record):
 
     name: str
     reason: str
+    detail: str | None = None
+    """The document that has the same text, for a duplicate."""
+
+
+class StepEffect(Record):
+    """Numbers of documents and characters that one cleaning step changed."""
+
+    documents: NonNegativeInt
+    characters: NonNegativeInt
+    names: tuple[str, ...]
+    """The first thousand of those documents."""
+
+
+class PassageEffect(Record):
+    """Passages that were cut because earlier documents hold them."""
+
+    passages: NonNegativeInt = 0
+    bytes: NonNegativeInt = 0
+    names: tuple[str, ...] = ()
+    """The first thousand of the documents that lost text."""
 
 
 class BuildOptions(Record, from_attributes=True):
-    """Options that decide the content of a build, beside the sources and a given tokenizer."""
+    """Options that decide the content of a build, beside the sources and a given tokenizer.
+
+    Those with a default are of version 2. Their defaults say how version 1 built.
+    """
 
     vocab_size: PositiveInt
     """Vocabulary size of the tokenizer, trained or given."""
@@ -66,6 +97,17 @@ class BuildOptions(Record, from_attributes=True):
     tokenizer_sample_mb: PositiveInt | None
     """Size of the text that trained the tokenizer; None, like `seed`, if it was given."""
     seed: int | None
+    recipe: str = "books"
+    steps: dict[str, bool | int | float | str | None] = {}
+    """Each cleaning step, and whether or how it was taken."""
+    separator: str = ""
+    """Text that divides documents."""
+    follow_links: bool = False
+    near_duplicates: float | None = None
+    """Similarity from which on a document counts as a duplicate; None keeps them."""
+    passage_words: int | None = None
+    """Number of words from which on a repeated passage is cut; None keeps them."""
+    shard_mb: PositiveInt | None = None
 
 
 class Totals(Record):
@@ -74,16 +116,22 @@ class Totals(Record):
     source_bytes: NonNegativeInt
     documents_read: NonNegativeInt
     documents_kept: NonNegativeInt
-    decoded_as_latin1: NonNegativeInt
+    decoded_as_latin1: NonNegativeInt = 0
+    """Only in version 1; since then `read_as` names every encoding."""
+    text_bytes: NonNegativeInt = 0
+    """Bytes of the unpacked sources' text; 0 in version 1."""
     cleaned_bytes: NonNegativeInt
     tokens: NonNegativeInt
 
 
 class TokenManifest(Record):
-    """Content of `manifest.json`; nothing in it depends on time, machine or number of workers."""
+    """Content of `manifest.json`; nothing in it depends on time, machine or number of workers.
+
+    Fields with a default are of version 2.
+    """
 
     format: Literal["gpt_dist.tokens"]
-    version: Literal[1]
+    version: Literal[1, 2]
     vocab_size: PositiveInt
     dtype: Literal["uint16", "int32"]
     special_tokens: dict[str, NonNegativeInt]
@@ -93,6 +141,9 @@ class TokenManifest(Record):
     sources: tuple[SourceEntry, ...]
     dropped: dict[str, NonNegativeInt]  # number of drops by reason
     drops: tuple[DropEntry, ...]  # the first thousand, in order
+    read_as: dict[str, tuple[str, ...]] = {}  # the first thousand documents, by encoding
+    effects: dict[str, StepEffect] = {}  # by cleaning step
+    passages: PassageEffect = PassageEffect()
     splits: Annotated[dict[SplitName, SplitEntry], Field(min_length=2)]
 
 

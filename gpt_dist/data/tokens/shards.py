@@ -7,7 +7,6 @@ number at which each document starts, and a last entry at the end). Here a seque
 """
 
 import struct
-from array import array
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,23 +42,30 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Shard writer that keeps only the documents' lengths in memory."""
+    """Writer of a shard, which keeps only the documents' lengths in memory."""
 
     def __init__(self, prefix: Path, dtype: np.dtype[Any]) -> None:
         """Create `prefix.bin`; `close` adds `prefix.idx`."""
         self._prefix = prefix
         self._dtype = dtype
-        self._lengths = array("q")
+        self._lengths: list[Ids] = []
         self._bin = HashedFile(prefix.with_suffix(".bin"))
 
-    def add_document(self, ids: Ids) -> None:
-        """Append one document, a vector of ids."""
-        self._bin.write(ids.astype(self._dtype, copy=False).tobytes())
-        self._lengths.append(len(ids))
+    def write(self, ids: bytes) -> None:
+        """Append ids as the file holds them."""
+        self._bin.write(ids)
 
-    def close(self) -> ShardEntry:
-        """Write the index and return once both files are safe on the disk."""
-        lengths = np.array(self._lengths, dtype="<i8")
+    def add_lengths(self, lengths: Ids) -> None:
+        """State the lengths of the documents whose ids were appended."""
+        self._lengths.append(lengths)
+
+    def close(self, name: str) -> ShardEntry:
+        """Write the index and return once both files are safe on the disk.
+
+        Args:
+            name: The path of the shard in its token folder, without a suffix.
+        """
+        lengths = np.concatenate([np.empty(0), *self._lengths]).astype("<i8")
         count, tokens, itemsize = len(lengths), int(lengths.sum()), self._dtype.itemsize
         index = (
             _HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self._dtype], count, count + 1)
@@ -70,7 +76,7 @@ class ShardWriter:
         index_file = HashedFile(self._prefix.with_suffix(".idx"))
         index_file.write(index)
         return ShardEntry(
-            name="/".join(self._prefix.parts[-2:]),
+            name=name,
             tokens=tokens,
             documents=count,
             bin=self._bin.close().unchunked,

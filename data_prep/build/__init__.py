@@ -1,0 +1,1 @@
+"""Builds of token folders: jobs for many processes, in a folder that a rerun continues."""

@@ -1,0 +1,169 @@
+"""Choose the documents of a corpus: account for all, drop some, split the rest, sample lines."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+
+from data_prep.build.documents import CleanDocument, lines_between
+from data_prep.build.jobs import Cleaned, CleanEntry, CleanJob
+from data_prep.reading.documents import LeftOut
+from data_prep.sources import Source
+from gpt_dist.data.tokens.folder import SPLITS, DropEntry, PassageEffect, StepEffect
+from gpt_dist.errors import DataError
+
+_BLOCK_BYTES = 64 << 10
+_NAMED = 1000
+SHARE_TOLERANCE = 1 / 5
+"""Part of the wanted share by which the share held out may differ."""
+# In bytes it differs by less, so that it holds in tokens too.
+_SPLIT_TOLERANCE = 1 / 8
+
+TOO_SHORT = "too short"
+DUPLICATE = "duplicate"
+
+
+@dataclass
+class SourceCount:
+    """What became of the documents of one source."""
+
+    read: int = 0
+    kept: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    encodings: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Corpus:
+    """Kept documents, in order, and counts of the others."""
+
+    kept: list[CleanDocument] = field(default_factory=list)
+    sources: dict[Source, SourceCount] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    """Number of files that are no sources, by reason."""
+    drops: list[DropEntry] = field(default_factory=list)
+    """The first thousand documents and files that were left out, in order."""
+    effects: dict[str, StepEffect] = field(default_factory=dict)
+    """By cleaning step."""
+    read_as: dict[str, list[str]] = field(default_factory=dict)
+    """By encoding other than UTF-8, the first thousand documents that were read so."""
+    passages: PassageEffect = field(default_factory=PassageEffect)
+    text_bytes: int = 0
+    """Bytes of the sources' text, unpacked, before cleaning."""
+    _seen: set[str] = field(default_factory=set)
+
+    def add(self, job: CleanJob, cleaned: Cleaned, min_characters: int) -> None:
+        """Judge the documents of one job, in order."""
+        self.text_bytes += cleaned.source_bytes
+        for entry in cleaned.entries:
+            source = job.units[entry.unit].source.name
+            count = self.sources.setdefault(source, SourceCount())
+            count.read += entry.read
+            self._note(entry, count)
+            reason = self._fault(entry, min_characters)
+            if reason:
+                self.drop(entry.name, source, reason)
+            else:
+                count.kept += 1
+                ranges = ((entry.offset, entry.offset + entry.size),)
+                self.kept.append(CleanDocument(entry.name, source, job.file, ranges, entry.digest))
+
+    def drop(self, name: str, source: str, reason: str, detail: str | None = None) -> None:
+        """Count a document or file that is left out."""
+        self.sources.setdefault(source, SourceCount()).left_out[reason] += 1
+        if len(self.drops) < _NAMED:
+            self.drops.append(DropEntry(name=name, reason=reason, detail=detail))
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """The number of documents and files that were left out, by reason."""
+        return sum((count.left_out for count in self.sources.values()), Counter())
+
+    def check_not_empty(self, min_characters: int) -> None:
+        """Raise DataError, with the reasons, if no document is left."""
+        if not self.kept:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+            shorter = f", or a smaller --min-characters than {min_characters}"
+            raise DataError(
+                f"no document is left to train on ({reasons or 'no file found'}); give more text"
+                f"{shorter if TOO_SHORT in self.dropped else ''}"
+            )
+
+    def _note(self, entry: CleanEntry, count: SourceCount) -> None:
+        if entry.read and entry.encoding != "utf-8":
+            count.encodings[entry.encoding] += 1
+            names = self.read_as.setdefault(entry.encoding, [])
+            names += [entry.name] * (len(names) < _NAMED)
+        for step, changed in entry.effects.items():
+            before = self.effects.get(step, StepEffect(documents=0, characters=0, names=()))
+            self.effects[step] = StepEffect(
+                documents=before.documents + 1,
+                characters=before.characters + changed,
+                names=before.names + (entry.name,) * (len(before.names) < _NAMED),
+            )
+
+    def _fault(self, entry: CleanEntry, min_characters: int) -> str | None:
+        if entry.fault:
+            return entry.fault
+        if entry.characters < min_characters:
+            return TOO_SHORT
+        if entry.digest in self._seen:
+            return DUPLICATE
+        self._seen.add(entry.digest)
+        return None
+
+
+def split_documents(
+    documents: list[CleanDocument], fraction: float
+) -> dict[str, list[CleanDocument]]:
+    """Split documents into training and validation, by the hashes and sizes of their texts alone.
+
+    Documents go to validation in the order of their hashes: all whose hash / 2^256 is below
+    `fraction`, while their share of the bytes stays close to it, and more until the share is close.
+    A document that is too large for that is cut, and only its end goes to validation.
+    """
+    total = sum(document.size for document in documents)
+    wanted = fraction * total
+    slack = min(wanted, total - wanted) * _SPLIT_TOLERANCE
+    bound = int(fraction * 2**64) << 192
+    held_bytes = 0
+    parts: dict[str, dict[str, CleanDocument]] = {}  # of documents not for training alone
+    for document in sorted(documents, key=lambda document: document.digest):
+        enough = held_bytes >= wanted - slack
+        fits = held_bytes + document.size <= wanted + slack
+        if enough and not (fits and int(document.digest, 16) < bound):
+            break
+        if fits:
+            parts[document.digest] = {"validation": document}
+            held_bytes += document.size
+        elif cut := document.cut(document.size - round(wanted - held_bytes), slack):
+            parts[document.digest] = dict(zip(SPLITS, cut, strict=True))
+            break
+    return {
+        split: [
+            part[split]
+            for document in documents
+            if split in (part := parts.get(document.digest, {"train": document}))
+        ]
+        for split in SPLITS
+    }
+
+
+def sample_lines(documents: Iterable[CleanDocument], size: int, seed: int) -> Iterator[str]:
+    """Yield paragraphs to train a tokenizer on: all, or about `size` bytes drawn with `seed`."""
+    documents = list(documents)
+    blocks = [
+        (document, begin)
+        for document in documents
+        for begin in range(0, document.size, _BLOCK_BYTES)
+    ]
+    if sum(document.size for document in documents) > size:
+        count = min(len(blocks), -(-size // _BLOCK_BYTES))
+        drawn = random.Random(seed).sample(range(len(blocks)), count)
+        blocks = [blocks[index] for index in sorted(drawn)]
+    for document, group in groupby(blocks, key=itemgetter(0)):
+        data = document.data()
+        for _, begin in group:
+            yield from lines_between(data, begin, begin + _BLOCK_BYTES)
