@@ -7,21 +7,22 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.documents import Document, SourceReader
 from data_prep.jobs import CleanDocument, CleanJob, clean_batch, grouped
 from data_prep.pool import Pool
+from data_prep.reading.documents import Document, LeftOut, ReadOptions
+from data_prep.reading.units import plan_units, read_unit
 from data_prep.report import Progress
 from data_prep.sources import Source
 from gpt_dist.data.tokens.folder import SPLITS, BuildOptions, DropEntry
 from gpt_dist.errors import DataError
 
 _BATCH_BYTES = 2 << 20
+_UNIT_BYTES = 64 << 20
 _BLOCK_BYTES = 64 << 10
 _NAMED_DROPS = 1000
 # Both splits are of the wanted size within this part of it.
 _SPLIT_TOLERANCE = 1 / 3
 
-SKIPPED = "not a text, jsonl or archive file"
 TOO_SHORT = "too short"
 DUPLICATE = "duplicate"
 
@@ -46,7 +47,7 @@ class Corpus:
 
 def collect(
     sources: list[Source],
-    skipped: list[str],
+    left_out: list[LeftOut],
     work: Path,
     options: BuildOptions,
     pool: Pool,
@@ -54,18 +55,20 @@ def collect(
 ) -> Corpus:
     """Clean all documents into files of the folder `work`, and choose those to keep.
 
-    A document is kept if it is long enough and its text is the first of its kind. The names in
-    `skipped` are counted as left out.
+    A document is kept if it is long enough and its text is the first of its kind. What is in
+    `left_out` is counted.
 
     Raises:
         DataError: A source is broken, or no document is left; the message names the reasons.
     """
     corpus = Corpus()
-    reader = SourceReader(options.text_field)
+    read_options = ReadOptions(text_field=options.text_field)
     seen: set[bytes] = set()
     jobs = (
         CleanJob(batch, work / f"{number:08d}.txt", options.lowercase)
-        for number, batch in enumerate(grouped(_items(sources, reader), _BATCH_BYTES))
+        for number, batch in enumerate(
+            grouped(_items(sources, read_options, left_out), _BATCH_BYTES)
+        )
     )
     with (
         progress.stage("cleaning", "bytes", _known_size(sources)) as advance,
@@ -75,8 +78,8 @@ def collect(
             for document in batch.documents:
                 _judge(document, corpus, seen, options.min_characters)
             advance(batch.source_bytes)
-    for name in [*skipped, *reader.skipped]:
-        corpus.drop(name, SKIPPED)
+    for item in left_out:
+        corpus.drop(item.name, item.reason)
     if not corpus.kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.dropped.items())
         raise DataError(
@@ -152,18 +155,21 @@ def _judge(document: CleanDocument, corpus: Corpus, seen: set[bytes], min_charac
         corpus.kept.append(document)
 
 
-def _items(sources: list[Source], reader: SourceReader) -> Iterator[tuple[Source | Document, int]]:
-    """Yield items for workers to clean, and their sizes: small text files, else read documents."""
+def _items(
+    sources: list[Source], options: ReadOptions, left_out: list[LeftOut]
+) -> Iterator[tuple[Document, int]]:
+    """Yield documents and their sizes, and add to `left_out` what is not used."""
     for source in sources:
-        if source.is_small_text():
-            yield source, source.path.stat().st_size
-        else:
-            for document in reader.read(source):
-                yield document, len(document.data)
+        for unit in plan_units(source, options, _UNIT_BYTES):
+            for item in read_unit(unit, options):
+                if isinstance(item, Document):
+                    yield item, len(item.content)
+                else:
+                    left_out.append(item)
 
 
 def _known_size(sources: list[Source]) -> int | None:
-    """Return the number of bytes of text to read, or None if a source is packed."""
-    if all(source.is_plain() for source in sources):
+    """Return the number of bytes of text to read, or None if a source may be packed."""
+    if all(source.name.lower().endswith((".txt", ".jsonl")) for source in sources):
         return sum(source.path.stat().st_size for source in sources)
     return None

@@ -8,9 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep.clean import clean
-from data_prep.documents import Document, read_text
-from data_prep.sources import Source
+from data_prep.clean import CleanText, clean
+from data_prep.reading.documents import Document
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
 
@@ -19,9 +18,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class CleanJob:
-    """Job of cleaning `items`, either text files to open or documents, into the file `output`."""
+    """Job of cleaning documents into the file `output`."""
 
-    items: tuple[Source | Document, ...]
+    items: tuple[Document, ...]
     output: Path
     lowercase: bool
 
@@ -125,8 +124,8 @@ def clean_batch(job: CleanJob) -> CleanBatch:
     done: list[CleanDocument] = []
     source_bytes = 0
     with job.output.open("wb") as output:
-        for document in _documents(job.items):
-            cleaned = clean(document.data, document.form, job.lowercase)
+        for document in job.items:
+            cleaned = clean_document(document, job.lowercase)
             data = cleaned.text.encode()
             done.append(
                 CleanDocument(
@@ -141,8 +140,15 @@ def clean_batch(job: CleanJob) -> CleanBatch:
                 )
             )
             output.write(data + b"\n")
-            source_bytes += len(document.data)
+            source_bytes += len(document.content)
     return CleanBatch(done, source_bytes)
+
+
+def clean_document(document: Document, lowercase: bool) -> CleanText:
+    """Clean one document of any form."""
+    content = document.content
+    data = content if isinstance(content, bytes) else content.encode()
+    return clean(data, "sentences" if document.form == "sentences" else "book", lowercase)
 
 
 def encode_part(job: EncodeJob) -> ShardEntry:
@@ -152,12 +158,3 @@ def encode_part(job: EncodeJob) -> ShardEntry:
     for document in job.documents:
         writer.add_document(np.append(tokenizer.encode(document.text()), tokenizer.end_of_text))
     return writer.close()
-
-
-def _documents(items: tuple[Source | Document, ...]) -> Iterator[Document]:
-    for item in items:
-        if isinstance(item, Document):
-            yield item
-        else:
-            with item.path.open("rb") as stream:
-                yield from read_text(item.name, stream)
