@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.clean import clean
-from data_prep.documents import SourceReader
+from data_prep.jobs import clean_document
+from data_prep.reading.documents import Document, ReadOptions
+from data_prep.reading.units import Unit, read_unit
 from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
 from gpt_dist.errors import DataError
@@ -39,7 +40,8 @@ _ELSEWHERE = 20  # sentences away, or more
 _LEAST_PASSAGES = 20  # of an author
 
 _NAME = re.compile(
-    r"(?:^|[/:])(?P<author>[^/:]+?)___(?P<title>[^/]+?)\.txt(?:\.[gx]z)?(?:#\d+)?$", re.IGNORECASE
+    r"(?:^|[/:])(?P<author>[^/:]+?)___(?P<title>[^/]+?)\.txt(?:\.(?:gz|xz|bz2|zst))?(?:#\d+)?$",
+    re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]+")
 # A heading does not end in punctuation.
@@ -135,19 +137,15 @@ def _read_books(
 ) -> tuple[list[_Book], int]:
     """Read books in an order that depends on their texts alone, and count files without a name."""
     books: dict[bytes, _Book] = {}
-    reader = SourceReader("text")
     unnamed = 0
     with progress.stage("reading books", "books", None) as advance:
         for source in sorted(sources, key=lambda source: source.name):
-            if ".jsonl" in source.name.lower():
-                unnamed += 1
-                continue
-            for document in reader.read(source):
+            for document in read_unit(Unit(source, 0, None), ReadOptions()):
                 name = _NAME.search(document.name)
-                if name is None:
+                if name is None or not isinstance(document, Document):
                     unnamed += 1
                     continue
-                text = clean(document.data, document.form, lowercase=False).text
+                text = clean_document(document, lowercase=False).text
                 if (digest := _hash(text)) not in books:
                     author, title = _plain(name["author"]), _plain(name["title"])
                     books[digest] = _book(author, title, text, lowercase)
@@ -156,7 +154,7 @@ def _read_books(
         raise DataError(
             f"no book found among {unnamed} documents; name the files Author___Title.txt"
         )
-    return [books[digest] for digest in sorted(books)], unnamed + len(reader.skipped)
+    return [books[digest] for digest in sorted(books)], unnamed
 
 
 def _plain(name: str) -> str:

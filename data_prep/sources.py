@@ -1,80 +1,144 @@
 """Find the files that a corpus is made from.
 
-The files that are read are `.txt` and `.jsonl`, each also as `.gz` or `.xz`; a bare `.gz` as text;
-and the archives `.tar`, `.tar.gz` (`.tgz`), `.tar.xz` (`.txz`) and `.zip`. The case of the suffix
-does not matter. A folder is read with its subfolders, sorted by name. Hidden files and folders are
-ignored, and other files counted as skipped.
+A folder is read with its subfolders, sorted by name. Links are followed, unless the user wants
+otherwise: each linked folder once, so that loops end. Left out by name are hidden files and
+folders, dead links, files that cannot be opened, all but regular files, and files whose suffix is
+not known (see `reading.kinds`). A file without a suffix is read if it is text.
 """
 
 import os
-import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.reading.documents import LeftOut, printable
+from data_prep.reading.kinds import HIDDEN, NOT_REGULAR, refusal
 from gpt_dist.errors import DataError
-
-_READABLE = re.compile(
-    r"\.(?:(?:txt|jsonl|tar)(?:\.[gx]z)?|t[gx]z|zip)$|^[^.]+\.gz$", re.IGNORECASE
-)
-_SMALL_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """File to read. The manifest states its name, but not its path."""
+    """File to read. The manifest states its name and target, but not its path."""
 
     name: str
     path: Path
-
-    def is_plain(self) -> bool:
-        """Tell whether the file is not packed."""
-        return self.name.lower().endswith((".txt", ".jsonl"))
-
-    def is_small_text(self) -> bool:
-        """Tell whether the file is text, and small enough for one job of a worker."""
-        return self.name.lower().endswith(".txt") and self.path.stat().st_size <= _SMALL_BYTES
+    target: str | None = None
+    """The target of the last followed link, and the path below it."""
 
 
-def find_sources(inputs: Iterable[Path]) -> tuple[list[Source], list[str]]:
-    """Return the files to read, in order, and the names of skipped files.
+@dataclass(frozen=True)
+class _Place:
+    """File or folder in the walk through an input."""
+
+    path: Path
+    name: str
+    target: str | None
+    above: tuple[tuple[int, int], ...]  # device and inode of each folder around it
+
+
+def find_sources(
+    inputs: Iterable[Path], follow_links: bool = True
+) -> tuple[list[Source], list[LeftOut]]:
+    """Return the files to read, in order, and what is left out.
+
+    An input that is itself a link is followed in any case.
 
     Raises:
-        DataError: An input does not exist, or is a file of a kind that is not read.
+        DataError: An input does not exist, cannot be opened, or is of a kind that is not read.
     """
     found: list[Source] = []
-    skipped: list[str] = []
+    left_out: list[LeftOut] = []
+    linked: set[tuple[int, int]] = set()
     for path in inputs:
+        target = os.readlink(path) if path.is_symlink() else None
         if path.is_dir():
-            for file in _walk(path):
-                name = printable(f"{path.resolve().name}/{file.relative_to(path).as_posix()}")
-                if _READABLE.search(file.name):
-                    found.append(Source(name, file))
+            place = _Place(path, printable(path.resolve().name), target, ())
+            for item in _walk(place, follow_links, linked):
+                if isinstance(item, Source):
+                    found.append(item)
                 else:
-                    skipped.append(name)
-        elif not path.exists():
-            raise DataError(f"{path}: no such file or folder")
-        elif not _READABLE.search(path.name):
-            raise DataError(
-                f"{path}: this kind of file is not read; give a folder, .txt, .jsonl (plain, .gz "
-                "or .xz), .tar, .tar.gz, .tar.xz or .zip"
-            )
+                    left_out.append(item)
         else:
-            found.append(Source(printable(path.name), path))
-    return found, skipped
+            found.append(_named_file(path, target))
+    return found, left_out
 
 
-def printable(name: str) -> str:
-    """Replace the characters of `name` that are not UTF-8 or not printable."""
-    text = os.fsencode(name).decode("utf-8", errors="replace")
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+def _named_file(path: Path, target: str | None) -> Source:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if not path.is_file():
+        raise DataError(f"{path}: {NOT_REGULAR}; give files and folders")
+    if reason := refusal(path.name):
+        raise DataError(
+            f"{path}: {reason}; give a folder, text, .jsonl, .json, .parquet, .html, .epub, TEI "
+            ".xml, or a .tar, .zip, .gz, .xz, .bz2 or .zst of them"
+        )
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: cannot be opened (permission denied)")
+    return Source(printable(path.name), path, target and printable(target))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir(), key=lambda path: path.name):
-        if entry.name.startswith("."):
+def _walk(
+    root: _Place, follow_links: bool, linked: set[tuple[int, int]]
+) -> Iterator[Source | LeftOut]:
+    """Yield what a folder holds, in order. `linked` collects the folders that links lead to."""
+    # By a stack: a folder can be deeper than Python's recursion.
+    stack = [root]
+    while stack:
+        place = stack.pop()
+        try:
+            if reason := _reason_against(place, root, follow_links):
+                yield LeftOut(place.name, reason)
+                continue
+            status = place.path.stat()
+            if not stat.S_ISDIR(status.st_mode):
+                target = place.target and printable(place.target)
+                yield Source(place.name, place.path, target)
+                continue
+            key = (status.st_dev, status.st_ino)
+            if place.path.is_symlink() and place is not root:
+                if key in linked:
+                    yield LeftOut(place.name, "link to a folder that another link leads to")
+                    continue
+                linked.add(key)
+            if key in place.above:
+                yield LeftOut(place.name, "link to a folder around it")
+                continue
+            names = sorted(os.listdir(place.path), reverse=True)
+        except OSError as error:
+            if place is root:
+                raise DataError(f"{place.path}: cannot be opened ({error.strerror})") from error
+            yield LeftOut(place.name, f"cannot be opened ({error.strerror})")
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _walk(entry)
-        elif entry.is_file():
-            yield entry
+        stack += [_below(place, name, key) for name in names]
+
+
+def _below(folder: _Place, name: str, key: tuple[int, int]) -> _Place:
+    path = folder.path / name
+    if path.is_symlink():
+        target: str | None = os.readlink(path)
+    else:
+        target = folder.target and f"{folder.target}/{name}"
+    return _Place(path, f"{folder.name}/{printable(name)}", target, (*folder.above, key))
+
+
+def _reason_against(place: _Place, root: _Place, follow_links: bool) -> str | None:
+    path = place.path
+    if place is root:
+        return None
+    if path.name.startswith("."):
+        return HIDDEN
+    if path.is_symlink():
+        if not follow_links:
+            return "link"
+        if not path.exists():
+            return "dead link"
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return None
+    if not stat.S_ISREG(mode):
+        return NOT_REGULAR
+    if reason := refusal(path.name):
+        return reason
+    return None if os.access(path, os.R_OK) else "cannot be opened (Permission denied)"

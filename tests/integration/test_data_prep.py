@@ -109,14 +109,14 @@ def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> N
         "empty": 1,
         "nothing but Project Gutenberg's notices": 1,
         "too short": 1,
-        "not a text, jsonl or archive file": 1,
+        "not read: .png": 1,
     }
     assert {drop.name.removeprefix("books/"): drop.reason for drop in manifest.drops} == {
         "Z_duplicate.txt": "duplicate",
         "Z_short.txt": "too short",
         "Z_empty.txt": "empty",
         "Z_licence.txt": "nothing but Project Gutenberg's notices",
-        "cover.png": "not a text, jsonl or archive file",
+        "cover.png": "not read: .png",
     }
     assert manifest.totals.documents_read == 13
     assert manifest.totals.documents_kept == 9

@@ -1,0 +1,59 @@
+"""Documents, what is left out, and the choices of a user about reading."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt_dist.files.records import Record
+
+Form = Literal["text", "record", "paragraphs", "sentences"]
+"""How the lines of a document are to be taken.
+
+- text: a text file, which may be hard-wrapped
+- record: a field of a row, whose lines mean something
+- paragraphs: one paragraph a line
+- sentences: BookCorpus's one sentence a line
+"""
+
+DOCUMENT_BYTES = 32 << 20
+"""The largest document of text, row, or file of markup."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Raw document.
+
+    Its name is printable: the file, then `:member` for each archive around it, then `:5` for a row
+    or `#5` for a part of text. In a file that is read in ranges of bytes, `@1000` stands for both:
+    the byte at which the row or part begins.
+    """
+
+    name: str
+    content: bytes | str
+    """Bytes are to be decoded."""
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Document or file that is not used, with a short reason that groups in a table."""
+
+    name: str
+    reason: str
+
+
+class ReadOptions(Record):
+    """Choices that decide which documents a file gives."""
+
+    text_field: str = "text"
+    """The field or column of a row that holds its text."""
+    separator: str = "<|endoftext|>"
+    """Text between documents, wherever it occurs; an empty one separates nothing."""
+    encoding: str | None = None
+    """The encoding of bytes that do not state theirs; None to find it out."""
+
+
+def printable(name: str) -> str:
+    """Replace the characters of `name` that are not UTF-8 or not printable."""
+    text = os.fsencode(name).decode("utf-8", errors="replace")
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
