@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.jobs import clean_document
+from data_prep.cleaning.clean import clean
+from data_prep.progress import Progress
 from data_prep.reading.documents import Document, ReadOptions
 from data_prep.reading.units import Unit, read_unit
-from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
+from data_prep.steps import RECIPES
 from gpt_dist.errors import DataError
 from gpt_dist.files.folders import new_folder
 
@@ -39,6 +40,7 @@ _SENTENCE_WORDS = (4, 25)
 _ELSEWHERE = 20  # sentences away, or more
 _LEAST_PASSAGES = 20  # of an author
 
+_STEPS = RECIPES["books"].model_copy(update={"lowercase": False})
 _NAME = re.compile(
     r"(?:^|[/:])(?P<author>[^/:]+?)___(?P<title>[^/]+?)\.txt(?:\.(?:gz|xz|bz2|zst))?(?:#\d+)?$",
     re.IGNORECASE,
@@ -145,7 +147,7 @@ def _read_books(
                 if name is None or not isinstance(document, Document):
                     unnamed += 1
                     continue
-                text = clean_document(document, lowercase=False).text
+                text = clean(document, _STEPS).text
                 if (digest := _hash(text)) not in books:
                     author, title = _plain(name["author"]), _plain(name["title"])
                     books[digest] = _book(author, title, text, lowercase)

@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.book_tasks import DEV_PART, BookTasks, make_tasks
-from data_prep.build import build
+from data_prep.build.build import BuildRequest, build
+from data_prep.build.summary import print_summary
 from data_prep.pool import open_pool
-from data_prep.report import Progress, print_summary
+from data_prep.progress import Progress
+from data_prep.reading.documents import ReadOptions
+from data_prep.steps import RECIPES, Steps
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder, files_of, find_damage
 from gpt_dist.errors import ConfigError, DataError, GptDistError
@@ -50,35 +53,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenExecutor:
         print(
-            "error: a worker process was killed, perhaps because memory ran out; nothing was "
-            "published; use fewer --workers",
+            "error: a worker process was killed, perhaps because memory ran out; run the command "
+            "again to continue, with fewer --workers",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was published", file=sys.stderr)
+        print(
+            "error: interrupted; run the same command again to continue what is done",
+            file=sys.stderr,
+        )
         return 130
 
 
 def _build(options: argparse.Namespace) -> int:
     begin = time.monotonic()
+    request = _request(options)
     with open_pool(options.workers) as pool:
         if pool is None:
             return 0
-        manifest = build(
-            options.inputs,
-            options.output,
-            _choose(options),
-            options.tokenizer,
-            pool,
-            Progress(),
-        )
+        manifest = build(request, pool, Progress())
     print_summary(manifest, options.output, time.monotonic() - begin)
     return 0
 
 
-def _choose(options: argparse.Namespace) -> BuildOptions:
-    """Return the choices of a build.
+def _request(options: argparse.Namespace) -> BuildRequest:
+    """Return the build that the command line asks for.
 
     Raises:
         ConfigError: An option of training a tokenizer is given beside --tokenizer.
@@ -95,7 +95,25 @@ def _choose(options: argparse.Namespace) -> BuildOptions:
                     f"--tokenizer {options.tokenizer} gives one; leave one of them out"
                 )
         values["vocab_size"] = open_tokenizer(options.tokenizer).full_vocab_size
-    return BuildOptions.model_validate(options)
+    steps = _steps(options)
+    values["steps"], values["lowercase"] = steps.model_dump(), steps.lowercase
+    return BuildRequest(
+        inputs=tuple(path.expanduser() for path in options.inputs),
+        output=options.output.expanduser(),
+        options=BuildOptions.model_validate(options),
+        reading=ReadOptions(
+            text_field=options.text_field, separator=options.separator, encoding=options.encoding
+        ),
+        steps=steps,
+        tokenizer=options.tokenizer,
+    )
+
+
+def _steps(options: argparse.Namespace) -> Steps:
+    """Return the recipe with the steps that the command line changes."""
+    given = {name: getattr(options, name) for name in Steps.model_fields}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return RECIPES[options.recipe].model_copy(update=changed)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -169,7 +187,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of worker processes, which does not change the output; default one per core",
     )
-    _add_lowercase(parser)
+    _add_cleaning(parser.add_argument_group("cleaning"))
     add(
         "--min-characters",
         type=_natural,
@@ -190,7 +208,48 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help='field of a jsonl line that holds the text; default "text"',
     )
+    add(
+        "--separator",
+        default="<|endoftext|>",
+        metavar="TEXT",
+        help='text between the documents of a file; default "<|endoftext|>"; "" for none',
+    )
+    add(
+        "--encoding",
+        metavar="NAME",
+        help="encoding of text that is not marked as UTF-8, UTF-16 or UTF-32; default: found out",
+    )
+    add(
+        "--no-follow-links",
+        dest="follow_links",
+        action="store_false",
+        help="leave out linked files and folders",
+    )
+    add(
+        "--shard-mb",
+        type=_positive,
+        default=512,
+        metavar="N",
+        help="megabytes of tokens from which on a shard is closed; default 512",
+    )
     _add_tokenizer(parser.add_argument_group("tokenizer"))
+
+
+def _add_cleaning(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--recipe",
+        choices=list(RECIPES),
+        default="books",
+        help="steps of cleaning: those of the paper's books, or none but decoding and line ends; "
+        "each of the following options switches one step on or off; default books",
+    )
+    for name, field in Steps.model_fields.items():
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=field.description,
+        )
 
 
 def _add_tokenizer(group: argparse._ArgumentGroup) -> None:

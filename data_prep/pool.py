@@ -87,7 +87,7 @@ class _Numbered:
 
     function: Callable[[Any], Any]
 
-    def __call__(self, numbered: tuple[int, Any]) -> Any:  # noqa: ANN401
+    def __call__(self, numbered: tuple[int, Any]) -> Any:
         return self.function(numbered[1])
 
 

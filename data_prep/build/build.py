@@ -14,8 +14,7 @@ from data_prep.build.selection import Corpus, sample_lines, split_documents
 from data_prep.build.work import Work, work_folder
 from data_prep.pool import Pool
 from data_prep.progress import Progress
-from data_prep.reading.documents import LeftOut
-from data_prep.reading.units import ReadOptions
+from data_prep.reading.documents import LeftOut, ReadOptions
 from data_prep.sources import Source, find_sources
 from data_prep.steps import Steps
 from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
@@ -62,6 +61,7 @@ def build(request: BuildRequest, pool: Pool, progress: Progress) -> TokenManifes
         tokenizer = _put_tokenizer(request, documents["train"], folder / "tokenizer", progress)
         result = folder / "tokens"
         shutil.rmtree(result, ignore_errors=True)
+        assert options.shard_mb is not None
         splits = encode_splits(documents, tokenizer, options.shard_mb, work, result, progress)
         shutil.copyfile(folder / "tokenizer" / tokenizer.name, result / tokenizer.name)
         for source, state in zip(sources, states, strict=True):
@@ -79,9 +79,7 @@ def build(request: BuildRequest, pool: Pool, progress: Progress) -> TokenManifes
 def _hash_sources(sources: list[Source], work: Work, progress: Progress) -> list[str]:
     sized = [(source, source.path.stat().st_size) for source in sources]
     jobs = [
-        HashJob(
-            sources=group, prefix=work.prefix("hashes", [identity(one) for one in group])
-        )
+        HashJob(sources=group, prefix=work.prefix("hashes", [identity(one) for one in group]))
         for group in grouped(sized, _HASHED_BYTES)
     ]
     with progress.stage("hashing sources", "bytes", sum(size for _, size in sized)) as advance:

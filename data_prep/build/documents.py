@@ -46,7 +46,8 @@ class CleanDocument:
 
     def without(self, cuts: Iterable[Range]) -> "CleanDocument":
         """Return the document without some byte ranges of its text, given in order."""
-        position, ranges = 0, []
+        position = 0
+        ranges: list[Range] = []
         for begin, end in [*cuts, (self.size, self.size)]:
             ranges += _within(self.ranges, position, begin)
             position = end

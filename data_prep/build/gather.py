@@ -11,12 +11,13 @@ from pathlib import Path
 from data_prep.build.jobs import PART_BYTES, Cleaned, CleanJob, UnpackJob, grouped
 from data_prep.build.spool import raw_file
 from data_prep.build.work import Work, is_done
-from data_prep.reading.units import ReadOptions, Unit, plan_units
+from data_prep.reading.documents import ReadOptions
+from data_prep.reading.units import Unit, plan_units
 from data_prep.sources import Source
 from data_prep.steps import Steps
 
-# A packed file of this size or more is unpacked for other workers to clean.
-_LARGE_BYTES = PART_BYTES // 4
+# A whole file of this size or more is unpacked for other workers to clean.
+_LARGE_BYTES = PART_BYTES
 
 
 def identity(source: Source) -> list[str | int]:
@@ -49,7 +50,7 @@ class Gathering:
         for job, result in self._work.run(self._jobs()):
             if isinstance(job, UnpackJob):
                 self._parts[job.prefix] = result.parts
-            else:
+            elif isinstance(job, CleanJob):
                 done[job.prefix] = job, result
                 raw_file(job.prefix).unlink(missing_ok=True)
                 advance(result.source_bytes)
@@ -81,9 +82,7 @@ class Gathering:
             [[*identity(unit.source), unit.begin, unit.end] for unit in units],
         )
 
-    def _clean_job(
-        self, units: tuple[Unit, ...], prefix: Path, unpacked: bool = False
-    ) -> CleanJob:
+    def _clean_job(self, units: tuple[Unit, ...], prefix: Path, unpacked: bool = False) -> CleanJob:
         return CleanJob(
             units=units,
             unpacked=unpacked,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from data_prep.build.documents import CleanDocument
-from data_prep.build.spool import raw_file, read_raw, write_raw
+from data_prep.build.spool import read_raw, write_raw
 from data_prep.build.work import Job, is_done
 from data_prep.cleaning.clean import clean
-from data_prep.reading.documents import Document, LeftOut
-from data_prep.reading.units import ReadOptions, Unit, read_unit
+from data_prep.reading.documents import Document, LeftOut, ReadOptions
+from data_prep.reading.units import Unit, read_unit
 from data_prep.sources import Source
 from data_prep.steps import Steps
 from gpt_dist.data.tokenizers.folder import open_tokenizer
@@ -108,7 +109,7 @@ class CleanEntry(Record):
     characters: int = 0
     digest: str = ""
     encoding: str = "utf-8"
-    effects: dict[str, int] = {}
+    effects: dict[str, int] = Field(default={})
 
 
 class Cleaned(Record):

@@ -58,28 +58,46 @@ class Corpus:
         """Judge the documents of one job, in order."""
         self.text_bytes += cleaned.source_bytes
         for entry in cleaned.entries:
-            source = job.units[entry.unit].source.name
+            source = job.units[entry.unit].source
             count = self.sources.setdefault(source, SourceCount())
             count.read += entry.read
             self._note(entry, count)
-            reason = self._fault(entry, min_characters)
-            if reason:
-                self.drop(entry.name, source, reason)
+            if reason := self._fault(entry, min_characters):
+                self._drop(entry.name, count.left_out, reason)
             else:
                 count.kept += 1
                 ranges = ((entry.offset, entry.offset + entry.size),)
                 self.kept.append(CleanDocument(entry.name, source, job.file, ranges, entry.digest))
 
-    def drop(self, name: str, source: str, reason: str, detail: str | None = None) -> None:
-        """Count a document or file that is left out."""
-        self.sources.setdefault(source, SourceCount()).left_out[reason] += 1
-        if len(self.drops) < _NAMED:
-            self.drops.append(DropEntry(name=name, reason=reason, detail=detail))
+    def leave_out(self, files: Iterable[LeftOut]) -> None:
+        """Count files that are no sources."""
+        for file in files:
+            self._drop(file.name, self.unread, file.reason)
+
+    def drop_duplicates(self, duplicates: Mapping[int, str], reason: str) -> None:
+        """Drop some of the kept documents.
+
+        Args:
+            duplicates: By the place of the document in `kept`, a text that names its like.
+            reason: The reason to state.
+        """
+        for place, detail in duplicates.items():
+            count = self.sources[self.kept[place].source]
+            count.kept -= 1
+            self._drop(self.kept[place].name, count.left_out, reason, detail)
+        self.kept = [one for place, one in enumerate(self.kept) if place not in duplicates]
 
     @property
     def dropped(self) -> Counter[str]:
         """The number of documents and files that were left out, by reason."""
-        return sum((count.left_out for count in self.sources.values()), Counter())
+        return sum((count.left_out for count in self.sources.values()), self.unread)
+
+    def _drop(
+        self, name: str, counter: Counter[str], reason: str, detail: str | None = None
+    ) -> None:
+        counter[reason] += 1
+        if len(self.drops) < _NAMED:
+            self.drops.append(DropEntry(name=name, reason=reason, detail=detail))
 
     def check_not_empty(self, min_characters: int) -> None:
         """Raise DataError, with the reasons, if no document is left."""

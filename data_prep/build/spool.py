@@ -14,7 +14,8 @@ def raw_file(prefix: Path) -> Path:
 
 def write_raw(prefix: Path, items: tuple[Document | LeftOut, ...]) -> None:
     """Write documents as a line of JSON that describes them, and their contents after it."""
-    head, contents = [], []
+    head: list[tuple[str | bool | int, ...]] = []
+    contents = []
     for item in items:
         if isinstance(item, LeftOut):
             head.append((item.name, item.reason))

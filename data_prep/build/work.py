@@ -48,7 +48,7 @@ class Job(ABC, Generic[ResultType]):
 AnyJob = TypeVar("AnyJob", bound=Job[Any])
 
 
-def key_of(*parts: Any) -> str:  # noqa: ANN401
+def key_of(*parts: Any) -> str:
     """Return a key that is different for each list of JSON values."""
     text = json.dumps([_CODE, *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -90,7 +90,7 @@ class Work:
         A None among the jobs says that there is no job yet, but may be soon.
         """
         with closing(self.pool.as_completed(_do, jobs)) as results:
-            yield from results  # type: ignore[misc]
+            yield from results
 
     def results(
         self, jobs: Sequence[Job[ResultType]], done: Callable[[Any], None]
@@ -105,7 +105,7 @@ class Work:
             done(job)
         return [results[job.prefix] for job in jobs]
 
-    def prefix(self, room: str, *parts: Any) -> Path:  # noqa: ANN401
+    def prefix(self, room: str, *parts: Any) -> Path:
         """Return the path for the files of a job that `parts`, JSON values, decide."""
         key = key_of(*parts)
         return self.folder / room / key[:2] / key

@@ -49,9 +49,9 @@ class SourceEntry(Record):
     """The file that a followed link leads to."""
     documents_read: NonNegativeInt = 0
     documents_kept: NonNegativeInt = 0
-    left_out: dict[str, NonNegativeInt] = {}
+    left_out: dict[str, NonNegativeInt] = Field(default={})
     """Number of documents that were left out, by reason."""
-    encodings: dict[str, NonNegativeInt] = {}
+    encodings: dict[str, NonNegativeInt] = Field(default={})
     """Number of documents that were read in each encoding other than UTF-8."""
 
 
@@ -98,7 +98,7 @@ class BuildOptions(Record, from_attributes=True):
     """Size of the text that trained the tokenizer; None, like `seed`, if it was given."""
     seed: int | None
     recipe: str = "books"
-    steps: dict[str, bool | int | float | str | None] = {}
+    steps: dict[str, bool | int | float | str | None] = Field(default={})
     """Each cleaning step, and whether or how it was taken."""
     separator: str = ""
     """Text that divides documents."""
@@ -141,8 +141,10 @@ class TokenManifest(Record):
     sources: tuple[SourceEntry, ...]
     dropped: dict[str, NonNegativeInt]  # number of drops by reason
     drops: tuple[DropEntry, ...]  # the first thousand, in order
-    read_as: dict[str, tuple[str, ...]] = {}  # the first thousand documents, by encoding
-    effects: dict[str, StepEffect] = {}  # by cleaning step
+    read_as: dict[str, tuple[str, ...]] = Field(default={})
+    """The first thousand documents that were read in each encoding other than UTF-8."""
+    effects: dict[str, StepEffect] = Field(default={})
+    """The changes that each cleaning step made."""
     passages: PassageEffect = PassageEffect()
     splits: Annotated[dict[SplitName, SplitEntry], Field(min_length=2)]
 
