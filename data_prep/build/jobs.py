@@ -24,7 +24,7 @@ from gpt_dist.files.records import Record
 
 Item = TypeVar("Item")
 
-PART_BYTES = 4 << 20
+PART_BYTES = 2 << 20
 """Bytes of text that one job cleans or encodes, unless a single document is larger."""
 
 

@@ -115,7 +115,8 @@ class Work:
 def work_folder(output: Path) -> Iterator[tuple[Path, Path]]:
     """Yield the folder of the work for `output`, held alone, and the absolute path of `output`.
 
-    The folder stays after a failure, for the next try, and is removed once the output is there.
+    The folder stays after a failure, for the next try, unless no job is done, and is removed once
+    the output is there.
 
     Raises:
         DataError: `output` exists or cannot be written, the disk is full, or another build for the
@@ -131,7 +132,8 @@ def work_folder(output: Path) -> Iterator[tuple[Path, Path]]:
             with _locked(folder):
                 yield folder, output
     finally:
-        if output.exists() and any(output.iterdir()):
+        is_published = output.exists() and any(output.iterdir())
+        if is_published or not any(folder.glob("text/*/*.json")):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """Test builds through the command, from books to a verified folder."""
 
+import fcntl
 import json
 import os
 import re
@@ -41,7 +42,8 @@ def run(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Comple
 
 def build(source: Path, output: Path, *more: object, **options: tuple[str, ...]) -> TokenFolder:
     vocabulary = () if "--tokenizer" in more else ("--vocab-size", 600)
-    result = run("build", source, "--output", output, *vocabulary, *more, **options)
+    small = ("--shard-mb", 1)
+    result = run("build", source, "--output", output, *vocabulary, *small, *more, **options)
     assert result.returncode == 0, result.stderr
     return TokenFolder.open(output)
 
@@ -239,7 +241,7 @@ def test_unsuitable_text_is_refused_in_one_line(
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert re.search(message, last), last
-    assert list(tmp_path.iterdir()) == [source.parent]
+    assert set(tmp_path.iterdir()) <= {source.parent, tmp_path / ".tokens.building"}
 
 
 def test_output_that_exists_is_kept(tmp_path: Path) -> None:
@@ -251,18 +253,55 @@ def test_output_that_exists_is_kept(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"tokens/precious": b"kept"}
 
 
-def test_interruption_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "data_prep", "build", *map(str, SAMPLES)]
-    command += ["--output", str(tmp_path / "tokens"), "--workers", "2"]
+def test_an_interrupted_build_goes_on(folder: TokenFolder, books: Path, tmp_path: Path) -> None:
+    arguments = ["build", books, "--output", tmp_path / "tokens", "--vocab-size", "600"]
+    arguments += ["--shard-mb", "1", "--workers", "1"]
+    command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
+    work = tmp_path / ".tokens.building"
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob(".tokens.partial-*/work/*")):
+        while not list(work.glob("text/*/*.json")):
             assert process.poll() is None
-            time.sleep(0.02)
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "error: interrupted" in errors
-    assert list(tmp_path.iterdir()) == []
+    assert process.returncode == 130, errors
+    assert "error: interrupted; run the same command again" in errors
+    assert list(tmp_path.iterdir()) == [work]
+    done = {path: path.stat().st_mtime_ns for path in work.glob("text/*/*.json")}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        while not (work / "tokens").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        again = {path: path.stat().st_mtime_ns for path in done}
+        assert process.wait(timeout=60) == 0
+    assert again == done
+    assert contents(tmp_path / "tokens") == contents(folder.path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "tokens"]
+
+
+def test_two_builds_of_one_output_are_refused(tmp_path: Path) -> None:
+    work = tmp_path / ".tokens.building"
+    work.mkdir()
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run("build", SAMPLES[0], "--output", tmp_path / "tokens", "--vocab-size", 600)
+    assert result.returncode == 2
+    assert "another build for the same --output is running" in result.stderr
+
+
+def test_an_output_that_is_a_link_to_a_folder_is_resolved(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/tokens")
+    made = build(SAMPLES[0], tmp_path / "link")
+    assert (tmp_path / "disk/tokens/manifest.json").exists()
+    assert made.manifest.totals.documents_kept == 1
+
+
+def test_shards_have_the_wanted_size(folder: TokenFolder, books: Path, tmp_path: Path) -> None:
+    one = build(books, tmp_path / "tokens", "--shard-mb", 100)
+    assert len(one.manifest.splits["train"].shards) == 1
+    assert len(folder.manifest.splits["train"].shards) > 1
+    assert ids_of(one, "train") == ids_of(folder, "train")
 
 
 @pytest.fixture(scope="module")

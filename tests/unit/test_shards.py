@@ -18,8 +18,9 @@ def write_shard(prefix: Path, documents: list[np.ndarray], vocab_size: int) -> S
     prefix.parent.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(prefix, token_dtype(vocab_size))
     for ids in documents:
-        writer.add_document(ids)
-    return writer.close()
+        writer.write(ids.astype(token_dtype(vocab_size)).tobytes())
+    writer.add_lengths(np.array([len(ids) for ids in documents]))
+    return writer.close("/".join(prefix.parts[-2:]))
 
 
 def write_manifest(folder: Path, vocab_size: int, train: list[dict]) -> None:
@@ -164,7 +165,7 @@ def test_folder_that_is_missing_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="python -m data_prep build"):
         TokenFolder.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other", "version": 9}')
-    with pytest.raises(DataError, match=r"manifest\.json.*version 1"):
+    with pytest.raises(DataError, match=r"manifest\.json.*version 2"):
         TokenFolder.open(tmp_path)
 
 
