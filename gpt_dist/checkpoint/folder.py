@@ -1,7 +1,5 @@
 """Names of a run's checkpoints; opening the newest whole one; removing old ones."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import CheckpointConfig
 from gpt_dist.errors import CheckpointError
 from gpt_dist.topology import Topology, together
@@ -32,9 +30,7 @@ def partial_path(folder: Path, step: int) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """Return the steps that have a folder, newest first, without looking into it."""
-    if not folder.is_dir():
-        return []
-    found = (step_of(path) for path in folder.iterdir())
+    found = map(step_of, folder.iterdir()) if folder.is_dir() else ()
     return sorted((step for step in found if step is not None), reverse=True)
 
 
@@ -94,6 +90,21 @@ def open_newest(
             f"{folder}: no checkpoint in it is whole; take another checkpoint, or a backup"
         )
     return whole
+
+
+def newest_path(path: Path) -> Path | None:
+    """Return a checkpoint itself, or a run's newest, whole or not; None before its first."""
+    return path if is_checkpoint(path) else next(iter(paths(folder_of(path))), None)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a checkpoint itself, whole or not."""
+    return (path / MANIFEST_NAME).is_file()
+
+
+def folder_of(run: Path) -> Path:
+    """Return the folder of a run's checkpoints, which may stand for the run."""
+    return run if run.name == "checkpoints" else run / "checkpoints"
 
 
 def open_whole(path: Path) -> Checkpoint:

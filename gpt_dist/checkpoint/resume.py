@@ -1,8 +1,7 @@
 """The choice of the checkpoint that a run resumes from, and its checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,35 +38,25 @@ def find_checkpoint(
     if topology.is_main:
         sweep(folder)
     candidates = paths(folder, topology)
-
-    def opened(path: Path) -> Checkpoint:
-        return open_shared(path, topology)
-
     if resume == "never":
         return None
-    if resume == "auto":
-        try:
-            checkpoint = first_valid(candidates, say, opened)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}; to start from scratch give another run.directory, or "
-                "training.resume=never"
-            ) from None
-    else:
-        try:
-            checkpoint = opened(Path(resume))
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"training.resume: {error}; give auto, never, or the path of a whole checkpoint"
-            ) from None
+    auto = resume == "auto"
+    opened = partial(open_shared, topology=topology)
+    try:
+        checkpoint = first_valid(candidates, say, opened) if auto else opened(Path(resume))
+    except CheckpointError as error:
+        remedy = "to start from scratch give another run.directory, or training.resume=never"
+        if not auto:
+            remedy = "give auto, never, or the path of a whole checkpoint"
+        key = "" if auto else "training.resume: "
+        raise CheckpointError(f"{key}{error}; {remedy}") from None
     if checkpoint is None:
         return None
-    chosen = checkpoint
-    together(lambda: _check_same_run(chosen, config, data_digest))
-    why = "damaged" if resume == "auto" else "superseded"
+    together(partial(_check_same_run, checkpoint, config, data_digest))
     newer = candidates if topology.is_main else []
-    together(lambda: _set_aside_newer(newer, chosen.manifest.step, why))
-    return chosen
+    why = "damaged" if auto else "superseded"
+    together(partial(_set_aside_newer, newer, checkpoint.manifest.step, why))
+    return checkpoint
 
 
 def find_begun(config: Config) -> Checkpoint | None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from gpt_dist.checkpoint.folder import is_checkpoint
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import (
     TASK_NAME,
@@ -20,7 +21,6 @@ from gpt_dist.checkpoint.opened import (
     inspect_model,
     model_path,
 )
-from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
@@ -28,7 +28,7 @@ from gpt_dist.data.tasks.reading import DEV, Example, dev_splits, read_split
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import Record
 from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
 from gpt_dist.finetune.predict import Evaluate, judge_splits, metrics_of
 from gpt_dist.inference.assemble import assemble

@@ -1,7 +1,5 @@
 """Write a model's safetensors files a tensor at a time, and open them with every claim checked."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -77,49 +75,32 @@ class WeightFiles:
     def __init__(self, folder: Path, names: list[str], files: SharedFiles) -> None:
         """Read the headers of the files `names`; ModelError where one is damaged."""
         self._files = files
-        self._where: dict[str, Path] = {}
+        self.paths: dict[str, Path] = {}
+        """The file that holds each tensor."""
         for path in (folder / name for name in names):
-            try:
-                tensors = files.tensors(path.name).names
-            except (OSError, ValueError) as error:
-                raise ModelError(
-                    f"{path}: not a whole safetensors file ({error}); {_REMEDY}"
-                ) from None
-            for name in tensors:
-                if name in self._where:
-                    raise ModelError(f"{path}: {name} is in {self._where[name]} too; {_REMEDY}")
-                self._where[name] = path
-
-    @property
-    def names(self) -> set[str]:
-        """Names of the tensors."""
-        return set(self._where)
-
-    def path(self, name: str) -> Path:
-        """Return the file that holds a tensor."""
-        return self._where[name]
+            for name in files.tensors(path.name).entries:
+                if name in self.paths:
+                    raise ModelError(f"{path}: {name} is in {self.paths[name]} too; {_REMEDY}")
+                self.paths[name] = path
 
     def check_shape(self, name: str, shape: Shape) -> None:
         """Refuse a tensor of another shape; reads the header alone."""
-        found = self._files.tensors(self._where[name].name).shape(name)
+        path = self.paths[name]
+        found = self._files.tensors(path.name).entries[name].shape
         if found != shape:
             raise ModelError(
-                f"{self._where[name]}: {name} has shape {list(found)}, but config.json asks for "
+                f"{path}: {name} has shape {list(found)}, but config.json asks for "
                 f"{list(shape)}; weights and config.json must be of one model"
             )
 
     def read(self, name: str) -> Tensor:
         """Return a tensor in fp32; ModelError where it holds other than finite numbers."""
-        path = self._where[name]
-        try:
-            file = self._files.tensors(path.name)
-            if file.dtype(name) not in FLOATS:
-                raise ModelError(
-                    f"{path}: {name} holds {file.dtype(name)}; export it as floating point"
-                )
-            tensor = file.read(name).cpu().to(torch.float32)
-        except (OSError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: {name} cannot be read ({error}); {_REMEDY}") from None
+        path = self.paths[name]
+        file = self._files.tensors(path.name)
+        dtype = file.entries[name].dtype
+        if dtype not in FLOATS:
+            raise ModelError(f"{path}: {name} holds {dtype}; export it as floating point")
+        tensor = file.read(name).cpu().to(torch.float32)
         if not torch.isfinite(tensor).all():
             raise ModelError(
                 f"{path}: {name} holds values that are not finite; "

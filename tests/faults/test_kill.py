@@ -55,7 +55,7 @@ def test_a_run_killed_many_times_is_the_undisturbed_one(token_folder, tmp_path, 
         if before:
             assert f"resumed from {step_path(folder, *before)}" in ranks.console
         newest = Checkpoint.open(step_path(folder, steps(folder)[0]))
-        newest.verify()
+        newest.files.verify()
         amid_a_save += any(folder.glob(PARTIAL))
     assert amid_a_save > KILLS / 5, "too few kills hit a save"
     run_to_its_end(directory, settings)
