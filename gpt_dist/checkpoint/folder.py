@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
+from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import CheckpointConfig
 from gpt_dist.errors import CheckpointError
 from gpt_dist.topology import Topology, together
@@ -92,31 +92,16 @@ def open_newest(
     return whole
 
 
-def newest_path(path: Path) -> Path | None:
-    """Return a checkpoint itself, or a run's newest, whole or not; None before its first."""
-    return path if is_checkpoint(path) else next(iter(paths(folder_of(path))), None)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is a checkpoint itself, whole or not."""
-    return (path / MANIFEST_NAME).is_file()
-
-
-def folder_of(run: Path) -> Path:
-    """Return the folder of a run's checkpoints, which may stand for the run."""
-    return run if run.name == "checkpoints" else run / "checkpoints"
-
-
 def open_whole(path: Path) -> Checkpoint:
     """Open a checkpoint and hash every file of it; CheckpointError where one is damaged."""
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint(path)
     checkpoint.files.verify()
     return checkpoint
 
 
 def open_shared(path: Path, topology: Topology) -> Checkpoint:
     """Have all processes open, hash and hold a checkpoint together; any error is raised on all."""
-    checkpoint = together(lambda: Checkpoint.open(path))
+    checkpoint = together(lambda: Checkpoint(path))
     checkpoint.files.share(topology)
     return checkpoint
 

@@ -9,7 +9,7 @@ valid manifest is not a checkpoint.
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 from pydantic import (
@@ -41,14 +41,6 @@ FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
-class Range(NamedTuple):
-    """Elements start to stop of the flattened shard of a parameter."""
-
-    shard: int
-    start: int
-    stop: int
-
-
 class FragmentEntry(Record):
     """Elements offset to offset + length of the flattened shard of one tensor-parallel rank."""
 
@@ -56,6 +48,11 @@ class FragmentEntry(Record):
     tensor_parallel_rank: NonNegativeInt
     offset: NonNegativeInt
     length: PositiveInt
+
+    @property
+    def stop(self) -> int:
+        """The first element behind it."""
+        return self.offset + self.length
 
 
 class ParameterEntry(Record):
@@ -113,37 +110,29 @@ class Manifest(SealedRecord):
 class Checkpoint:
     """A checkpoint on disk, read tensor by tensor."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Use `Checkpoint.open`."""
-        self.path = path
-        self.manifest = manifest
-        files = manifest.files
-        ranks = {name: files[name] for name in files if name not in _TOKENIZER_NAMES}
-        self.files = SharedFiles(path, ranks, _refuse)
-        """The files of the ranks, which hold all tensors: to be verified or shared."""
+    def __init__(self, path: Path) -> None:
+        """Read and check the manifest and the tokenizer; CheckpointError names the file.
 
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Read and check the manifest and the tokenizer.
-
-        Raises CheckpointError naming the file. The files of the ranks are not looked at.
+        The files of the ranks are not looked at.
         """
-        file = path / MANIFEST_NAME
+        self.path, file = path, path / MANIFEST_NAME
         try:
-            manifest = Manifest.model_validate_json(file.read_bytes())
+            self.manifest = Manifest.model_validate_json(file.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{file}: {error.strerror}; not a checkpoint") from None
         except ValidationError as error:
             raise CheckpointError(
                 f"{file}: not a manifest of {FORMAT} version 1 to {VERSION}: {first_problem(error)}"
             ) from None
-        if manifest.sealed() != manifest:
+        if self.manifest.sealed() != self.manifest:
             raise CheckpointError(f"{file}: damaged, its digest is another")
-        for name, parameter in manifest.parameters.items():
-            _check_coverage(file, name, parameter, manifest)
-        checkpoint = cls(path, manifest)
-        checkpoint._verify_tokenizer()
-        return checkpoint
+        for name, parameter in self.manifest.parameters.items():
+            _check_coverage(file, name, parameter, self.manifest)
+        listed = self.manifest.files
+        ranks = {name: listed[name] for name in listed if name not in _TOKENIZER_NAMES}
+        self.files = SharedFiles(path, ranks, _refuse)
+        """The files of the ranks, which hold all tensors: to be verified or shared."""
+        self._verify_tokenizer()
 
     def _verify_tokenizer(self) -> None:
         """Hash the tokenizer, and refuse another beside it, which could be opened in its place."""
@@ -154,11 +143,13 @@ class Checkpoint:
         listed = {name: files[name] for name in files if name in _TOKENIZER_NAMES}
         SharedFiles(self.path, listed, _refuse).verify()
 
-    def read(self, kind: str, name: str, wanted: Sequence[Range | None] | None = None) -> Tensor:
+    def read(
+        self, kind: str, name: str, wanted: Sequence[FragmentEntry | None] | None = None
+    ) -> Tensor:
         """Return a whole parameter or moment, in its full shape, in fp32.
 
         Where the files are shared, it is on the device that the processes communicate from; and
-        where each wants a range at most, of the shards that the checkpoint has, others of its
+        where each wants a part at most, of the shards that the checkpoint has, others of its
         elements may be something else.
         """
         entry = self._entry(name)
@@ -169,10 +160,10 @@ class Checkpoint:
         shards = [torch.empty(shape, device=self.files.device) for _ in range(size)]
         for fragment in entry.fragments:
             if fragment.tensor_parallel_rank < size:
-                stop = fragment.offset + fragment.length
-                part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
-                users = None if wanted is None else _users(wanted, fragment)
-                self.files.tensors(fragment.file).read_into(f"{kind}/{name}", part, users)
+                shard = shards[fragment.tensor_parallel_rank].view(-1)
+                users = None if wanted is None else _users(fragment, wanted)
+                file = self.files.tensors(fragment.file)
+                file.read_into(f"{kind}/{name}", shard[fragment.offset : fragment.stop], users)
         return shards[0] if dimension is None else torch.cat(shards, dimension)
 
     def read_checked(self, kind: Kind, name: str) -> Tensor:
@@ -223,15 +214,14 @@ class Checkpoint:
         return self.manifest.parameters[name]
 
 
-def _users(wanted: Sequence[Range | None], fragment: FragmentEntry) -> set[int]:
-    """Return the ranks of those whose range overlaps a fragment."""
-    end = fragment.offset + fragment.length
+def _users(fragment: FragmentEntry, wanted: Sequence[FragmentEntry | None]) -> set[int]:
+    """Return the ranks of those who want some element of a fragment."""
     return {
         rank
         for rank, one in enumerate(wanted)
         if one
-        and one.shard == fragment.tensor_parallel_rank
-        and one.start < end
+        and one.tensor_parallel_rank == fragment.tensor_parallel_rank
+        and one.offset < fragment.stop
         and fragment.offset < one.stop
     }
 

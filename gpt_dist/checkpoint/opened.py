@@ -8,14 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import (
-    folder_of,
-    is_checkpoint,
-    newest_path,
-    open_newest,
-    open_shared,
-    open_whole,
-)
+from gpt_dist.checkpoint.folder import open_newest, open_shared, open_whole, paths
 from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_files
@@ -102,14 +95,14 @@ def open_model(path: Path) -> OpenedModel:
 
 
 def inspect_model(
-    path: Path, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint.open
+    path: Path, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint
 ) -> OpenedModel:
     """Open the same without hashing its weights, which `share_model` does."""
     path = model_path(path)
     if is_checkpoint(path):
         return describe_checkpoint(open_checkpoint(path))
     if newest_path(path):
-        return describe_checkpoint(open_newest(folder_of(path), open_checkpoint), path)
+        return describe_checkpoint(open_newest(_folder(path), open_checkpoint), path)
     if (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise ModelError(f"{path}: a run that has no checkpoint yet; wait for one, or give another")
     if (path / SHAPES_NAME).is_file():
@@ -156,6 +149,16 @@ def model_path(path: Path) -> Path:
     return path / "model" if (path / "model" / TASK_NAME).is_file() else path
 
 
+def newest_path(path: Path) -> Path | None:
+    """Return a checkpoint itself, or a run's newest, whole or not; None before its first."""
+    return path if is_checkpoint(path) else next(iter(paths(_folder(path))), None)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a checkpoint itself, whole or not."""
+    return (path / MANIFEST_NAME).is_file()
+
+
 def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> None:
     """Write a model and its tokenizer as a model folder; ModelError where that fails."""
     write_model_folder(
@@ -167,6 +170,11 @@ def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> No
         stated_loss=opened.probe_loss,
         report=report,
     )
+
+
+def _folder(run: Path) -> Path:
+    """Return the folder of a run's checkpoints, which may stand for the run."""
+    return run if run.name == "checkpoints" else run / "checkpoints"
 
 
 def _model_config(checkpoint: Checkpoint) -> ResolvedModelConfig:

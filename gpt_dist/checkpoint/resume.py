@@ -1,6 +1,7 @@
 """The choice of the checkpoint that a run resumes from, and its checks."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,8 @@ def find_begun(config: Config) -> Checkpoint | None:
         return None
     auto = resume == "auto"
     for path in paths(Path(config.run.directory) / "checkpoints") if auto else [Path(resume)]:
-        try:
-            return Checkpoint.open(path)
-        except CheckpointError:
-            continue
+        with suppress(CheckpointError):
+            return Checkpoint(path)
     return None
 
 
@@ -91,7 +90,7 @@ def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data_digest:
     fixed, free = (_FIXED + _FIXED_OF_TASKS, ()) if config.task else (_FIXED, _FREE)
     changes = [
         f"{name}: {before!r} there, {now!r} here"
-        for name, before, now in _differences("", saved, own)
+        for name, before, now in _differences(saved, own)
         if any(name == one or name.startswith(f"{one}.") for one in fixed)
         and name not in free
         and (name, config.schedule.shape) != ("schedule.decay_steps", "constant")
@@ -127,13 +126,11 @@ def _hint(changes: list[str]) -> str:
     return " of it or of training.max_steps, which it follows" if follows else ""
 
 
-def _differences(prefix: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+def _differences(before: Any, now: Any, *keys: str) -> list[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             difference
             for key in sorted(before.keys() | now.keys())
-            for difference in _differences(
-                f"{prefix}.{key}" if prefix else key, before.get(key), now.get(key)
-            )
+            for difference in _differences(before.get(key), now.get(key), *keys, key)
         ]
-    return [] if before == now else [(prefix, before, now)]
+    return [] if before == now else [(".".join(keys), before, now)]

@@ -1,6 +1,6 @@
 """The training state of a process as fragments: described, copied, filled and proven."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import deepspeed
 import torch
@@ -18,7 +18,7 @@ from gpt_dist.checkpoint.fingerprint import (
     fingerprint,
     total,
 )
-from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, Range, rank_file
+from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, rank_file
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
 from gpt_dist.model.parameters import split_dimension
@@ -59,16 +59,10 @@ class TrainingState:
 
     def describe(self) -> dict[str, ParameterEntry]:
         """Return the manifest entries of what this process writes, each with one fragment."""
-        entries = {}
-        for name, fragment in self.owned():
-            own = FragmentEntry(
-                file=rank_file(self._topology.launch.rank),
-                tensor_parallel_rank=self._topology.tensor_parallel_rank,
-                offset=fragment.offset,
-                length=fragment.length,
-            )
-            entries[name] = self._entries[name].model_copy(update={"fragments": (own,)})
-        return entries
+        return {
+            name: self._entries[name].model_copy(update={"fragments": (place,)})
+            for name, place in self._places(self.owned()).items()
+        }
 
     def counters(self) -> tuple[int, dict[str, float]]:
         """Return Adam's count of updates, and the state of fp16's loss scaler."""
@@ -87,7 +81,9 @@ class TrainingState:
         own_shapes = {name: entry.shape for name, entry in self._entries.items()}
         remedy = "take the model section of its configuration"
         checkpoint.check_shapes(own_shapes, "this model wants", remedy)
-        fragments, ranges = dict(self._fragments()), self._ranges()
+        fragments, own = dict(self._fragments()), self._places(self._fragments())
+        places = [own] * self._topology.launch.world_size
+        dist.all_gather_object(places, own)
         saved_size = checkpoint.manifest.topology.tensor_parallel_size
         same_shards = saved_size == self._topology.tensor_parallel_size
         saved: Fingerprints = {}
@@ -95,7 +91,7 @@ class TrainingState:
             self._engine.optimizer.checkpoint_event_prologue()
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
-                wanted = [of_rank.get(name) for of_rank in ranges]
+                wanted = [of_rank.get(name) for of_rank in places]
                 for kind in KINDS:
                     whole = kind == "weight" and not self._partitioned
                     whole = whole or checkpoint.manifest.version == 1  # to be fingerprinted
@@ -114,16 +110,6 @@ class TrainingState:
                 setattr(self._scaler(), key, number_type(value))
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
-
-    def _ranges(self) -> list[dict[str, Range]]:
-        """Return the elements that each process holds of each parameter."""
-        own = {}
-        for name, one in self._fragments():
-            shard = self._topology.tensor_parallel_rank if self._is_split(name) else 0
-            own[name] = Range(shard, one.offset, one.offset + one.length)
-        everyone = [own] * self._topology.launch.world_size
-        dist.all_gather_object(everyone, own)
-        return everyone
 
     def _fill(
         self, parameter: nn.Parameter, fragment: Fragment | None, kind: Kind, full: Tensor
@@ -173,6 +159,20 @@ class TrainingState:
                 if dimension is not None or peers.rank() == 0:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
         return _total_of(peers, found)
+
+    def _places(self, fragments: Iterable[tuple[str, Fragment]]) -> dict[str, FragmentEntry]:
+        """Return where this process's fragments are, as a manifest states it; no empty ones."""
+        file, rank = rank_file(self._topology.launch.rank), self._topology.tensor_parallel_rank
+        return {
+            name: FragmentEntry(
+                file=file,
+                tensor_parallel_rank=rank if self._is_split(name) else 0,
+                offset=one.offset,
+                length=one.length,
+            )
+            for name, one in fragments
+            if one.length
+        }
 
     def _is_split(self, name: str) -> bool:
         return self._entries[name].tensor_parallel_dimension is not None

@@ -9,16 +9,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gpt_dist.checkpoint.folder import (
-    first_valid,
-    newest_path,
-    open_shared,
-    step_of,
-    step_path,
-    warner,
-)
+from gpt_dist.checkpoint.folder import first_valid, open_shared, step_of, step_path, warner
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import OpenedModel, model_path
+from gpt_dist.checkpoint.opened import OpenedModel, model_path, newest_path
 from gpt_dist.checkpoint.save import DataSource, package_versions
 from gpt_dist.config import (
     NO_SOURCE,

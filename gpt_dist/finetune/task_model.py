@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import is_checkpoint
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import (
     TASK_NAME,
     OpenedModel,
     describe_checkpoint,
     inspect_model,
+    is_checkpoint,
     model_path,
 )
 from gpt_dist.config import TaskConfig
@@ -93,7 +93,7 @@ def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> b
     """Write the model folder of a fine-tuning checkpoint; return False for any other path."""
     if not is_checkpoint(path):
         return False
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint(path)
     if checkpoint.manifest.config.get("task") is None:
         return False
     save_task_model(checkpoint, output, report)

@@ -160,7 +160,7 @@ def write_model_folder(
         text = json.dumps(description, indent=2, sort_keys=True)
         (partial / CONFIG_NAME).write_text(text + "\n")
         found = probe_loss(ModelFolder(partial).__getitem__, config)
-        if not agrees(found, expected, "fp32"):
+        if not agrees(found, expected):
             raise ModelError(
                 f"{path}: not written: its weights would give a loss of {found:.6f} on fixed "
                 f"tokens, and their source states {expected:.6f}; take the source from a backup"

@@ -35,17 +35,17 @@ def write_weights(
     `read` gives the tensor of a name, in the shape stated for it.
     """
     shards = _divide(shapes, shard_bytes)
-    if len(shards) == 1:
-        _write_file(folder / WEIGHTS_NAME, shards[0], read)
-        return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / name, shard, read)
-        weight_map.update(dict.fromkeys(shard, name))
-    total = sum(_bytes(shape) for shape in shapes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        path = folder / (WEIGHTS_NAME if len(shards) == 1 else name)
+        entries = {key: (torch.float32, shape) for key, shape in shard.items()}
+        write_tensor_file(path, entries, lambda key: read(key).to(torch.float32))
+        weight_map |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        total = sum(_bytes(shape) for shape in shapes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _bytes(shape: Shape) -> int:
@@ -62,11 +62,6 @@ def _divide(shapes: Mapping[str, Shape], shard_bytes: int) -> list[dict[str, Sha
         shards[-1][name] = shape
         size += _bytes(shape)
     return shards
-
-
-def _write_file(path: Path, shapes: Mapping[str, Shape], read: Callable[[str], Tensor]) -> None:
-    entries = {name: (torch.float32, shape) for name, shape in shapes.items()}
-    write_tensor_file(path, entries, lambda name: read(name).to(torch.float32))
 
 
 class WeightFiles:

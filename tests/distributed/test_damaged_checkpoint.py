@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     process_group(2).run(train, settings, directory)
     assert_same(read_rows(directory), read_rows(undisturbed), 0.0)
     found, expected = (
-        Checkpoint.open(path / "checkpoints/step-00000006").manifest.files
+        Checkpoint(path / "checkpoints/step-00000006").manifest.files
         for path in (directory, undisturbed)
     )
     assert found == expected
