@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from gpt_dist.checkpoint.format import Checkpoint, Manifest
+from gpt_dist.checkpoint.folder import open_whole
+from gpt_dist.checkpoint.format import Manifest
 from gpt_dist.checkpoint.opened import open_model
-from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.errors import GptDistError
 from gpt_dist.files.entries import describe_file
 from gpt_dist.model import probe_loss
@@ -43,8 +43,7 @@ def layout(zero_stage: int, tensor_parallel_size: int) -> dict[str, Any]:
 
 def saved_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return all tensors in a checkpoint that training depends on, whole."""
-    checkpoint = Checkpoint.open(path)
-    checkpoint.verify()
+    checkpoint = open_whole(path)
     return {
         f"{kind}/{name}": checkpoint.read(kind, name)
         for name in checkpoint.manifest.parameters
@@ -85,8 +84,8 @@ def make_first_version(checkpoint: Path) -> None:
     """Give a checkpoint the manifest that version 1 of the format has."""
     file = checkpoint / "manifest.json"
     content = json.loads(file.read_bytes())
-    weights = SavedWeights.open(checkpoint)
-    content |= {"version": 1, "probe_loss": probe_loss(weights.__getitem__, weights.config)}
+    opened = open_model(checkpoint)
+    content |= {"version": 1, "probe_loss": probe_loss(opened.tensors.__getitem__, opened.config)}
     for entry in content["files"].values():
         entry.pop("chunks", None)
     for entry in content["parameters"].values():

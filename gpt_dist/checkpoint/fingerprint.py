@@ -6,12 +6,10 @@ can be summed apart, on any process; a value that changed, however little, or th
 place changes the sum.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -45,7 +43,7 @@ class Place:
     @classmethod
     def of_shard(
         cls, shape: Sequence[int], dimension: int | None, shard: int, shards: int, offset: int = 0
-    ) -> Place:
+    ) -> Self:
         """Return the place in a shard of a full shape that is split on a dimension, if it is."""
         if dimension is None:
             return cls(offset)

@@ -1,7 +1,5 @@
 """Names of a run's checkpoints; opening the newest whole one; removing old ones."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys
@@ -32,9 +30,7 @@ def partial_path(folder: Path, step: int) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """Return the steps that have a folder, newest first, without looking into it."""
-    if not folder.is_dir():
-        return []
-    found = (step_of(path) for path in folder.iterdir())
+    found = map(step_of, folder.iterdir()) if folder.is_dir() else ()
     return sorted((step for step in found if step is not None), reverse=True)
 
 
@@ -98,14 +94,14 @@ def open_newest(
 
 def open_whole(path: Path) -> Checkpoint:
     """Open a checkpoint and hash every file of it; CheckpointError where one is damaged."""
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint(path)
     checkpoint.files.verify()
     return checkpoint
 
 
 def open_shared(path: Path, topology: Topology) -> Checkpoint:
     """Have all processes open, hash and hold a checkpoint together; any error is raised on all."""
-    checkpoint = together(lambda: Checkpoint.open(path))
+    checkpoint = together(lambda: Checkpoint(path))
     checkpoint.files.share(topology)
     return checkpoint
 

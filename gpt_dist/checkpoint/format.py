@@ -6,12 +6,7 @@ and carries the hashes of every file and the fingerprints of every parameter. A 
 valid manifest is not a checkpoint.
 """
 
-from __future__ import annotations
-
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -30,9 +25,9 @@ from torch import Tensor
 from gpt_dist.checkpoint.fingerprint import KINDS, Kind, Place, fingerprint
 from gpt_dist.data.tokens.folder import TokenizerName
 from gpt_dist.errors import CheckpointError, first_problem
-from gpt_dist.files.entries import ChunkedEntry
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import ChunkedEntry, Record, SealedRecord
 from gpt_dist.files.shared import SharedFiles
+from gpt_dist.files.tensor_file import Shape
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.checkpoint"
@@ -43,8 +38,6 @@ _ELEMENT_BYTES = 4
 _TOKENIZER_NAMES = get_args(TokenizerName)
 
 FileName = Annotated[str, Field(pattern=r"^(rank-\d{5}\.safetensors|tokenizer\.(model|json))$")]
-Range = tuple[tuple[int, int], int, int]
-"""Into how many shards a parameter is split, which one it is, and an offset and a length in it."""
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
@@ -55,6 +48,11 @@ class FragmentEntry(Record):
     tensor_parallel_rank: NonNegativeInt
     offset: NonNegativeInt
     length: PositiveInt
+
+    @property
+    def stop(self) -> int:
+        """The first element behind it."""
+        return self.offset + self.length
 
 
 class ParameterEntry(Record):
@@ -78,7 +76,7 @@ class TopologyEntry(Record):
     precision: str
 
 
-class Manifest(Record):
+class Manifest(SealedRecord):
     """Content of `manifest.json`."""
 
     format: Literal["gpt_dist.checkpoint"]
@@ -97,8 +95,6 @@ class Manifest(Record):
     """In version 1: what `gpt_dist.model.probe.probe_loss` gives for the weights."""
     files: dict[FileName, ChunkedEntry]
     parameters: dict[str, ParameterEntry]
-    digest: str = ""
-    """SHA-256 of all the rest, as canonical JSON."""
 
     @model_validator(mode="after")
     def _check_proof(self) -> Self:
@@ -110,68 +106,51 @@ class Manifest(Record):
             raise ValueError("parameters: a fingerprint is missing")
         return self
 
-    def sealed(self) -> Self:
-        """Return the same with its digest."""
-        content = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
-        canonical = json.dumps(content, sort_keys=True).encode()
-        return self.model_copy(update={"digest": hashlib.sha256(canonical).hexdigest()})
-
 
 class Checkpoint:
     """A checkpoint on disk, read tensor by tensor."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Use `Checkpoint.open`."""
-        self.path = path
-        self.manifest = manifest
-        ranks = {
-            name: entry for name, entry in manifest.files.items() if name not in _TOKENIZER_NAMES
-        }
-        self.files = SharedFiles(path, ranks, _refuse)
-        """The files of the ranks, which hold all tensors: to be verified or shared."""
+    def __init__(self, path: Path) -> None:
+        """Read and check the manifest and the tokenizer; CheckpointError names the file.
 
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Read and check the manifest and the tokenizer.
-
-        Raises CheckpointError naming the file. The files of the ranks are not looked at.
+        The files of the ranks are not looked at.
         """
-        file = path / MANIFEST_NAME
+        self.path, file = path, path / MANIFEST_NAME
         try:
-            manifest = Manifest.model_validate_json(file.read_bytes())
+            self.manifest = Manifest.model_validate_json(file.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{file}: {error.strerror}; not a checkpoint") from None
         except ValidationError as error:
             raise CheckpointError(
                 f"{file}: not a manifest of {FORMAT} version 1 to {VERSION}: {first_problem(error)}"
             ) from None
-        if manifest.sealed() != manifest:
+        if self.manifest.sealed() != self.manifest:
             raise CheckpointError(f"{file}: damaged, its digest is another")
-        for name, parameter in manifest.parameters.items():
-            _check_coverage(file, name, parameter, manifest)
-        checkpoint = cls(path, manifest)
-        checkpoint._verify_tokenizer()
-        return checkpoint
-
-    def verify(self) -> None:
-        """Hash every file; CheckpointError names the first that differs."""
-        self.files.verify()
+        for name, parameter in self.manifest.parameters.items():
+            _check_coverage(file, name, parameter, self.manifest)
+        listed = self.manifest.files
+        ranks = {name: listed[name] for name in listed if name not in _TOKENIZER_NAMES}
+        self.files = SharedFiles(path, ranks, _refuse)
+        """The files of the ranks, which hold all tensors: to be verified or shared."""
+        self._verify_tokenizer()
 
     def _verify_tokenizer(self) -> None:
         """Hash the tokenizer, and refuse another beside it, which could be opened in its place."""
-        listed = {
-            name: entry for name, entry in self.manifest.files.items() if name in _TOKENIZER_NAMES
-        }
+        files = self.manifest.files
         for name in _TOKENIZER_NAMES:
-            if name not in listed and (self.path / name).exists():
+            if name not in files and (self.path / name).exists():
                 raise CheckpointError(f"{self.path / name}: not of this checkpoint; remove it")
+        listed = {name: files[name] for name in files if name in _TOKENIZER_NAMES}
         SharedFiles(self.path, listed, _refuse).verify()
 
-    def read(self, kind: str, name: str, wanted: Sequence[Range | None] | None = None) -> Tensor:
+    def read(
+        self, kind: str, name: str, wanted: Sequence[FragmentEntry | None] | None = None
+    ) -> Tensor:
         """Return a whole parameter or moment, in its full shape, in fp32.
 
         Where the files are shared, it is on the device that the processes communicate from; and
-        where each wants a range at most, others of its elements may be something else.
+        where each wants a part at most, of the shards that the checkpoint has, others of its
+        elements may be something else.
         """
         entry = self._entry(name)
         shape, dimension = list(entry.shape), entry.tensor_parallel_dimension
@@ -181,16 +160,10 @@ class Checkpoint:
         shards = [torch.empty(shape, device=self.files.device) for _ in range(size)]
         for fragment in entry.fragments:
             if fragment.tensor_parallel_rank < size:
-                stop = fragment.offset + fragment.length
-                part = shards[fragment.tensor_parallel_rank].view(-1)[fragment.offset : stop]
-                users = {
-                    rank
-                    for rank, one in enumerate(wanted or ())
-                    if one and (one[0][0] != size or _overlap(one, fragment))
-                }
-                with self._reading(fragment.file):
-                    file = self.files.tensors(fragment.file)
-                    file.read_into(f"{kind}/{name}", part, None if wanted is None else users)
+                shard = shards[fragment.tensor_parallel_rank].view(-1)
+                users = None if wanted is None else _users(fragment, wanted)
+                file = self.files.tensors(fragment.file)
+                file.read_into(f"{kind}/{name}", shard[fragment.offset : fragment.stop], users)
         return shards[0] if dimension is None else torch.cat(shards, dimension)
 
     def read_checked(self, kind: Kind, name: str) -> Tensor:
@@ -214,10 +187,24 @@ class Checkpoint:
 
     def read_saved(self, rank: int, name: str) -> Tensor | None:
         """Return a tensor that a process wrote for itself, such as its random state, if it did."""
-        file = rank_file(rank)
-        with self._reading(file):
-            tensors = self.files.tensors(file)
-            return tensors.read(name).cpu() if name in tensors.names else None
+        tensors = self.files.tensors(rank_file(rank))
+        return tensors.read(name).cpu() if name in tensors.entries else None
+
+    def check_shapes(
+        self, expected: Mapping[str, Shape], wish: str, remedy: str, prefix: str = ""
+    ) -> None:
+        """Refuse parameters, of those under a prefix, that have others than the expected shapes.
+
+        The error says whose `wish` they are, and the `remedy`.
+        """
+        parameters = self.manifest.parameters
+        found = {name: parameters[name].shape for name in parameters if name.startswith(prefix)}
+        for name in sorted(expected.keys() | found.keys()):
+            if found.get(name) != expected.get(name):
+                raise CheckpointError(
+                    f"{self.path / MANIFEST_NAME}: {name} has shape {found.get(name)}, {wish} "
+                    f"{expected.get(name)}; {remedy}"
+                )
 
     def _entry(self, name: str) -> ParameterEntry:
         if name not in self.manifest.parameters:
@@ -226,26 +213,17 @@ class Checkpoint:
             )
         return self.manifest.parameters[name]
 
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, KeyError, ValueError) as error:
-            if not self.path.is_dir():
-                raise CheckpointError(
-                    f"{self.path}: its run has removed it meanwhile; take a newer one, or raise "
-                    "checkpoint.keep"
-                ) from None
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            raise CheckpointError(f"{self.path / name}: cannot be read ({reason})") from None
 
-
-def _overlap(wanted: Range, fragment: FragmentEntry) -> bool:
-    (_, shard), start, length = wanted
-    end = fragment.offset + fragment.length
-    return (
-        shard == fragment.tensor_parallel_rank and start < end and fragment.offset < start + length
-    )
+def _users(fragment: FragmentEntry, wanted: Sequence[FragmentEntry | None]) -> set[int]:
+    """Return the ranks of those who want some element of a fragment."""
+    return {
+        rank
+        for rank, one in enumerate(wanted)
+        if one
+        and one.tensor_parallel_rank == fragment.tensor_parallel_rank
+        and one.offset < fragment.stop
+        and fragment.offset < one.stop
+    }
 
 
 def rank_file(rank: int) -> str:
@@ -254,6 +232,11 @@ def rank_file(rank: int) -> str:
 
 
 def _refuse(path: Path, problem: str) -> CheckpointError:
+    if not path.parent.is_dir():
+        return CheckpointError(
+            f"{path.parent}: its run has removed it meanwhile; take a newer one, or raise "
+            "checkpoint.keep"
+        )
     return CheckpointError(f"{path}: {problem}")
 
 

@@ -1,9 +1,8 @@
 """The parts of the training state that a process holds, located for every ZeRO stage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -45,17 +44,10 @@ class Fragment:
         end = self.start + self.length
         return {kind: tensor.view(-1)[self.start : end] for kind, tensor in whole.items()}
 
-    def part(self, first: int, last: int) -> Fragment:
+    def part(self, first: int, last: int) -> Self:
         """Return the elements first to last of this fragment."""
-        return Fragment(
-            self.parameter,
-            self.offset + first,
-            last - first,
-            self.master,
-            self.start + first,
-            self.optimizer,
-            self.replicated,
-        )
+        offset, start = self.offset + first, self.start + first
+        return replace(self, offset=offset, start=start, length=last - first)
 
 
 def fragments_of(engine: DeepSpeedEngine) -> Iterator[Fragment]:

@@ -1,32 +1,31 @@
 """Open a model with its tokenizer, whatever it is stored as, in one process or in several."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from pydantic import ValidationError
 from torch import Tensor
 
-from gpt_dist.checkpoint.folder import (
-    open_newest,
-    open_shared,
-    open_whole,
-)
-from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.weights import SavedWeights, is_checkpoint
+from gpt_dist.checkpoint.folder import open_newest, open_shared, open_whole, paths
+from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_files
-from gpt_dist.errors import ModelError
+from gpt_dist.errors import CheckpointError, ModelError, first_problem
 from gpt_dist.files.shared import SharedFiles
-from gpt_dist.model import ModelFolder, ReleasedWeights, write_model_folder
+from gpt_dist.model import ModelFolder, ReleasedWeights, parameter_table, write_model_folder
+from gpt_dist.model.parameters import FullTensors
 from gpt_dist.model.released import SHAPES_NAME
 from gpt_dist.progress import Report, silent
 from gpt_dist.topology import Topology
 
 TASK_NAME = "task.json"
 """The file that makes a model folder that of a fine-tuned model."""
+
+_PREFIX = "model."
+"""An objective holds the model under this name."""
+_REMEDY = "take another checkpoint, or a backup"
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,20 @@ class OpenedModel:
         return tokenizer
 
 
+class SavedWeights(FullTensors):
+    """The weights in a checkpoint, whatever layout saved them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Check its configuration and shapes; CheckpointError where it holds no known model."""
+        self.checkpoint = checkpoint
+        self.config = _model_config(checkpoint)
+        shapes = {_PREFIX + name: one.shape for name, one in parameter_table(self.config).items()}
+        checkpoint.check_shapes(shapes, "its configuration asks for", _REMEDY, _PREFIX)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.checkpoint.read_checked("weight", _PREFIX + name)
+
+
 def open_model(path: Path) -> OpenedModel:
     """Open a sharded checkpoint, a model folder, ours or Hugging Face's, or released GPT-1 files.
 
@@ -82,26 +95,22 @@ def open_model(path: Path) -> OpenedModel:
 
 
 def inspect_model(
-    path: Path, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint.open
+    path: Path, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint
 ) -> OpenedModel:
     """Open the same without hashing its weights, which `share_model` does."""
     path = model_path(path)
     if is_checkpoint(path):
-        return _of_saved(path, SavedWeights.open(path, open_checkpoint))
+        return describe_checkpoint(open_checkpoint(path))
+    if newest_path(path):
+        return describe_checkpoint(open_newest(_folder(path), open_checkpoint), path)
     if (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise ModelError(f"{path}: a run that has no checkpoint yet; wait for one, or give another")
     if (path / SHAPES_NAME).is_file():
         released = ReleasedWeights(path)
         return OpenedModel(path, released.config, released, released.files, path)
-    folder = ModelFolder(path)
+    model, tuned = ModelFolder(path), (path / TASK_NAME).is_file()
     return OpenedModel(
-        path,
-        folder.config,
-        folder,
-        folder.files,
-        path,
-        probe_loss=folder.probe_loss,
-        fine_tuned=(path / TASK_NAME).is_file(),
+        path, model.config, model, model.files, path, probe_loss=model.probe_loss, fine_tuned=tuned
     )
 
 
@@ -114,15 +123,25 @@ def share_model(opened: OpenedModel, topology: Topology) -> OpenedModel:
     if not isinstance(opened.tensors, SavedWeights):
         opened.files.share(topology)
         return opened
-    share, path = partial(open_shared, topology=topology), opened.tensors.path
+    share, path = partial(open_shared, topology=topology), opened.tensors.checkpoint.path
     newest = path != opened.given
     found = open_newest(path.parent, share, topology) if newest else share(path)
-    return _of_saved(opened.given, SavedWeights(found))
+    return describe_checkpoint(found, opened.given)
 
 
-def describe_checkpoint(checkpoint: Checkpoint) -> OpenedModel:
+def describe_checkpoint(checkpoint: Checkpoint, given: Path | None = None) -> OpenedModel:
     """Return the model of a checkpoint as `inspect_model` does; CheckpointError if it has none."""
-    return _of_saved(checkpoint.path, SavedWeights(checkpoint))
+    saved, manifest = SavedWeights(checkpoint), checkpoint.manifest
+    return OpenedModel(
+        given or checkpoint.path,
+        saved.config,
+        saved,
+        checkpoint.files,
+        checkpoint.path,
+        manifest.step,
+        manifest.probe_loss,
+        fine_tuned=manifest.config.get("task") is not None,
+    )
 
 
 def model_path(path: Path) -> Path:
@@ -130,18 +149,14 @@ def model_path(path: Path) -> Path:
     return path / "model" if (path / "model" / TASK_NAME).is_file() else path
 
 
-def _of_saved(given: Path, saved: SavedWeights) -> OpenedModel:
-    manifest = saved.manifest
-    return OpenedModel(
-        given,
-        saved.config,
-        saved,
-        saved.files,
-        saved.path,
-        manifest.step,
-        manifest.probe_loss,
-        fine_tuned=manifest.config.get("task") is not None,
-    )
+def newest_path(path: Path) -> Path | None:
+    """Return a checkpoint itself, or a run's newest, whole or not; None before its first."""
+    return path if is_checkpoint(path) else next(iter(paths(_folder(path))), None)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a checkpoint itself, whole or not."""
+    return (path / MANIFEST_NAME).is_file()
 
 
 def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> None:
@@ -155,3 +170,20 @@ def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> No
         stated_loss=opened.probe_loss,
         report=report,
     )
+
+
+def _folder(run: Path) -> Path:
+    """Return the folder of a run's checkpoints, which may stand for the run."""
+    return run if run.name == "checkpoints" else run / "checkpoints"
+
+
+def _model_config(checkpoint: Checkpoint) -> ResolvedModelConfig:
+    path = checkpoint.path / MANIFEST_NAME
+    try:
+        config = ResolvedModelConfig.model_validate(checkpoint.manifest.config.get("model"))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: config.model: {first_problem(error)}; {_REMEDY}") from None
+    key_value_heads = config.num_key_value_heads or config.num_heads
+    if config.hidden_size % config.num_heads or config.num_heads % key_value_heads:
+        raise CheckpointError(f"{path}: config.model: sizes that no model has; {_REMEDY}")
+    return config

@@ -1,8 +1,8 @@
 """The choice of the checkpoint that a run resumes from, and its checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,35 +39,25 @@ def find_checkpoint(
     if topology.is_main:
         sweep(folder)
     candidates = paths(folder, topology)
-
-    def opened(path: Path) -> Checkpoint:
-        return open_shared(path, topology)
-
     if resume == "never":
         return None
-    if resume == "auto":
-        try:
-            checkpoint = first_valid(candidates, say, opened)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}; to start from scratch give another run.directory, or "
-                "training.resume=never"
-            ) from None
-    else:
-        try:
-            checkpoint = opened(Path(resume))
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"training.resume: {error}; give auto, never, or the path of a whole checkpoint"
-            ) from None
+    auto = resume == "auto"
+    opened = partial(open_shared, topology=topology)
+    try:
+        checkpoint = first_valid(candidates, say, opened) if auto else opened(Path(resume))
+    except CheckpointError as error:
+        remedy = "to start from scratch give another run.directory, or training.resume=never"
+        if not auto:
+            remedy = "give auto, never, or the path of a whole checkpoint"
+        key = "" if auto else "training.resume: "
+        raise CheckpointError(f"{key}{error}; {remedy}") from None
     if checkpoint is None:
         return None
-    chosen = checkpoint
-    together(lambda: _check_same_run(chosen, config, data_digest))
-    why = "damaged" if resume == "auto" else "superseded"
+    together(partial(_check_same_run, checkpoint, config, data_digest))
     newer = candidates if topology.is_main else []
-    together(lambda: _set_aside_newer(newer, chosen.manifest.step, why))
-    return chosen
+    why = "damaged" if auto else "superseded"
+    together(partial(_set_aside_newer, newer, checkpoint.manifest.step, why))
+    return checkpoint
 
 
 def find_begun(config: Config) -> Checkpoint | None:
@@ -80,10 +70,8 @@ def find_begun(config: Config) -> Checkpoint | None:
         return None
     auto = resume == "auto"
     for path in paths(Path(config.run.directory) / "checkpoints") if auto else [Path(resume)]:
-        try:
-            return Checkpoint.open(path)
-        except CheckpointError:
-            continue
+        with suppress(CheckpointError):
+            return Checkpoint(path)
     return None
 
 
@@ -102,7 +90,7 @@ def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data_digest:
     fixed, free = (_FIXED + _FIXED_OF_TASKS, ()) if config.task else (_FIXED, _FREE)
     changes = [
         f"{name}: {before!r} there, {now!r} here"
-        for name, before, now in _differences("", saved, own)
+        for name, before, now in _differences(saved, own)
         if any(name == one or name.startswith(f"{one}.") for one in fixed)
         and name not in free
         and (name, config.schedule.shape) != ("schedule.decay_steps", "constant")
@@ -138,13 +126,11 @@ def _hint(changes: list[str]) -> str:
     return " of it or of training.max_steps, which it follows" if follows else ""
 
 
-def _differences(prefix: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+def _differences(before: Any, now: Any, *keys: str) -> list[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             difference
             for key in sorted(before.keys() | now.keys())
-            for difference in _differences(
-                f"{prefix}.{key}" if prefix else key, before.get(key), now.get(key)
-            )
+            for difference in _differences(before.get(key), now.get(key), *keys, key)
         ]
-    return [] if before == now else [(prefix, before, now)]
+    return [] if before == now else [(".".join(keys), before, now)]

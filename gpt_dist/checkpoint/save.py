@@ -1,14 +1,12 @@
 """Checkpoint writer: in the background, each published atomically."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -32,6 +30,8 @@ from gpt_dist.files.folders import publish
 from gpt_dist.files.tensor_file import write_tensor_file
 from gpt_dist.topology import Topology, gloo_group
 
+Result = TypeVar("Result")
+
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
 
 
@@ -52,27 +52,14 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A checkpoint to be written: all that is needed of the live state beside the snapshot."""
+class _Part:
+    """A process's part of a checkpoint."""
 
-    step: int
-    live: Fingerprints | None
-    """Those of the weights that forward uses, where what is written is to be compared with them."""
-    keep: Collection[int]
-    optimizer_steps: int
-    loss_scaler: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Report:
-    """One process's part of a checkpoint."""
-
-    failure: str | None
-    file: str
-    entry: ChunkedEntry | None
+    entry: ChunkedEntry
     parameters: dict[str, ParameterEntry]
     fingerprints: Fingerprints
-    live: Fingerprints | None
+    live: Fingerprints
+    """Those of the weights that forward uses, where what is written is to be compared with them."""
 
 
 class Saver:
@@ -91,7 +78,6 @@ class Saver:
         self._topology = topology
         self._data = data
         self._folder = Path(config.run.directory) / "checkpoints"
-        self._file = rank_file(topology.launch.rank)
         self._parameters = state.describe()
         self._compared = False
         self._buffers: dict[str, Tensor] = {}
@@ -107,11 +93,10 @@ class Saver:
         Raises CheckpointError if this save, or the one before it, failed.
         """
         self.wait()
-        live = None if self._compared else self._state.live_fingerprints()
+        live = {} if self._compared else self._state.live_fingerprints()
         self._compared = True
         snapshot(self._state, self._buffers)
-        job = _Job(step, live, keep, *self._state.counters())
-        self._writing = self._thread.submit(self._write, job)
+        self._writing = self._thread.submit(self._write, self._manifest(step), live, keep)
         if not self._config.checkpoint.asynchronous:
             self.wait()
 
@@ -131,72 +116,17 @@ class Saver:
         self._thread.shutdown()
         dist.destroy_process_group(self._group)
 
-    def _write(self, job: _Job) -> None:
-        """Write the snapshot; CheckpointError, whatever went wrong, and on whatever rank."""
-        try:
-            failures = self._write_together(job)
-        except Exception as error:  # noqa: BLE001 -- another process may be gone
-            failures = [f"rank {self._topology.launch.rank}: {error}"]
-        if failures:
-            raise CheckpointError(
-                f"{step_path(self._folder, job.step)}: not written ({'; '.join(failures)}); "
-                "earlier checkpoints are whole"
-            )
-
-    def _write_together(self, job: _Job) -> list[str]:
-        """Write this rank's part, and publish the whole; return what failed on any rank."""
-        partial = partial_path(self._folder, job.step)
-        failure, entry, found = None, None, {}
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            entry = _write_tensors(partial / self._file, self._buffers)
-            shards = self._topology.tensor_parallel_size
-            precision = self._state.precision if job.live else None
-            found = fingerprint_parts(self._parameters, shards, self._buffers, precision)
-        except Exception as error:  # noqa: BLE001 -- every rank must learn of any
-            failure = f"rank {self._topology.launch.rank}: {error}"
-        own = _Report(failure, self._file, entry, self._parameters, found, job.live)
-        reports = self._exchange(own)
-        failures = [report.failure for report in reports if report.failure]
-        if not failures and self._topology.is_main:
-            failures = self._publish(job, partial, reports)
-            if not failures:
-                prune(self._folder, self._config.checkpoint, job.keep)
-        failures = self._exchange(failures)[0] or failures
-        if failures and self._topology.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-        return failures
-
-    def _publish(self, job: _Job, partial: Path, reports: list[_Report]) -> list[str]:
-        """Write the manifest and give the folder its name; return what failed."""
-        try:
-            found = total(report.fingerprints for report in reports)
-            for report in reports:
-                check_equal(found, report.live or {}, _refuse_copy)
-            files = {report.file: report.entry for report in reports}
-            files[self._data.tokenizer_name] = _write_tokenizer(self._data, partial)
-            manifest = self._manifest(job, files, _merge(reports, found))
-            content = manifest.sealed().model_dump_json(indent=1, exclude_defaults=True)
-            (partial / MANIFEST_NAME).write_text(content)
-            final = step_path(self._folder, job.step)
-            if final.exists():
-                remove(final)
-            publish(partial, final)
-        except Exception as error:  # noqa: BLE001 -- every rank must learn of any
-            return [f"rank 0: {error}"]
-        return []
-
-    def _manifest(
-        self, job: _Job, files: dict[str, Any], parameters: dict[str, ParameterEntry]
-    ) -> Manifest:
+    def _manifest(self, step: int) -> Manifest:
+        """Return the manifest of the state as it is now, without files and parameters."""
         config, topology = self._config, self._topology
+        optimizer_steps, loss_scaler = self._state.counters()
         return Manifest(
             format=FORMAT,
             version=VERSION,
-            step=job.step,
-            consumed_samples=job.step * config.training.global_batch_size,
-            optimizer_steps=job.optimizer_steps,
-            loss_scaler=job.loss_scaler,
+            step=step,
+            consumed_samples=step * config.training.global_batch_size,
+            optimizer_steps=optimizer_steps,
+            loss_scaler=loss_scaler,
             config=config.model_dump(mode="json"),
             topology=TopologyEntry(
                 world_size=topology.launch.world_size,
@@ -206,14 +136,75 @@ class Saver:
             ),
             versions=package_versions(),
             data_digest=self._data.digest,
-            files=files,
-            parameters=parameters,
+            files={},
+            parameters={},
         )
 
-    def _exchange(self, report: Any) -> list[Any]:
+    def _write(self, manifest: Manifest, live: Fingerprints, keep: Collection[int]) -> None:
+        """Write the snapshot; CheckpointError, whatever went wrong, and on whatever rank."""
+        final = step_path(self._folder, manifest.step)
+        partial = partial_path(self._folder, manifest.step)
+        try:
+            parts, failures = self._on_all(lambda: self._write_part(partial, live))
+            if not failures:
+                _, failures = self._on_all(lambda: self._publish(manifest, partial, parts, keep))
+            if failures and self._topology.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+        except Exception as error:  # noqa: BLE001 -- another process may be gone
+            failures = [f"rank {self._topology.launch.rank}: {error}"]
+        if failures:
+            raise CheckpointError(
+                f"{final}: not written ({'; '.join(failures)}); earlier checkpoints are whole"
+            )
+
+    def _write_part(self, partial: Path, live: Fingerprints) -> _Part:
+        """Write this process's file; ValueError where a weight is not finite."""
+        for name, tensor in self._buffers.items():
+            if name.startswith("weight/") and not tensor.isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite")
+        partial.mkdir(parents=True, exist_ok=True)
+        entries = {name: (one.dtype, tuple(one.shape)) for name, one in self._buffers.items()}
+        path = partial / rank_file(self._topology.launch.rank)
+        entry = write_tensor_file(path, entries, self._buffers.__getitem__)
+        shards = self._topology.tensor_parallel_size
+        precision = self._state.precision if live else None
+        found = fingerprint_parts(self._parameters, shards, self._buffers, precision)
+        return _Part(entry, self._parameters, found, live)
+
+    def _publish(
+        self, manifest: Manifest, partial: Path, parts: list[_Part], keep: Collection[int]
+    ) -> None:
+        """Write the manifest and give the folder its name, on the first process."""
+        if not self._topology.is_main:
+            return
+        found = total(part.fingerprints for part in parts)
+        for part in parts:
+            check_equal(found, part.live, _refuse_copy)
+        files = {rank_file(rank): part.entry for rank, part in enumerate(parts)}
+        name, content = self._data.tokenizer_name, self._data.tokenizer
+        tokenizer = HashedFile(partial / name, len(content))
+        tokenizer.write(content)
+        files[name] = tokenizer.close()
+        update = {"files": files, "parameters": _merge(parts, found)}
+        sealed = manifest.model_copy(update=update).sealed()
+        text = sealed.model_dump_json(indent=1, exclude_defaults=True)
+        (partial / MANIFEST_NAME).write_text(text)
+        final = step_path(self._folder, manifest.step)
+        if final.exists():
+            remove(final)
+        publish(partial, final)
+        prune(self._folder, self._config.checkpoint, keep)
+
+    def _on_all(self, action: Callable[[], Result]) -> tuple[list[Result], list[str]]:
+        """Run an action on all processes; return what it gave, and what failed, on each."""
+        result, failure = None, None
+        try:
+            result = action()
+        except Exception as error:  # noqa: BLE001 -- every rank must learn of any
+            failure = f"rank {self._topology.launch.rank}: {error}"
         reports: list[Any] = [None] * self._topology.launch.world_size
-        dist.all_gather_object(reports, report, group=self._group)
-        return reports
+        dist.all_gather_object(reports, (result, failure), group=self._group)
+        return [result for result, _ in reports], [failure for _, failure in reports if failure]
 
 
 def _refuse_copy(name: str) -> CheckpointError:
@@ -222,28 +213,13 @@ def _refuse_copy(name: str) -> CheckpointError:
     )
 
 
-def _merge(reports: Sequence[_Report], found: Fingerprints) -> dict[str, ParameterEntry]:
+def _merge(parts: Sequence[_Part], found: Fingerprints) -> dict[str, ParameterEntry]:
     """Return the parameters with the fragments of all ranks, and their fingerprints."""
     merged: dict[str, ParameterEntry] = {}
-    for report in reports:
-        for name, entry in report.parameters.items():
+    for part in parts:
+        for name, entry in part.parameters.items():
             known = merged[name].fragments if name in merged else ()
             by_kind = {kind: f"{found[f'{kind}/{name}']:016x}" for kind in KINDS}
             update = {"fragments": (*known, *entry.fragments), "fingerprints": by_kind}
             merged[name] = entry.model_copy(update=update)
     return merged
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> ChunkedEntry:
-    """Write tensors to a file; ValueError where a weight is not finite."""
-    for name, tensor in tensors.items():
-        if name.startswith("weight/") and not tensor.isfinite().all():
-            raise ValueError(f"{name} holds values that are not finite")
-    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    return write_tensor_file(path, entries, tensors.__getitem__)
-
-
-def _write_tokenizer(data: DataSource, folder: Path) -> ChunkedEntry:
-    file = HashedFile(folder / data.tokenizer_name, len(data.tokenizer))
-    file.write(data.tokenizer)
-    return file.close()

@@ -1,8 +1,6 @@
 """The training state of a process as fragments: described, copied, filled and proven."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import deepspeed
 import torch
@@ -20,15 +18,10 @@ from gpt_dist.checkpoint.fingerprint import (
     fingerprint,
     total,
 )
-from gpt_dist.checkpoint.format import (
-    Checkpoint,
-    FragmentEntry,
-    ParameterEntry,
-    Range,
-    rank_file,
-)
+from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, rank_file
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
+from gpt_dist.model.parameters import split_dimension
 from gpt_dist.topology import Topology, together
 
 _RNG = ("cpu", "cuda")
@@ -43,6 +36,10 @@ class TrainingState:
         self._topology = topology
         self._partitioned = bool(engine.zero_optimization_partition_weights())
         self._names = {id(p): name for name, p in engine.module.named_parameters()}
+        self._entries = {
+            name: _entry_of(parameter, topology)
+            for name, parameter in engine.module.named_parameters()
+        }
 
     def owned(self) -> Iterator[tuple[str, Fragment]]:
         """Yield the fragments that this process writes: all together write each element once.
@@ -51,7 +48,7 @@ class TrainingState:
         """
         topology = self._topology
         for name, fragment in self._fragments():
-            if not _is_split(fragment.parameter) and topology.tensor_parallel_rank > 0:
+            if not self._is_split(name) and topology.tensor_parallel_rank > 0:
                 continue
             if fragment.replicated:
                 size, rank = topology.data_parallel_size, topology.data_parallel_rank
@@ -63,19 +60,8 @@ class TrainingState:
     def describe(self) -> dict[str, ParameterEntry]:
         """Return the manifest entries of what this process writes, each with one fragment."""
         return {
-            name: ParameterEntry(
-                shape=_full_shape(fragment.parameter, self._topology),
-                tensor_parallel_dimension=_split_dimension(fragment.parameter),
-                fragments=(
-                    FragmentEntry(
-                        file=rank_file(self._topology.launch.rank),
-                        tensor_parallel_rank=self._topology.tensor_parallel_rank,
-                        offset=fragment.offset,
-                        length=fragment.length,
-                    ),
-                ),
-            )
-            for name, fragment in self.owned()
+            name: self._entries[name].model_copy(update={"fragments": (place,)})
+            for name, place in self._places(self.owned()).items()
         }
 
     def counters(self) -> tuple[int, dict[str, float]]:
@@ -92,17 +78,24 @@ class TrainingState:
         Raises CheckpointError where the checkpoint is of another model, or the loaded state is not
         what was saved.
         """
-        self._check_shapes(checkpoint)
-        fragments, ranges = dict(self._fragments()), self._ranges()
+        own_shapes = {name: entry.shape for name, entry in self._entries.items()}
+        remedy = "take the model section of its configuration"
+        checkpoint.check_shapes(own_shapes, "this model wants", remedy)
+        fragments, own = dict(self._fragments()), self._places(self._fragments())
+        places = [own] * self._topology.launch.world_size
+        dist.all_gather_object(places, own)
+        saved_size = checkpoint.manifest.topology.tensor_parallel_size
+        same_shards = saved_size == self._topology.tensor_parallel_size
         saved: Fingerprints = {}
         if self._partitioned:  # forward keeps weights whole that it will need again
             self._engine.optimizer.checkpoint_event_prologue()
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
-                wanted = [of_rank.get(name) for of_rank in ranges]
+                wanted = [of_rank.get(name) for of_rank in places]
                 for kind in KINDS:
                     whole = kind == "weight" and not self._partitioned
                     whole = whole or checkpoint.manifest.version == 1  # to be fingerprinted
+                    whole = whole or (self._is_split(name) and not same_shards)
                     full = checkpoint.read(kind, name, None if whole else wanted)
                     saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
                     self._fill(parameter, fragments.get(name), kind, full)
@@ -118,22 +111,11 @@ class TrainingState:
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
-    def _ranges(self) -> list[dict[str, Range]]:
-        """Return the elements that each process holds of each parameter."""
-        size, rank = self._topology.tensor_parallel_size, self._topology.tensor_parallel_rank
-        own = {
-            name: ((size, rank) if _is_split(one.parameter) else (1, 0), one.offset, one.length)
-            for name, one in self._fragments()
-        }
-        everyone = [own] * self._topology.launch.world_size
-        dist.all_gather_object(everyone, own)
-        return everyone
-
     def _fill(
         self, parameter: nn.Parameter, fragment: Fragment | None, kind: Kind, full: Tensor
     ) -> None:
         """Fill this process's part of a parameter or moment, and what forward uses of it."""
-        shard, dimension = full, _split_dimension(parameter)
+        shard, dimension = full, split_dimension(parameter)
         if dimension is not None:
             shards = full.chunk(self._topology.tensor_parallel_size, dimension)
             shard = shards[self._topology.tensor_parallel_rank]
@@ -170,26 +152,30 @@ class TrainingState:
         peers = self._topology.tensor_parallel_group
         found: Fingerprints = {}
         for name, parameter in self._engine.module.named_parameters():
-            shape, dimension = _full_shape(parameter, self._topology), _split_dimension(parameter)
-            place = Place.of_shard(shape, dimension, peers.rank(), peers.size())
+            entry = self._entries[name]
+            dimension = entry.tensor_parallel_dimension
+            place = Place.of_shard(entry.shape, dimension, peers.rank(), peers.size())
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._partitioned):
                 if dimension is not None or peers.rank() == 0:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
         return _total_of(peers, found)
 
-    def _check_shapes(self, checkpoint: Checkpoint) -> None:
-        saved = checkpoint.manifest.parameters
-        own = {
-            name: _full_shape(parameter, self._topology)
-            for name, parameter in self._engine.module.named_parameters()
+    def _places(self, fragments: Iterable[tuple[str, Fragment]]) -> dict[str, FragmentEntry]:
+        """Return where this process's fragments are, as a manifest states it; no empty ones."""
+        file, rank = rank_file(self._topology.launch.rank), self._topology.tensor_parallel_rank
+        return {
+            name: FragmentEntry(
+                file=file,
+                tensor_parallel_rank=rank if self._is_split(name) else 0,
+                offset=one.offset,
+                length=one.length,
+            )
+            for name, one in fragments
+            if one.length
         }
-        for name in sorted(own.keys() | saved.keys()):
-            found = saved[name].shape if name in saved else None
-            if found != own.get(name):
-                raise CheckpointError(
-                    f"{checkpoint.path}: {name} has shape {found}, this model wants "
-                    f"{own.get(name)}; take the model section of its configuration"
-                )
+
+    def _is_split(self, name: str) -> bool:
+        return self._entries[name].tensor_parallel_dimension is not None
 
     def _fragments(self) -> Iterator[tuple[str, Fragment]]:
         for fragment in fragments_of(self._engine):
@@ -231,21 +217,14 @@ def _total_of(group: dist.ProcessGroup | None, own: Fingerprints) -> Fingerprint
     return total(parts)
 
 
-def _is_split(parameter: nn.Parameter) -> bool:
-    return bool(getattr(parameter, "tensor_model_parallel", False))
-
-
-def _split_dimension(parameter: nn.Parameter) -> int | None:
-    return int(parameter.partition_dim) if _is_split(parameter) else None  # type: ignore[attr-defined]
-
-
-def _full_shape(parameter: nn.Parameter, topology: Topology) -> tuple[int, ...]:
+def _entry_of(parameter: nn.Parameter, topology: Topology) -> ParameterEntry:
+    """Return the entry of a parameter, without fragments."""
     # Under ZeRO 3 the parameter itself is empty between uses.
     shape = list(getattr(parameter, "ds_shape", parameter.shape))
-    dimension = _split_dimension(parameter)
+    dimension = split_dimension(parameter)
     if dimension is not None:
         shape[dimension] *= topology.tensor_parallel_size
-    return tuple(shape)
+    return ParameterEntry(shape=tuple(shape), tensor_parallel_dimension=dimension, fragments=())
 
 
 def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:

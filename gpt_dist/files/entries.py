@@ -1,21 +1,35 @@
-"""Size and hashes of a file: computed as it is written or read, and stated in manifests."""
-
-from __future__ import annotations
+"""Records that JSON files hold, and the size and hashes of files that they state."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt, model_validator
-
-from gpt_dist.files.records import Record
+from pydantic import BaseModel, Field, NonNegativeInt, model_validator
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 BLOCK_BYTES = 2**20
 """Bytes that are read and hashed at a time, and the least length of a chunk."""
 _MAX_CHUNKS = 64
+
+
+class Record(BaseModel, frozen=True, extra="forbid"):
+    """Immutable record that refuses unknown keys."""
+
+
+class SealedRecord(Record):
+    """Record with a digest, by which it proves to be as it was written."""
+
+    digest: str = ""
+    """SHA-256 of all the rest, as canonical JSON."""
+
+    def sealed(self) -> Self:
+        """Return the same with its digest."""
+        content = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
+        canonical = json.dumps(content, sort_keys=True).encode()
+        return self.model_copy(update={"digest": hashlib.sha256(canonical).hexdigest()})
 
 
 class FileEntry(Record, from_attributes=True):

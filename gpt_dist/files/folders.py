@@ -1,4 +1,4 @@
-"""Publish a folder atomically: made under a hidden name, synced to the disk, renamed."""
+"""Publish a folder or file atomically: made under a hidden name, synced to the disk, renamed."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt_dist.errors import GptDistError
+from gpt_dist.errors import DataError, GptDistError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -75,22 +75,30 @@ def explained(
         ) from failure
 
 
+def write_result(path: Path, text: str) -> None:
+    """Write a result file of a run atomically; DataError where it cannot be written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(text.encode())
+        publish(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or correct its "
+            "permissions, and start the run again, which goes on from its last checkpoint"
+        ) from None
+
+
 def publish(partial: Path, output: Path) -> None:
-    """Give a written folder its name, once all that is in it is safe on the disk."""
+    """Give a written folder or file its name, once all that is in it is safe on the disk."""
     for path in partial.rglob("*"):
-        sync(path)
-    sync(partial)
+        _sync(path)
+    _sync(partial)
     partial.rename(output)
-    sync(output.parent)
+    _sync(output.parent)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and return once it is safe on the disk."""
-    path.write_bytes(content)
-    sync(path)
-
-
-def sync(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Make a file's content, or the names in a folder, safe on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

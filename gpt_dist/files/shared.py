@@ -1,7 +1,5 @@
 """Files of a folder that several processes read together, each byte from the disk once."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -94,13 +92,11 @@ class SharedFiles:
         self._owners, self._held, self._received, self._tensor_files = {}, {}, {}, {}
 
     def size(self, name: str) -> int:
-        """Return the length of a file in bytes."""
-        if self._owners:
-            return self._pieces[name][-1].stop
-        return os.fstat(self._stream(name).fileno()).st_size
+        """Return the length of a file in bytes, as it is stated."""
+        return self._pieces[name][-1].stop
 
     def tensors(self, name: str) -> TensorFile:
-        """Open a safetensors file; OSError or ValueError where it is none."""
+        """Return a safetensors file; raises the error of `refuse` where it is none."""
         if name not in self._tensor_files:
             self._tensor_files[name] = TensorFile(self, name)
         return self._tensor_files[name]
@@ -165,7 +161,7 @@ class SharedFiles:
             raise self._refuse(path, f"{found} bytes instead of {expected}")
         digest, length = hashlib.sha256(), piece.stop - piece.start if hold or piece.sha256 else 0
         content = torch.empty(length if hold else min(length, BLOCK_BYTES), dtype=torch.uint8)
-        with self._reading(piece.file):
+        with self.reading(piece.file):
             for start in range(0, length, BLOCK_BYTES):
                 block = content[start if hold else 0 :][: min(BLOCK_BYTES, length - start)]
                 self._read_here(piece.file, piece.start + start, block)
@@ -175,7 +171,7 @@ class SharedFiles:
         return content
 
     def _size_on_disk(self, name: str) -> int:
-        with self._reading(name):
+        with self.reading(name):
             status = (self._folder / name).stat()
             if not S_ISREG(status.st_mode):
                 raise ValueError("not a file")
@@ -195,9 +191,10 @@ class SharedFiles:
         return self._streams[name]
 
     @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
+    def reading(self, name: str, problem: str = "cannot be read") -> Iterator[None]:
+        """Turn what goes wrong with reading a file into the error of `refuse`."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, KeyError, ValueError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
-            raise self._refuse(self._folder / name, f"cannot be read ({reason})") from None
+            raise self._refuse(self._folder / name, f"{problem} ({reason})") from None

@@ -3,11 +3,9 @@
 A file is the length of its header (8 bytes, little-endian), the header in JSON, and the data.
 """
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +44,21 @@ def write_tensor_file(
 
 
 class TensorFile:
-    """An open file whose header is checked, and whose data are read when they are asked for."""
+    """An open file whose header is checked, and whose data are read when they are asked for.
 
-    def __init__(self, files: SharedFiles, name: str) -> None:
-        """Read the header; OSError or ValueError where it does not describe the file."""
+    What is wrong with the file raises the error that its `files` refuse it with.
+    """
+
+    def __init__(self, files: "SharedFiles", name: str) -> None:
         self._files, self._name = files, name
+        with files.reading(name, "not a whole safetensors file"):
+            self._first, self.entries = self._read_header()
+
+    def _read_header(self) -> tuple[int, dict[str, "TensorEntry"]]:
+        """Return where the data begin, and the tensors; ValueError where they are not the file."""
+        file_size = self._files.size(self._name)
         size = int.from_bytes(self._header_bytes(0, 8), "little")
-        if size > min(_HEADER_BYTES, files.size(name)):
+        if size > min(_HEADER_BYTES, file_size):
             raise ValueError(f"a header of {size} bytes")
         try:
             header = json.loads(self._header_bytes(8, size))
@@ -60,46 +66,33 @@ class TensorFile:
             raise ValueError("a header too deep") from None
         if not isinstance(header, dict):
             raise ValueError("a header that names no tensors")
-        self._first = stop = 8 + size
-        self._entries = {name: _Entry(value) for name, value in header.items() if name[:2] != "__"}
-        for start, end in sorted((entry.start, entry.stop) for entry in self._entries.values()):
-            if self._first + start != stop:
+        first = stop = 8 + size
+        entries = {name: TensorEntry(one) for name, one in header.items() if name[:2] != "__"}
+        for start, end in sorted((entry.start, entry.stop) for entry in entries.values()):
+            if first + start != stop:
                 raise ValueError(f"a gap or an overlap at byte {stop}")
-            stop = self._first + end
-        if stop != files.size(name):
-            raise ValueError(f"{files.size(name)} bytes instead of the {stop} of its header")
-
-    @property
-    def names(self) -> Collection[str]:
-        """The tensors there are."""
-        return self._entries.keys()
-
-    def shape(self, name: str) -> Shape:
-        """Return the shape of a tensor."""
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> str:
-        """Return the type of a tensor as the file names it, such as F32."""
-        return self._entries[name].dtype
+            stop = first + end
+        if stop != file_size:
+            raise ValueError(f"{file_size} bytes instead of the {stop} of its header")
+        return first, entries
 
     def read(self, name: str) -> Tensor:
-        """Return a whole tensor; KeyError where there is none, else as `read_into`."""
-        entry = self._entries[name]
-        if entry.dtype not in _DTYPES:
-            raise ValueError(f"{name} holds {entry.dtype}")
+        """Return a whole tensor."""
+        with self._files.reading(self._name):
+            entry = self.entries[name]
+            if entry.dtype not in _DTYPES:
+                raise ValueError(f"{name} holds {entry.dtype}")
         tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device=self._files.device)
         self.read_into(name, tensor)
         return tensor
 
     def read_into(self, name: str, target: Tensor, users: Set[int] | None = None) -> None:
-        """Fill a contiguous tensor of as many elements of the same type; `users` as for files.
-
-        Raises OSError, KeyError or ValueError where the file has no such tensor.
-        """
-        entry = self._entries[name]
-        if (entry.dtype, math.prod(entry.shape)) != (_NAMES.get(target.dtype), target.numel()):
-            raise ValueError(f"{name} is not {target.numel()} elements of {target.dtype}")
-        self._files.read(self._name, self._first + entry.start, target, users)
+        """Fill a contiguous tensor of as many elements of the same type; `users` as for files."""
+        with self._files.reading(self._name):
+            entry = self.entries[name]
+            if (entry.dtype, math.prod(entry.shape)) != (_NAMES.get(target.dtype), target.numel()):
+                raise ValueError(f"{name} is not {target.numel()} elements of {target.dtype}")
+            self._files.read(self._name, self._first + entry.start, target, users)
 
     def _header_bytes(self, start: int, length: int) -> bytes:
         content = torch.empty(length, dtype=torch.uint8, device=self._files.device)
@@ -107,7 +100,7 @@ class TensorFile:
         return content.cpu().numpy().tobytes()
 
 
-class _Entry:
+class TensorEntry:
     """The header's entry of one tensor; ValueError where it contradicts itself."""
 
     def __init__(self, value: Any) -> None:

@@ -17,8 +17,8 @@ from pydantic import (
 
 from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import DataError, first_problem
-from gpt_dist.files.output import write_result
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import Record
+from gpt_dist.files.folders import write_result
 
 RESULTS_NAME = "results.json"
 

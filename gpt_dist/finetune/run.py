@@ -11,9 +11,8 @@ import torch.distributed as dist
 
 from gpt_dist.checkpoint.folder import first_valid, open_shared, step_of, step_path, warner
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.opened import OpenedModel, model_path
+from gpt_dist.checkpoint.opened import OpenedModel, model_path, newest_path
 from gpt_dist.checkpoint.save import DataSource, package_versions
-from gpt_dist.checkpoint.weights import newest_path
 from gpt_dist.config import (
     NO_SOURCE,
     AnyConfig,

@@ -18,9 +18,9 @@ from gpt_dist.checkpoint.opened import (
     OpenedModel,
     describe_checkpoint,
     inspect_model,
+    is_checkpoint,
     model_path,
 )
-from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
@@ -28,7 +28,7 @@ from gpt_dist.data.tasks.reading import DEV, Example, dev_splits, read_split
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import Record
 from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
 from gpt_dist.finetune.predict import Evaluate, judge_splits, metrics_of
 from gpt_dist.inference.assemble import assemble
@@ -93,7 +93,7 @@ def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> b
     """Write the model folder of a fine-tuning checkpoint; return False for any other path."""
     if not is_checkpoint(path):
         return False
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint(path)
     if checkpoint.manifest.config.get("task") is None:
         return False
     save_task_model(checkpoint, output, report)

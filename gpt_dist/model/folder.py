@@ -58,9 +58,9 @@ class ModelFolder(FullTensors):
         self.config = read_model_config(path / CONFIG_NAME)
         self.files = SharedFiles(path, {name: stated.get(name) for name in names}, refuse)
         self._files = WeightFiles(path, names, self.files)
-        if self.config.num_layers > len(self._files.names):
+        if self.config.num_layers > len(self._files.paths):
             raise ModelError(
-                f"{path}: {len(self._files.names)} weights for the {self.config.num_layers} layers "
+                f"{path}: {len(self._files.paths)} weights for the {self.config.num_layers} layers "
                 f"of {CONFIG_NAME}; both must be of one model"
             )
         self._table = parameter_table(self.config)
@@ -81,7 +81,7 @@ class ModelFolder(FullTensors):
         They may lack the prefix of the class with a head, such as `transformer.`; and a tied
         embedding may be stored as the head alone.
         """
-        stored = self._files.names
+        stored = self._files.paths.keys()
         prefix = family_of(self.config).names["blocks"].split(".")[0] + "."
         dropped = "" if any(name.startswith(prefix) for name in stored) else prefix
         names = {
@@ -89,7 +89,7 @@ class ModelFolder(FullTensors):
             for name, spec in self._table.items()
         }
         tied = "head.weight" not in self._table
-        if tied and _HEAD in stored and not stored.issuperset(names[_EMBEDDING]):
+        if tied and _HEAD in stored and not stored >= set(names[_EMBEDDING]):
             names[_EMBEDDING] = [_HEAD]
         wanted = {theirs for each in names.values() for theirs in each}
         if missing := sorted(wanted - stored):
@@ -101,7 +101,7 @@ class ModelFolder(FullTensors):
         unknown -= {x for x in unknown if x.endswith(_BUFFERS) or x.startswith(_OTHER_HEADS)}
         if unknown:
             raise ModelError(
-                f"{self._files.path(min(unknown))}: {min(unknown)} is no weight of the model that "
+                f"{self._files.paths[min(unknown)]}: {min(unknown)} is no weight of the model that "
                 f"{CONFIG_NAME} describes; weights and {CONFIG_NAME} must be of one model"
             )
         self._wanted = wanted
@@ -109,9 +109,9 @@ class ModelFolder(FullTensors):
 
     def _check_tied(self, embedding: Tensor) -> None:
         """Refuse a head that is stored beside the embedding and differs from it."""
-        if _HEAD in self._files.names and not self._files.read(_HEAD).equal(embedding):
+        if _HEAD in self._files.paths and not self._files.read(_HEAD).equal(embedding):
             raise ModelError(
-                f"{self._files.path(_HEAD)}: {_HEAD} differs from {self._stored[_EMBEDDING][0]}; "
+                f"{self._files.paths[_HEAD]}: {_HEAD} differs from {self._stored[_EMBEDDING][0]}; "
                 "only models whose head is tied to the embedding can be opened"
             )
 
@@ -160,7 +160,7 @@ def write_model_folder(
         text = json.dumps(description, indent=2, sort_keys=True)
         (partial / CONFIG_NAME).write_text(text + "\n")
         found = probe_loss(ModelFolder(partial).__getitem__, config)
-        if not agrees(found, expected, "fp32"):
+        if not agrees(found, expected):
             raise ModelError(
                 f"{path}: not written: its weights would give a loss of {found:.6f} on fixed "
                 f"tokens, and their source states {expected:.6f}; take the source from a backup"

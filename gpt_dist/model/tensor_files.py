@@ -1,7 +1,5 @@
 """Write a model's safetensors files a tensor at a time, and open them with every claim checked."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -37,17 +35,17 @@ def write_weights(
     `read` gives the tensor of a name, in the shape stated for it.
     """
     shards = _divide(shapes, shard_bytes)
-    if len(shards) == 1:
-        _write_file(folder / WEIGHTS_NAME, shards[0], read)
-        return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / name, shard, read)
-        weight_map.update(dict.fromkeys(shard, name))
-    total = sum(_bytes(shape) for shape in shapes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        path = folder / (WEIGHTS_NAME if len(shards) == 1 else name)
+        entries = {key: (torch.float32, shape) for key, shape in shard.items()}
+        write_tensor_file(path, entries, lambda key: read(key).to(torch.float32))
+        weight_map |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        total = sum(_bytes(shape) for shape in shapes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _bytes(shape: Shape) -> int:
@@ -66,60 +64,38 @@ def _divide(shapes: Mapping[str, Shape], shard_bytes: int) -> list[dict[str, Sha
     return shards
 
 
-def _write_file(path: Path, shapes: Mapping[str, Shape], read: Callable[[str], Tensor]) -> None:
-    entries = {name: (torch.float32, shape) for name, shape in shapes.items()}
-    write_tensor_file(path, entries, lambda name: read(name).to(torch.float32))
-
-
 class WeightFiles:
     """The tensors of a folder's safetensors files, read by name."""
 
     def __init__(self, folder: Path, names: list[str], files: SharedFiles) -> None:
         """Read the headers of the files `names`; ModelError where one is damaged."""
         self._files = files
-        self._where: dict[str, Path] = {}
+        self.paths: dict[str, Path] = {}
+        """The file that holds each tensor."""
         for path in (folder / name for name in names):
-            try:
-                tensors = files.tensors(path.name).names
-            except (OSError, ValueError) as error:
-                raise ModelError(
-                    f"{path}: not a whole safetensors file ({error}); {_REMEDY}"
-                ) from None
-            for name in tensors:
-                if name in self._where:
-                    raise ModelError(f"{path}: {name} is in {self._where[name]} too; {_REMEDY}")
-                self._where[name] = path
-
-    @property
-    def names(self) -> set[str]:
-        """Names of the tensors."""
-        return set(self._where)
-
-    def path(self, name: str) -> Path:
-        """Return the file that holds a tensor."""
-        return self._where[name]
+            for name in files.tensors(path.name).entries:
+                if name in self.paths:
+                    raise ModelError(f"{path}: {name} is in {self.paths[name]} too; {_REMEDY}")
+                self.paths[name] = path
 
     def check_shape(self, name: str, shape: Shape) -> None:
         """Refuse a tensor of another shape; reads the header alone."""
-        found = self._files.tensors(self._where[name].name).shape(name)
+        path = self.paths[name]
+        found = self._files.tensors(path.name).entries[name].shape
         if found != shape:
             raise ModelError(
-                f"{self._where[name]}: {name} has shape {list(found)}, but config.json asks for "
+                f"{path}: {name} has shape {list(found)}, but config.json asks for "
                 f"{list(shape)}; weights and config.json must be of one model"
             )
 
     def read(self, name: str) -> Tensor:
         """Return a tensor in fp32; ModelError where it holds other than finite numbers."""
-        path = self._where[name]
-        try:
-            file = self._files.tensors(path.name)
-            if file.dtype(name) not in FLOATS:
-                raise ModelError(
-                    f"{path}: {name} holds {file.dtype(name)}; export it as floating point"
-                )
-            tensor = file.read(name).cpu().to(torch.float32)
-        except (OSError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: {name} cannot be read ({error}); {_REMEDY}") from None
+        path = self.paths[name]
+        file = self._files.tensors(path.name)
+        dtype = file.entries[name].dtype
+        if dtype not in FLOATS:
+            raise ModelError(f"{path}: {name} holds {dtype}; export it as floating point")
+        tensor = file.read(name).cpu().to(torch.float32)
         if not torch.isfinite(tensor).all():
             raise ModelError(
                 f"{path}: {name} holds values that are not finite; "

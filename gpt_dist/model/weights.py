@@ -1,6 +1,7 @@
 """Whole weights: loaded into a model, and given rows for new tokens."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +15,28 @@ from gpt_dist.model.layers import INIT_STD
 from gpt_dist.model.parameters import FullTensors, parameter_table, split_dimension
 
 
+@dataclass(eq=False)
 class GrownVocabulary(FullTensors):
     """The full tensors of a model, with rows drawn for tokens that are new to it."""
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        before: ResolvedModelConfig,
-        after: ResolvedModelConfig,
-        unused: Sequence[int],
-        seed: int,
-    ) -> None:
-        """Wrap tensors of the model `before` as those of `after`, which has more tokens at most.
-
-        The ids `unused` of the model before get new rows as well.
-        """
-        self.config = after
-        self._tensors = tensors
-        self._unused = list(unused)
-        self._known = before.vocab_size
-        self._seed = seed
+    tensors: Mapping[str, Tensor]
+    before: ResolvedModelConfig
+    config: ResolvedModelConfig
+    """Of the grown model, which has more tokens at most."""
+    unused: Sequence[int]
+    """Ids of the model before that get new rows as well."""
+    seed: int
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
+        tensor = self.tensors[name]
         if name.removesuffix(".weight") not in TOKEN_MODULES:
             return tensor
         rows = torch.empty(parameter_table(self.config)[name].shape)
-        rows.normal_(std=INIT_STD, generator=torch.Generator().manual_seed(self._seed))
-        drawn = rows[self._unused]
-        rows[: self._known] = tensor[: self._known]
-        rows[self._unused] = drawn
+        rows.normal_(std=INIT_STD, generator=torch.Generator().manual_seed(self.seed))
+        known, unused = self.before.vocab_size, list(self.unused)
+        drawn = rows[unused]
+        rows[:known] = tensor[:known]
+        rows[unused] = drawn
         return rows
 
 

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gpt_dist.checkpoint.folder import steps
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.tasks.reading import DEV
-from gpt_dist.files.output import write_result
+from gpt_dist.files.folders import write_result
 from gpt_dist.train.directory import set_aside_earlier_run
 
 Row = dict[str, int | float]

@@ -113,7 +113,7 @@ def _check_loss(opened: OpenedModel) -> None:
     found = probe_loss(opened.tensors.__getitem__, opened.config)
 
     def check() -> None:
-        if not agrees(found, stated, "fp32"):
+        if not agrees(found, stated):
             raise ModelError(
                 f"{opened.tokenizer_folder}: its weights gave a loss of {stated:.6f} on fixed "
                 f"tokens, and give {found:.6f} now; take it from a backup"

@@ -122,7 +122,7 @@ def test_any_layout_opens_any_other_exactly_and_goes_on(
     before, after = saved_tensors(checkpoint), saved_tensors(again)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert Checkpoint.open(again).manifest.optimizer_steps == 2
+    assert Checkpoint(again).manifest.optimizer_steps == 2
     assert_same(read_rows(tmp_path), [row for row in single if row["step"] > 2], 1e-5)
 
 
@@ -134,7 +134,7 @@ def restore_on_a_gpu(launch: Launch, device: torch.device, path: Path) -> list[i
     topology = form_groups(launch, device, 1)
     torch.manual_seed(launch.rank)
     with mock.patch("torch.cuda.is_available", return_value=True):
-        restore_rng(Checkpoint.open(path), topology)
+        restore_rng(Checkpoint(path), topology)
     return torch.randint(2**40, (4,)).tolist()
 
 
@@ -160,7 +160,7 @@ def test_weights_and_moments_survive_another_precision(
         after = saved_tensors(checkpoint)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-        found = Checkpoint.open(checkpoint).manifest.topology.precision
+        found = Checkpoint(checkpoint).manifest.topology.precision
         assert found == precision
 
 
@@ -290,7 +290,7 @@ def test_a_checkpoint_with_the_keys_of_an_earlier_version_is_resumed(
 ):
     newer = ("family", "num_key_value_heads", "feed_forward_size", "rotary_base", "norm_epsilon")
     for path in checkpoints.iterdir():
-        model = Checkpoint.open(path).manifest.config["model"]
+        model = Checkpoint(path).manifest.config["model"]
         earlier = {key: value for key, value in model.items() if key not in newer}
         forge(path, ["config", "model"], earlier | {"norm_position": "post"})
     settings = RUN | {"data.path": token_folder, "training.max_steps": 5}
@@ -299,6 +299,6 @@ def test_a_checkpoint_with_the_keys_of_an_earlier_version_is_resumed(
     ):
         assert "model.family: 'openai_gpt' there, 'gpt2' here" in message
     assert process_group(2).run(refusal, settings, checkpoints.parent) == ["", ""]
-    resumed = Checkpoint.open(checkpoints / "step-00000005")
+    resumed = Checkpoint(checkpoints / "step-00000005")
     assert resumed.manifest.config["model"]["family"] == "openai_gpt"
     assert "norm_position" not in resumed.manifest.config["model"]

@@ -12,7 +12,7 @@ import pytest
 
 from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
 from gpt_dist.checkpoint.format import Checkpoint
-from gpt_dist.checkpoint.weights import SavedWeights
+from gpt_dist.checkpoint.opened import inspect_model, open_model
 from tests.checkpoints import (
     FILES,
     RUN,
@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     process_group(2).run(train, settings, directory)
     assert_same(read_rows(directory), read_rows(undisturbed), 0.0)
     found, expected = (
-        Checkpoint.open(path / "checkpoints/step-00000006").manifest.files
+        Checkpoint(path / "checkpoints/step-00000006").manifest.files
         for path in (directory, undisturbed)
     )
     assert found == expected
@@ -187,12 +187,12 @@ def test_what_was_removed_while_it_was_listed_is_listed_again(finished, tmp_path
         opened.append(path)
         return open_whole(path)
 
-    assert SavedWeights.open(tmp_path, go_on_and_open).path == folder / "step-00000006"
+    assert inspect_model(tmp_path, go_on_and_open).tokenizer_folder == folder / "step-00000006"
 
 
 def test_warnings_do_not_mix_with_a_command_s_output(checkpoints, capsys):
     (checkpoints / "step-00000004/rank-00000.safetensors").write_bytes(b"")
-    assert SavedWeights.open(checkpoints.parent).manifest.step == 2
+    assert open_model(checkpoints.parent).step == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "falling back to step-00000002" in shown.err

@@ -44,7 +44,7 @@ SETTINGS = {
 
 def hashes(checkpoint: Path) -> dict[str, str]:
     """The SHA-256 of every full tensor of a checkpoint."""
-    opened = Checkpoint.open(checkpoint)
+    opened = Checkpoint(checkpoint)
     return {
         f"{kind}/{name}": hashlib.sha256(opened.read(kind, name).numpy().tobytes()).hexdigest()
         for name in opened.manifest.parameters

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from gpt_dist.checkpoint.folder import open_whole
 from gpt_dist.checkpoint.opened import open_model, save_model
-from gpt_dist.checkpoint.weights import SavedWeights
 from gpt_dist.errors import ModelError
 from gpt_dist.model import family_of, probe_loss, probe_tokens
 from tests.checkpoints import make_first_version, refusal, saved_tensors, vouch_for
@@ -76,9 +75,9 @@ def test_a_first_version_resumes_and_exports_the_same(
     again = saved_tensors(directory / "checkpoints/step-00000099")
     assert before.keys() == again.keys()
     assert all(torch.equal(before[name], again[name]) for name in before)
-    saved, exported = SavedWeights.open(directory / CHECKPOINT), open_model(tmp_path / "model")
+    saved, exported = open_model(directory / CHECKPOINT), open_model(tmp_path / "model")
     for name, tensor in exported.tensors.items():
-        assert torch.equal(saved[name][:500], tensor[:500]), name  # without padding
+        assert torch.equal(saved.tensors[name][:500], tensor[:500]), name  # without padding
 
 
 def test_a_first_version_that_computes_something_else_is_refused_on_every_rank(

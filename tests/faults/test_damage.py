@@ -84,7 +84,7 @@ def test_no_damaged_checkpoint_is_used(process_group, settings, run, undisturbed
             continue
         refused += 1
         with pytest.raises(CheckpointError, match=str(newest)):
-            Checkpoint.open(newest).verify()
+            Checkpoint(newest).files.verify()
         with pytest.raises(CheckpointError, match=str(newest)):
             read_model(newest)
         assert same(read_model(run), older), file

@@ -62,15 +62,15 @@ def assert_ends_as(directory: Path, whole: Path, step: int) -> None:
     assert_same(read_rows(directory), read_rows(whole), 0.0)
     paths = [step_path(d / "checkpoints", step) for d in (directory, whole)]
     for path in paths:
-        Checkpoint.open(path).verify()
-    assert Checkpoint.open(paths[0]).manifest.files == Checkpoint.open(paths[1]).manifest.files
+        Checkpoint(path).files.verify()
+    assert Checkpoint(paths[0]).manifest.files == Checkpoint(paths[1]).manifest.files
     found, expected = ({file.name for file in path.iterdir()} for path in paths)
     assert found == expected
 
 
 def is_whole(folder: Path, step: int) -> bool:
     try:
-        Checkpoint.open(step_path(folder, step)).verify()
+        Checkpoint(step_path(folder, step)).files.verify()
     except CheckpointError:
         return False
     return True
@@ -184,8 +184,8 @@ def test_a_second_signal_during_the_save_of_the_first(settings, tmp_path, asynch
         process.terminate()
     assert ranks.wait() == [RESUMABLE] * 2, ranks.console
     (path,) = (directory / "checkpoints").iterdir()
-    checkpoint = Checkpoint.open(path)
-    checkpoint.verify()
+    checkpoint = Checkpoint(path)
+    checkpoint.files.verify()
     end = checkpoint.manifest.step + 2
     assert f"resumed from {path}" in run_to_its_end(directory, [*settings, *up_to(end)])
     run_to_its_end(whole, [*settings, *up_to(end)])

@@ -54,8 +54,8 @@ def test_a_run_killed_many_times_is_the_undisturbed_one(token_folder, tmp_path, 
         assert 0 not in ranks.wait(), ranks.console
         if before:
             assert f"resumed from {step_path(folder, *before)}" in ranks.console
-        newest = Checkpoint.open(step_path(folder, steps(folder)[0]))
-        newest.verify()
+        newest = Checkpoint(step_path(folder, steps(folder)[0]))
+        newest.files.verify()
         amid_a_save += any(folder.glob(PARTIAL))
     assert amid_a_save > KILLS / 5, "too few kills hit a save"
     run_to_its_end(directory, settings)
@@ -93,4 +93,4 @@ def test_a_run_killed_half_way_is_the_undisturbed_one(
 
 def last_files(folder: Path, step: int) -> object:
     """The hashes of all that the last checkpoint holds: weights, moments, random states."""
-    return Checkpoint.open(step_path(folder, step)).manifest.files
+    return Checkpoint(step_path(folder, step)).manifest.files

@@ -11,7 +11,7 @@ from typing import Any
 from gpt_dist.config import Column, SplitConfig, TaskConfig
 from gpt_dist.data.tasks.files import FileRow, read_rows
 from gpt_dist.errors import ConfigError, DataError
-from gpt_dist.files.output import write_result
+from gpt_dist.files.folders import write_result
 
 TRAIN = "train"
 DEV = "dev"

@@ -13,8 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from gpt_dist.data.tokens.shards import Ids, ShardEntry, read_index
 from gpt_dist.errors import DataError, first_problem
-from gpt_dist.files.entries import FileEntry, Sha256, file_sha256
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import FileEntry, Record, Sha256, file_sha256
 
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation")

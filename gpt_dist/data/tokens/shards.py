@@ -14,8 +14,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from gpt_dist.errors import DataError
-from gpt_dist.files.entries import FileEntry, HashedFile
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import FileEntry, HashedFile, Record
 
 Ids = np.ndarray[Any, np.dtype[Any]]
 
