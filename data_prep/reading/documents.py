@@ -53,6 +53,21 @@ class ReadOptions(Record):
     """The encoding of bytes that do not state theirs; None to find it out."""
 
 
+TOO_LONG = f"longer than {DOCUMENT_BYTES >> 20} MiB"
+NULL = "null text"
+EMPTY = "empty"
+
+
+def no_field(field: str) -> str:
+    """Return the reason to leave out a row or table without the text field."""
+    return f'no field "{field}" (choose with --text-field)'
+
+
+def not_text(field: str) -> str:
+    """Return the reason to leave out a row or table whose text field holds something else."""
+    return f'"{field}" is no text'
+
+
 def printable(name: str) -> str:
     """Replace the characters of `name` that are not UTF-8 or not printable."""
     text = os.fsencode(name).decode("utf-8", errors="replace")

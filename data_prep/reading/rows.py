@@ -12,17 +12,24 @@ from io import BufferedReader
 
 import orjson
 
-from data_prep.reading.documents import DOCUMENT_BYTES, Document, LeftOut, ReadOptions
+from data_prep.reading.documents import (
+    DOCUMENT_BYTES,
+    NULL,
+    TOO_LONG,
+    Document,
+    LeftOut,
+    ReadOptions,
+    no_field,
+    not_text,
+)
 from data_prep.reading.text import as_utf8
 
-TOO_LONG = f"longer than {DOCUMENT_BYTES >> 20} MiB"
-NOT_JSON = "not valid JSON"
 _REST_NOT_JSON = "not valid JSON, nor read from here on"
 
 _CHUNK = 1 << 16
 _GAP = re.compile(r"[\s,]*")
 _MARK = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
-_BAD = LeftOut("", NOT_JSON)
+_BAD = LeftOut("", "not valid JSON")
 _TOO_LONG = LeftOut("", TOO_LONG)
 
 
@@ -94,12 +101,12 @@ def _row(name: str, value: object, field: str) -> Document | LeftOut:
         return LeftOut(name, value.reason)
     if isinstance(value, dict):
         if field not in value:
-            return LeftOut(name, f'no field "{field}" (choose with --text-field)')
+            return LeftOut(name, no_field(field))
         value = value[field]
     if value is None:
-        return LeftOut(name, "null text")
+        return LeftOut(name, NULL)
     if not isinstance(value, str):
-        return LeftOut(name, f'"{field}" is no text')
+        return LeftOut(name, not_text(field))
     return Document(name, _without_surrogates(value), "record")
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader, FileIO
 
-from data_prep.reading.containers import BUFFER_BYTES, FileReader, damage_named
-from data_prep.reading.documents import DOCUMENT_BYTES, Document, LeftOut, ReadOptions
+from data_prep.reading.containers import FileReader, kind_in
+from data_prep.reading.documents import DOCUMENT_BYTES, EMPTY, Document, LeftOut, ReadOptions
 from data_prep.reading.rows import has_lines, read_json_range
 from data_prep.reading.text import BLOCK_BYTES, is_wide, read_text_range
+from data_prep.reading.unpacking import damage_named, opened
 from data_prep.sources import Source
 
 
@@ -52,8 +52,8 @@ def read_unit(unit: Unit, options: ReadOptions) -> Iterator[Document | LeftOut]:
 
 
 def _divides(source: Source, options: ReadOptions) -> bool:
-    with BufferedReader(FileIO(source.path), BUFFER_BYTES) as stream:
-        kind = FileReader(source.path, options).kind(source.name, stream)
+    with opened(source.path) as stream:
+        kind = kind_in(source.name, stream)
         if kind not in {"text", "jsonl", "json"} or is_wide(stream, options.encoding):
             return False
         return kind == "text" or has_lines(stream.peek(), kind)
@@ -61,27 +61,25 @@ def _divides(source: Source, options: ReadOptions) -> bool:
 
 def _items(unit: Unit, options: ReadOptions) -> Iterator[Document | LeftOut]:
     source = unit.source
-    reader = FileReader(source.path, options)
-    with BufferedReader(FileIO(source.path), BUFFER_BYTES) as stream:
-        kind = reader.kind(source.name, stream)
+    with opened(source.path) as stream:
         if unit.end is None:
+            reader = FileReader(source.path, options)
             yield from reader.read(source.name, source.name, stream)
-        elif kind == "text":
+        elif kind_in(source.name, stream) == "text":
             yield from read_text_range(source.name, stream, unit.begin, unit.end, options)
         else:
             yield from read_json_range(source.name, stream, unit.begin, unit.end, options)
 
 
 def _separated(item: Document | LeftOut, separator: str) -> Iterator[Document | LeftOut]:
-    """Yield the parts of a text that was decoded; those of bytes are separated already."""
-    if (
-        not separator
-        or isinstance(item, LeftOut)
-        or isinstance(item.content, bytes)
-        or separator not in item.content
-    ):
+    """Yield the parts of a text that is decoded already; bytes were divided where they were read."""
+    if isinstance(item, LeftOut) or isinstance(item.content, bytes):
         yield item
-        return
-    parts = [part for part in item.content.split(separator) if part and not part.isspace()]
-    for number, part in enumerate(parts, 1):
-        yield Document(f"{item.name}#{number}", part, item.form)
+    elif not item.content or item.content.isspace():
+        yield LeftOut(item.name, EMPTY)
+    elif not separator or separator not in item.content:
+        yield item
+    else:
+        parts = item.content.split(separator)
+        for number, part in enumerate((part for part in parts if part.strip()), 1):
+            yield Document(f"{item.name}#{number}", part, item.form)

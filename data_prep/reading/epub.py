@@ -1,0 +1,55 @@
+"""Read an epub: the text of its spine, in reading order, one paragraph a line."""
+
+import posixpath
+import zipfile
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from lxml import etree
+
+from data_prep.reading.documents import DOCUMENT_BYTES, TOO_LONG, Document, LeftOut
+from data_prep.reading.markup import html_paragraphs, is_too_much, parse_xml
+from data_prep.reading.unpacking import Budget, buffered
+
+_CONTAINER = "META-INF/container.xml"
+_PAGES = {"application/xhtml+xml", "text/html", "application/x-dtbook+xml", "text/x-oeb1-document"}
+_MEMBER_BYTES = 16 << 20
+
+
+def read_epub(name: str, archive: zipfile.ZipFile, budget: Budget) -> Document | LeftOut:
+    """Return the book, without the pages that are for navigation alone."""
+    lines: list[str] = []
+    size = 0
+    try:
+        for page in _spine(archive, budget):
+            data = _member(archive, page, budget)
+            if is_too_much(data):
+                return LeftOut(name, TOO_LONG)
+            for line in html_paragraphs(data):
+                lines.append(line)
+                size += len(line)
+            if size > DOCUMENT_BYTES:
+                return LeftOut(name, TOO_LONG)
+    except (KeyError, RuntimeError, etree.XMLSyntaxError):
+        # A page is missing or encrypted, or there is no list of pages.
+        return LeftOut(name, "epub without readable pages")
+    return Document(name, "\n".join(lines), "paragraphs")
+
+
+def _spine(archive: zipfile.ZipFile, budget: Budget) -> Iterator[str]:
+    """Yield the members of an archive that are the pages of a book."""
+    container = parse_xml(_member(archive, _CONTAINER, budget))
+    rootfile = container.find(".//{*}rootfile")
+    package = rootfile.get("full-path", "") if rootfile is not None else ""
+    root = parse_xml(_member(archive, package, budget))
+    items = {item.get("id"): item for item in root.iterfind(".//{*}manifest/{*}item")}
+    for reference in root.iterfind(".//{*}spine/{*}itemref"):
+        item = items[reference.get("idref")]
+        if item.get("media-type") in _PAGES and "nav" not in item.get("properties", "").split():
+            path = unquote(item.get("href", "")).partition("#")[0]
+            yield posixpath.normpath(posixpath.join(posixpath.dirname(package), path))
+
+
+def _member(archive: zipfile.ZipFile, name: str, budget: Budget) -> bytes:
+    with archive.open(name) as content:
+        return buffered(content, budget).read(_MEMBER_BYTES + 1)

@@ -1,0 +1,223 @@
+"""Read HTML and TEI: the text of their blocks, one paragraph a line.
+
+No entity, file or address outside the markup is opened. Of HTML, all is read but the head, scripts
+and the like. Of TEI (P4 or P5), the body of the text is read, and its notes after it; other XML is
+left out. A file has 16 MiB and two million tags.
+"""
+
+import codecs
+import html
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BufferedReader
+
+from lxml import etree
+
+from data_prep.reading.documents import Document, LeftOut, ReadOptions
+
+_MARKUP_BYTES = 16 << 20
+_MAX_TAGS = 2_000_000
+_TOO_MUCH = f"markup of more than {_MARKUP_BYTES >> 20} MiB or {_MAX_TAGS} tags"
+_NOT_PARSED = "XML that does not parse"
+_NOT_TEI = "XML that is not TEI"
+_XHTML = "{http://www.w3.org/1999/xhtml}html"
+
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_CHARSET_BYTES = 4096
+_SPACE = re.compile(r"[ \t\r\n\f]+")
+
+
+@dataclass(frozen=True)
+class _Language:
+    """Roles of tags. A tag in no set is part of the line around it."""
+
+    blocks: frozenset[str]
+    skipped: frozenset[str]
+    breaks: frozenset[str]
+    spaces: frozenset[str]
+    verbatim: frozenset[str]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_HTML = _Language(
+    blocks=_words(
+        "address article aside blockquote body caption center dd details dialog dir div dl dt "
+        "fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr html legend li main "
+        "menu nav ol p pre section summary table tbody tfoot thead tr ul"
+    ),
+    skipped=_words(
+        "audio button canvas head iframe noscript object script select style svg template "
+        "textarea title video"
+    ),
+    breaks=_words("br"),
+    spaces=_words("td th"),
+    verbatim=_words("pre"),
+)
+_TEI = _Language(
+    blocks=_words(
+        "ab argument body byline cell closer dateline div div0 div1 div2 div3 div4 div5 div6 div7 "
+        "epigraph figure floatingText front head item l label lg list note opener p postscript "
+        "row salute signed sp speaker stage table text trailer"
+    ),
+    skipped=_words("figDesc fw note teiHeader"),
+    breaks=_words(""),
+    spaces=_words("lb"),
+    verbatim=_words(""),
+)
+_IN_CHOICE = _words("abbr orig sic")  # which another reading stands beside
+
+
+def read_markup(
+    name: str, kind: str, stream: BufferedReader, options: ReadOptions
+) -> Iterator[Document | LeftOut]:
+    """Yield the text of an `html` file, or of each TEI text in an `xml` file."""
+    data = stream.read(_MARKUP_BYTES + 1)
+    if is_too_much(data):
+        yield LeftOut(name, _TOO_MUCH)
+        return
+    if kind == "html":
+        yield Document(name, "\n".join(html_paragraphs(data, options.encoding)), "paragraphs")
+        return
+    try:
+        root = parse_xml(data)
+    except etree.XMLSyntaxError:
+        yield LeftOut(name, _NOT_PARSED)
+        return
+    if root.tag == _XHTML:
+        yield Document(name, "\n".join(_paragraphs(root, _HTML)), "paragraphs")
+        return
+    texts = list(_tei_texts(root))
+    if not texts:
+        yield LeftOut(name, _NOT_TEI)
+    for number, text in enumerate(texts, 1):
+        yield Document(name if len(texts) == 1 else f"{name}#{number}", text, "paragraphs")
+
+
+def is_too_much(data: bytes) -> bool:
+    """Tell whether a tree of this markup would take too much memory."""
+    return len(data) > _MARKUP_BYTES or data.count(b"<") > _MAX_TAGS
+
+
+def html_paragraphs(data: bytes, encoding: str | None = None) -> Iterator[str]:
+    """Yield the paragraphs of HTML or XHTML, whose encoding may be given if it does not say it."""
+    text = _decode(data, encoding).replace("\0", "")
+    data = text.encode("utf-8", "replace")
+    root = _parse_html(data, "<?xml" in text[:8] or _XHTML[1:-5] in text[:_CHARSET_BYTES])
+    if root is not None:
+        yield from _paragraphs(root, _HTML)
+
+
+def _parse_html(data: bytes, strict: bool) -> etree._Element | None:
+    """Parse HTML, which is XML first if it says so, or return None if nothing is there."""
+    if strict:
+        with suppress(etree.XMLSyntaxError):  # much XHTML is not
+            return parse_xml(data, "utf-8")
+    parser = etree.HTMLParser(
+        encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True
+    )
+    with suppress(etree.XMLSyntaxError):
+        return etree.fromstring(data, parser)
+    return None
+
+
+def parse_xml(data: bytes, encoding: str | None = None) -> etree._Element:
+    """Parse XML without opening anything else; libxml2 refuses entities that multiply."""
+    parser = etree.XMLParser(
+        encoding=encoding,
+        resolve_entities="internal",
+        load_dtd=False,
+        no_network=True,
+        remove_comments=True,
+        remove_pis=True,
+    )
+    return etree.fromstring(data, parser)
+
+
+def _decode(data: bytes, encoding: str | None) -> str:
+    for bom, name in _BOMS.items():
+        if data.startswith(bom):
+            return data.decode(name, "replace")
+    found = _CHARSET.search(data, 0, _CHARSET_BYTES)
+    stated = found[1].decode("ascii", "replace") if found else encoding
+    try:
+        if stated and codecs.lookup(stated).name not in {"ascii", "iso8859-1", "utf-8", "utf-16"}:
+            return data.decode(stated, "replace")
+    except LookupError:
+        pass
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")  # as browsers do
+
+
+def _tei_texts(root: etree._Element) -> Iterator[str]:
+    """Yield the text of each TEI element."""
+    for text in [root, *root.iterdescendants("{*}TEI", "{*}TEI.2")]:
+        if _local_name(text) not in {"TEI", "TEI.2"}:
+            continue
+        bodies = text.findall(".//{*}text/{*}body")
+        lines = [line for body in bodies for line in _paragraphs(body, _TEI)]
+        notes = [note for body in bodies for note in body.iterdescendants("{*}note")]
+        lines += [line for note in notes for line in _paragraphs(note, _TEI)]
+        yield "\n".join(lines)
+
+
+def _paragraphs(root: etree._Element, language: _Language) -> Iterator[str]:
+    """Yield the lines of all blocks in an element, in order."""
+    parts: list[str] = []
+    verbatim = 0
+    for text, tag, opens in _walk(root, language):
+        change = 0
+        if tag in language.verbatim:
+            change = 1 if opens else -1
+        if tag in language.blocks or tag in language.breaks:
+            yield from _lines(parts, verbatim > 0)
+            parts = []
+        elif tag in language.spaces:
+            parts.append(" ")
+        verbatim += change
+        parts.append(text)
+    yield from _lines(parts, verbatim > 0)
+
+
+def _lines(parts: Iterable[str], verbatim: bool) -> Iterator[str]:
+    text = "".join(parts)
+    lines = text.splitlines() if verbatim else [_SPACE.sub(" ", text).strip(" ")]
+    for line in lines:
+        if line and not line.isspace():
+            yield line
+
+
+def _walk(root: etree._Element, language: _Language) -> Iterator[tuple[str, str, bool]]:
+    """Yield the text after each start and end tag, with the tag, and whether it is a start."""
+    yield root.text or "", _local_name(root), True
+    # By a stack: markup can be deeper than Python's recursion.
+    stack = [(root, iter(root))]
+    while stack:
+        parent, children = stack[-1]
+        child = next(children, None)
+        if child is None:
+            stack.pop()
+            if stack:
+                yield parent.tail or "", _local_name(parent), False
+            continue
+        if child.tag is etree.Entity:
+            yield html.unescape(child.text) + (child.tail or ""), "", True
+            continue
+        tag = _local_name(child)
+        hidden = tag in _IN_CHOICE and _local_name(parent) == "choice"
+        if hidden or tag in language.skipped:
+            yield child.tail or "", "", False
+            continue
+        yield child.text or "", tag, True
+        stack.append((child, iter(child)))
+
+
+def _local_name(element: etree._Element) -> str:
+    return element.tag.rpartition("}")[2]
