@@ -20,7 +20,7 @@ from data_prep.steps import Steps
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
 from gpt_dist.files.entries import Sha256, file_sha256
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import Record
 
 Item = TypeVar("Item")
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import Record
 
 Form = Literal["text", "record", "paragraphs", "sentences"]
 """How the lines of a document are to be taken.
