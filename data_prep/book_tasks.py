@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.clean import clean
+from data_prep.cleaning.clean import clean
 from data_prep.documents import SourceReader
 from data_prep.report import Progress
 from data_prep.sources import Source, find_sources
+from data_prep.steps import RECIPES
 from gpt_dist.errors import DataError
 from gpt_dist.files.folders import new_folder
 
@@ -136,6 +137,7 @@ def _read_books(
     """Read books in an order that depends on their texts alone, and count files without a name."""
     books: dict[bytes, _Book] = {}
     reader = SourceReader("text")
+    steps = RECIPES["books"].model_copy(update={"lowercase": False})
     unnamed = 0
     with progress.stage("reading books", "books", None) as advance:
         for source in sorted(sources, key=lambda source: source.name):
@@ -147,7 +149,7 @@ def _read_books(
                 if name is None:
                     unnamed += 1
                     continue
-                text = clean(document.data, document.form, lowercase=False).text
+                text = clean(document, steps).text
                 if (digest := _hash(text)) not in books:
                     author, title = _plain(name["author"]), _plain(name["title"])
                     books[digest] = _book(author, title, text, lowercase)

@@ -7,9 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.documents import Document, SourceReader
+from data_prep.documents import SourceReader
 from data_prep.jobs import CleanDocument, CleanJob, clean_batch, grouped
 from data_prep.pool import Pool
+from data_prep.reading.documents import Document
 from data_prep.report import Progress
 from data_prep.sources import Source
 from gpt_dist.data.tokens.folder import SPLITS, BuildOptions, DropEntry
@@ -159,7 +160,7 @@ def _items(sources: list[Source], reader: SourceReader) -> Iterator[tuple[Source
             yield source, source.path.stat().st_size
         else:
             for document in reader.read(source):
-                yield document, len(document.data)
+                yield document, len(document.content)
 
 
 def _known_size(sources: list[Source]) -> int | None:

@@ -22,10 +22,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol
 
-from data_prep.clean import Form
+from data_prep.reading.documents import Document, Form
 from data_prep.sources import Source, printable
 from gpt_dist.errors import DataError
 
@@ -43,15 +42,6 @@ _BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError)
 _MEMBER = re.compile(r"\.(txt|jsonl)(\.gz)?$", re.IGNORECASE)
 _BOOKCORPUS_NAME = re.compile(r"books_large_p\d+\.txt$")
 _SENTENCE_END = frozenset(b". ! ? '' \" : ; ) ... '".split())
-
-
-@dataclass(frozen=True)
-class Document:
-    """Raw document: its bytes, and whether its lines are sentences."""
-
-    name: str
-    data: bytes
-    form: Form
 
 
 class SourceReader:
@@ -138,13 +128,13 @@ class SourceReader:
                 raise DataError(f"{name}, line {number}: longer than {DOCUMENT_BYTES} bytes")
             if line.strip():
                 text = _text_of(line, self._text_field, f"{name}, line {number}")
-                yield Document(f"{name}:{number}", text.encode("utf-8", "replace"), "book")
+                yield Document(f"{name}:{number}", text, "record")
 
 
 def read_text(name: str, stream: IO[bytes]) -> Iterator[Document]:
     """Yield the documents of a text file (see the rules of the module)."""
     data = stream.read(_SNIFF_BYTES)
-    form: Form = "sentences" if _is_bookcorpus(name, data) else "book"
+    form: Form = "sentences" if _is_bookcorpus(name, data) else "text"
     size = _SENTENCES_BYTES if form == "sentences" else DOCUMENT_BYTES
     number = 0
     while True:

@@ -8,9 +8,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep.clean import clean
-from data_prep.documents import Document, read_text
+from data_prep.cleaning.clean import clean
+from data_prep.documents import read_text
+from data_prep.reading.documents import Document
 from data_prep.sources import Source
+from data_prep.steps import RECIPES
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
 
@@ -124,9 +126,10 @@ def clean_batch(job: CleanJob) -> CleanBatch:
     """Clean documents into one file, with a line end after each."""
     done: list[CleanDocument] = []
     source_bytes = 0
+    steps = RECIPES["books"].model_copy(update={"lowercase": job.lowercase})
     with job.output.open("wb") as output:
         for document in _documents(job.items):
-            cleaned = clean(document.data, document.form, job.lowercase)
+            cleaned = clean(document, steps)
             data = cleaned.text.encode()
             done.append(
                 CleanDocument(
@@ -136,12 +139,12 @@ def clean_batch(job: CleanJob) -> CleanBatch:
                     size=len(data),
                     characters=len(cleaned.text),
                     digest=hashlib.sha256(data).digest(),
-                    latin1=cleaned.latin1,
+                    latin1=cleaned.encoding in ("iso8859-1", "cp1252"),
                     fault=cleaned.fault,
                 )
             )
             output.write(data + b"\n")
-            source_bytes += len(document.data)
+            source_bytes += len(document.content)
     return CleanBatch(done, source_bytes)
 
 
