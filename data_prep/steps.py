@@ -1,4 +1,4 @@
-"""The steps that change a text between its file and its tokens, and the recipes that choose them."""
+"""Steps that change a text between its file and its tokens, and recipes that choose them."""
 
 from gpt_dist.files.records import Record
 

@@ -7,6 +7,8 @@ the characters that it changes, among all that occur in the text besides ordinar
 import re
 import unicodedata
 
+import numpy as np
+
 _ORDINARY = bytes([*b"\n", *range(0x20, 0x7F)])
 _NO_CONTROLS = bytes(set(range(256)) - {*range(9), *range(14, 32), 127})
 _SMALL = bytes(set(range(256)) - set(range(ord("A"), ord("Z") + 1)))
@@ -81,13 +83,19 @@ def plain_blanks(text: str) -> tuple[str, int]:
 
 def collapse_blanks(text: str) -> tuple[str, int]:
     """Keep one of several spaces, none around lines, and no blank line."""
-    shorter = text
-    while "  " in shorter:
-        shorter = shorter.replace("  ", " ")
-    shorter = shorter.replace(" \n", "\n").replace("\n ", "\n")
-    while "\n\n" in shorter:
-        shorter = shorter.replace("\n\n", "\n")
-    shorter = shorter.strip(" \n")
+    shorter = text.strip(" \n")
+    data = np.frombuffer(shorter.encode(), np.uint8)
+    line_feeds = data == ord("\n")
+    blanks = (data == ord(" ")) | line_feeds
+    pairs = np.flatnonzero(blanks[1:] & blanks[:-1])
+    if len(pairs):
+        # Of a run of blanks only the first is kept, as a line feed if there is one in the run.
+        runs = np.flatnonzero(np.diff(pairs, prepend=-2) != 1)
+        first = pairs[runs]
+        with_end = line_feeds[first] | np.logical_or.reduceat(line_feeds[pairs + 1], runs)
+        data = data.copy()
+        data[first[with_end]] = ord("\n")
+        shorter = np.delete(data, pairs + 1).tobytes().decode()
     return shorter, len(text) - len(shorter)
 
 
@@ -114,7 +122,8 @@ def remove_italics(text: str) -> tuple[str, int]:
 
 def cut_long_words(text: str) -> tuple[str, int]:
     """Cut words of more than 4,096 characters."""
-    if max(map(len, text.split("\n"))) <= _WORD_CHARACTERS:
+    long = (line for line in text.split("\n") if len(line) > _WORD_CHARACTERS)
+    if not any(len(word) > _WORD_CHARACTERS for line in long for word in line.split()):
         return text, 0
     return _LONG_WORD.subn(r"\g<0>\n", text)
 
@@ -141,4 +150,3 @@ def _replace(text: str, replacements: dict[str, str]) -> tuple[str, int]:
             text = text.replace(character, replacement)
             count += found
     return text, count
-

@@ -85,7 +85,9 @@ def decode(content: bytes | str, encoding: str | None = None, guess: bool = True
     if isinstance(content, str):
         text = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return Decoded(text, "utf-8", text.count("\ufffd") - content.count("\ufffd"))
-    named = encoding or next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    named = encoding or next(
+        (name for mark, name in _MARKS.items() if content.startswith(mark)), None
+    )
     if named:
         return _decode_as(content, named)
     wide = _detect_wide(content) if b"\0" in content else None
@@ -143,7 +145,9 @@ def _detect(data: bytes) -> str | None:
     )["encoding"]
     found = None if found in (None, _NO_MATCH) else codecs.lookup(found).name
     if not (found and _OTHER_LATIN.fullmatch(found)) and _is_mostly_ascii(sample):
-        found = max(_WESTERN, key=lambda name: len(_FITTING.findall(sample.decode(name, "replace"))))
+        found = max(
+            _WESTERN, key=lambda name: len(_FITTING.findall(sample.decode(name, "replace")))
+        )
     if not found:
         return _detect_wide(data)
     found = _SUPERSETS.get(found, found)

@@ -44,7 +44,8 @@ _SMALL_PRINT_AT_END = re.compile(
     r"[* \t]*END[* ]*THE SMALL PRINT!.*\s*\Z",
     re.MULTILINE | re.IGNORECASE,
 )
-_MARK = re.compile(r"gutenberg|the small print!|distributed proofread|pgdp\.net", re.IGNORECASE)
+_SITES = ("distributed proofread", "pgdp.net", "gutenberg.net.au")
+_WORDS = ("gutenberg", "the small print!", *_SITES)
 _TITLE = re.compile(
     r"\W{0,8}(?:(?:the |a )?project gutenberg(?:['’]s)? (?:e-?(?:text|book) of\b"
     r"|(?:of )?australia\b)|(?:title|author) *:[^\0]{0,400}?gutenberg (?:of )?australia\b)",
@@ -59,7 +60,6 @@ _HEADER = re.compile(
 )
 _FOOTER = re.compile(r"gutenberg|free e-?books|\A\W+\Z", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*")
-_TRANSCRIBER = re.compile("ranscriber|RANSCRIBER")
 _NOTE = re.compile(r"\W{0,100}transcriber['’]?s?['’]? notes?\b(?P<rest>[^\n]*)", re.IGNORECASE)
 _CREDIT = re.compile(
     r"\W{0,3}(?:(?:this )?(?:e-?text|e-?book|html version)?(?: was)? ?(?:produced|prepared|scanned|"
@@ -80,14 +80,15 @@ Span = tuple[int, int]
 def has_marks(text: str) -> bool:
     """Tell whether the beginning or the end of a text mentions Project Gutenberg as its maker."""
     head, tail = text[:_HEAD_CHARACTERS], text[-_LICENCE_CHARACTERS:]
-    if not (_MARK.search(head) or _MARK.search(tail)):
+    ends = (head + tail).lower()
+    if not any(word in ends for word in _WORDS):
         return False
     return bool(
         _START.search(head)
         or _END.search(tail)
         or _SMALL_PRINT_AT_END.search(tail)
         or _TITLE.match(head.lstrip())
-        or re.search(r"distributed proofread|pgdp\.net|gutenberg\.net\.au", head + tail, re.I)
+        or any(word in ends for word in _SITES)
     )
 
 
@@ -106,7 +107,8 @@ def strip_gutenberg(text: str) -> str:
 
 def strip_notes(text: str, has_marks: bool) -> str:
     """Return a text without transcriber's notes and, if it has marks, without credits."""
-    spans = list(_notes(text, has_marks)) if _TRANSCRIBER.search(text) else []
+    ends = (text[: 2 * _NOTE_CHARACTERS] + text[-_LAST_NOTE_CHARACTERS:]).lower()
+    spans = list(_notes(text, has_marks)) if "transcriber" in ends else []
     if has_marks:
         spans += _credits(text)
     for begin, end in sorted(spans, reverse=True):
@@ -172,10 +174,14 @@ def _notes(text: str, has_marks: bool) -> Iterator[Span]:
 def _last_note(text: str, done: int) -> Iterator[Span]:
     """Yield the note with its own heading that ends a book."""
     first = max(done, len(text) // 2, len(text) - _LAST_NOTE_CHARACTERS)
-    for heading in re.finditer(r"\n\n[^\n\w]*transcriber['’]?s?['’]? notes?\W*\n", text[first:], re.I):
+    for heading in re.finditer(
+        r"\n\n[^\n\w]*transcriber['’]?s?['’]? notes?\W*\n", text[first:], re.I
+    ):
         begin = first + heading.start() + 2
         following = _PARAGRAPH.finditer(text, first + heading.end())
-        ends = (paragraph.start() for paragraph in following if _HEADING.match(paragraph[0].strip()))
+        ends = (
+            paragraph.start() for paragraph in following if _HEADING.match(paragraph[0].strip())
+        )
         yield begin, next(ends, len(text))
         return
 

@@ -16,4 +16,3 @@ def strip_page_marks(text: str) -> str:
     if "[" in text or "{" in text:
         text = _PICTURE.sub("", _BRACKETED.sub("", text))
     return _PAGE_NUMBER.sub("", text)
-

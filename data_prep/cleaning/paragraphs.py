@@ -19,7 +19,7 @@ rules, for lines that may be indented:
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -47,7 +47,9 @@ _CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
 _ITEM = re.compile(r"\n(?:[-*•+–—] |\(?\d{1,3}[.)] )")
 _ITEM_START = re.compile(r"[-*•+–—] |\(?\d{1,3}[.)] ")
 _SENTENCE_END = frozenset(".!?:;\"”’'»)]।。！？؟…」』*_")
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef"
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef"
+)
 _SPACELESS_END = re.compile(rf"(?<=[{_SPACELESS}])\n(?=[{_SPACELESS}])")
 _SPACELESS_START = re.compile(f"[{_SPACELESS}]")
 
@@ -64,6 +66,7 @@ class _Wrapping:
     separated: bool
     """Whether blank lines separate paragraphs."""
     indented: bool
+    items: bool
     spaceless: bool
 
 
@@ -75,12 +78,17 @@ def unwrap(text: str) -> tuple[str, int]:
     """
     while " \n" in text:
         text = text.replace(" \n", "\n")
-    wrapping = _find_wrapping(text.split("\n"))
+    lines = text.split("\n")
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    blocks = text.strip("\n").split("\n\n")
+    wrapping = _find_wrapping(text, lines, blocks)
     if wrapping is None:
-        return text, 0
-    blocks = _BLANK_LINES.split(text.strip("\n"))
-    joined = "\n".join([_join_block(block, wrapping) for block in blocks])
-    return joined, text.strip("\n").count("\n") - joined.count("\n") - _blank_lines(blocks, text)
+        return "\n".join(lines), 0
+    paragraphs = [_join_block(block, wrapping) for block in blocks]
+    joined = "\n".join(paragraphs)
+    blank_lines = len(blocks) - 1
+    return joined, text.strip("\n").count("\n") - blank_lines - joined.count("\n")
 
 
 def join_sentences(text: str) -> tuple[str, int]:
@@ -94,12 +102,7 @@ def join_sentences(text: str) -> tuple[str, int]:
     return joined, len(lines) - 1 - joined.count("\n") if lines else 0
 
 
-def _blank_lines(blocks: list[str], text: str) -> int:
-    lines = sum(block.count("\n") + 1 for block in blocks)
-    return text.strip("\n").count("\n") + 1 - lines
-
-
-def _find_wrapping(lines: list[str]) -> _Wrapping | None:
+def _find_wrapping(text: str, lines: list[str], blocks: list[str]) -> _Wrapping | None:
     """Return how a text is hard-wrapped, or None if it is not."""
     breaks = unended = capitals = filled_lines = 0
     lengths: list[int] = []
@@ -115,9 +118,8 @@ def _find_wrapping(lines: list[str]) -> _Wrapping | None:
             capitals += 1
         elif start[0].isalpha():
             lengths.append(len(line))
-            dense = bool(_SPACELESS_START.match(start))
-            spaceless += dense
-            reaches.append(len(line) + (1 if dense else 1 + _first_word(start)))
+            spaceless += bool(_SPACELESS_START.match(start))
+            reaches.append(-_room(line, following, 0))
     if not lengths:
         return None
     is_spaceless = spaceless * 2 > len(lengths)
@@ -133,14 +135,13 @@ def _find_wrapping(lines: list[str]) -> _Wrapping | None:
     )
     if not everywhere and (column < _COLUMN or capitals < _VERSE_SHARE * breaks):
         return None
-    count = sum(map(bool, lines))
-    blocks = 1 + sum(not line and bool(following) for line, following in pairwise(lines))
     return _Wrapping(
         column,
         _quantile(reaches, _REACH_QUANTILE),
         everywhere,
-        separated=count < _LONG_BLOCK * blocks,
-        indented=any(line.startswith(" ") for line in lines),
+        separated=text.count("\n") < _LONG_BLOCK * len(blocks),
+        indented="\n " in text,
+        items=bool(_ITEM.search(text)),
         spaceless=spaceless > 0,
     )
 
@@ -170,13 +171,16 @@ def _join_block(block: str, wrapping: _Wrapping) -> str:
     lengths = list(map(len, lines))
     if not wrapping.everywhere and not _shows_wrapping(lines, wrapping):
         return block
-    if max(lengths) <= _VERSE_LINE and _is_verse(lines):
+    indented = wrapping.indented and "\n " in block
+    longest = max(map(len, map(str.strip, lines))) if indented else max(lengths)
+    if (longest <= _VERSE_LINE and _is_verse(lines)) or ("   " in block and _is_table(lines)):
         return block
-    if min(lengths[:-1]) < wrapping.column - _ROOM and _leaves_room(lines, lengths, wrapping):
-        return block
-    long = not wrapping.separated or len(lines) > _HUGE_BLOCK
-    if long or (wrapping.indented and "\n " in block) or _ITEM.search(block):
-        return "\n".join(_split(lines, long, wrapping))
+    if min(lengths[:-1]) < wrapping.column - _ROOM and _leaves_room(lines, wrapping):
+        return "\n".join(_split(lines, _begins_entry, wrapping))
+    if not wrapping.separated or len(lines) > _HUGE_BLOCK:
+        return "\n".join(_split(lines, _begins_paragraph, wrapping))
+    if indented or (wrapping.items and _ITEM.search(block)):
+        return "\n".join(_split(lines, _never, wrapping))
     return _join(block, wrapping)
 
 
@@ -189,42 +193,79 @@ def _join(block: str, wrapping: _Wrapping) -> str:
     return block.replace("\n", " ")
 
 
-def _split(lines: list[str], long: bool, wrapping: _Wrapping) -> Iterator[str]:
-    """Yield the paragraphs inside a block."""
-    indents = [len(line) - len(line.lstrip()) for line in lines]
-    base = min(indents)
+def _split(
+    lines: list[str], begins: Callable[[str, str, int, _Wrapping], bool], wrapping: _Wrapping
+) -> Iterator[str]:
+    """Yield the paragraphs inside a block.
+
+    Args:
+        lines: The lines of the block.
+        begins: Tells of two lines, and the block's own column, whether the second one begins a
+            paragraph. Indented lines and items do so in any case, after the end of a sentence.
+        wrapping: The evidence of the whole text.
+    """
+    starts = _marked_starts(lines)
+    column = max(map(len, lines))
     begin = 0
     for number, (line, following) in enumerate(pairwise(lines), start=1):
-        ends = line[-1] in _SENTENCE_END
-        word = 0 if _SPACELESS_START.match(following) else _first_word(following.lstrip())
-        room = len(line) + 1 + word < wrapping.reach
-        marked = indents[number] > base or _ITEM_START.match(following, indents[number])
-        if (marked and (ends or room)) or (long and ends and room):
+        is_end = line[-1] in _SENTENCE_END or _room(line, following, column) > _ROOM
+        if (number in starts and is_end) or begins(line, following, column, wrapping):
             yield _join("\n".join(map(str.lstrip, lines[begin:number])), wrapping)
             begin = number
     yield _join("\n".join(map(str.lstrip, lines[begin:])), wrapping)
 
 
+def _marked_starts(lines: list[str]) -> set[int]:
+    """Return the numbers of the lines that are indented more than others, or items of a list."""
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    base = min(indents[1:])
+    starts = {number for number, indent in enumerate(indents) if indent > base}
+    items = {n for n, line in enumerate(lines) if _ITEM_START.match(line, indents[n])}
+    return starts | items if len(items) > 1 else starts
+
+
+def _begins_entry(line: str, following: str, column: int, wrapping: _Wrapping) -> bool:
+    """Tell whether a line of a list is no continuation of the line before it."""
+    is_filled = _room(line, following, min(column, wrapping.column)) <= _RAGGED
+    return not (is_filled and line[-1] not in _SENTENCE_END and following.lstrip()[0].islower())
+
+
+def _begins_paragraph(line: str, following: str, _column: int, wrapping: _Wrapping) -> bool:
+    """Tell whether a paragraph ends in a line that leaves room."""
+    return line[-1] in _SENTENCE_END and _room(line, following, wrapping.reach) > 0
+
+
+def _never(_line: str, _following: str, _column: int, _wrapping: _Wrapping) -> bool:
+    return False
+
+
+def _room(line: str, following: str, column: int) -> int:
+    """Return the room that a line of a column leaves, with the next word."""
+    start = following.lstrip()
+    return column - len(line) - (1 if _SPACELESS_START.match(start) else 1 + _first_word(start))
+
+
 def _shows_wrapping(lines: list[str], wrapping: _Wrapping) -> bool:
-    """Tell whether all lines of a block but the last are filled, and two or more divide sentences."""
+    """Tell whether all lines but the last are filled, and two or more of them divide sentences."""
     divided = 0
     for line, following in pairwise(lines):
         start = following.lstrip()
-        if len(line) + 1 + _first_word(start) < wrapping.column - _RAGGED:
+        if _room(line, following, wrapping.column) > _RAGGED:
             return False
         divided += line[-1] not in _SENTENCE_END and start[0].isalpha() and not start[0].isupper()
     return divided >= 2
 
 
-def _leaves_room(lines: list[str], lengths: list[int], wrapping: _Wrapping) -> bool:
-    """Tell whether half of the lines leave much room, measured by the block's own column if long."""
-    column = min(wrapping.column, max(lengths)) if len(lines) > 3 else wrapping.column
-    roomy = sum(
-        len(line) + 1 + _first_word(following.lstrip()) < column - _ROOM
-        for line, following in pairwise(lines)
-        if not _SPACELESS_START.match(following)
-    )
+def _leaves_room(lines: list[str], wrapping: _Wrapping) -> bool:
+    """Tell whether half of the lines leave much room, in a longer block in its own column."""
+    longest = max(map(len, lines))
+    column = min(wrapping.column, longest) if len(lines) > 3 else wrapping.column
+    roomy = sum(_room(line, following, column) > _ROOM for line, following in pairwise(lines))
     return 2 * roomy >= len(lines) - 1
+
+
+def _is_table(lines: list[str]) -> bool:
+    return 2 * sum("   " in line.strip() for line in lines) >= len(lines)
 
 
 def _is_verse(lines: list[str]) -> bool:
