@@ -1,0 +1,286 @@
+"""Join hard-wrapped lines into paragraphs, and leave every other line as it is.
+
+A wrapped line is filled: the first word of the next line would not have fitted into the column. The
+rules, for lines that may be indented:
+- Line ends are looked at that divide a sentence: the next line begins with a letter that is no
+  capital, and no punctuation ends the line. The column is the length that nine tenths of their
+  lines do not exceed. A text is hard-wrapped if most of these lines are filled and they are not
+  rare. Then its blocks, which blank lines separate, are joined. A text of verse with some prose is
+  wrapped in those blocks that show it themselves. Lines of other texts are paragraphs.
+- Lines are joined with a space, or without one after a hyphen or between characters of a script
+  that is written without spaces.
+- Verse, title pages, lists and addresses keep their lines: blocks without a line of more than 62
+  characters of which three quarters begin with a capital, after any quotes and digits, and blocks of
+  which half of the lines leave much room.
+- Inside a block, an indented line or an item of a list begins a paragraph if the line before it ends
+  with punctuation or leaves room. If blank lines are rare, so does any line after one that ends
+  with punctuation and leaves room.
+- BookCorpus's sentences, one a line, are joined into paragraphs of at most 2,000 characters.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+_VERSE_LINE = 62
+_PARAGRAPH = 2000
+_SAMPLES = 16
+_SAMPLE_LINES = 250
+_COLUMN_QUANTILE = 0.9
+_REACH_QUANTILE = 0.02
+_RAGGED = 8  # characters by which the lines of hand-made wrapping differ
+_ROOM = 15  # more than that
+_FILLED_SHARE = 0.7
+_DIVIDED_SHARE = 0.1
+_UNENDED_SHARE = 0.45
+_VERSE_SHARE = 0.5
+# Short lines are hard-wrapped only if many show it.
+_COLUMN = 50
+_NARROW_COLUMN = 30
+_MANY = 50
+_LONG_BLOCK = 25  # lines of a block, on average, where blank lines do not separate paragraphs
+_HUGE_BLOCK = 200
+
+_BLANK_LINES = re.compile(r"\n{2,}")
+_CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
+_ITEM = re.compile(r"\n(?:[-*•+–—] |\(?\d{1,3}[.)] )")
+_ITEM_START = re.compile(r"[-*•+–—] |\(?\d{1,3}[.)] ")
+_SENTENCE_END = frozenset(".!?:;\"”’'»)]।。！？؟…」』*_")
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef"
+)
+_SPACELESS_END = re.compile(rf"(?<=[{_SPACELESS}])\n(?=[{_SPACELESS}])")
+_SPACELESS_START = re.compile(f"[{_SPACELESS}]")
+
+
+@dataclass(frozen=True)
+class _Wrapping:
+    """Evidence of hard wrapping in a text."""
+
+    column: int
+    reach: int
+    """The length that nearly every wrapped line would have exceeded with one word more."""
+    everywhere: bool
+    """Whether the text is wrapped, but for blocks that show the contrary."""
+    separated: bool
+    """Whether blank lines separate paragraphs."""
+    indented: bool
+    items: bool
+    spaceless: bool
+
+
+def unwrap(text: str) -> tuple[str, int]:
+    """Join the lines of hard-wrapped paragraphs.
+
+    Returns:
+        The text, and the number of line ends that were replaced.
+    """
+    while " \n" in text:
+        text = text.replace(" \n", "\n")
+    lines = text.split("\n")
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    blocks = text.strip("\n").split("\n\n")
+    wrapping = _find_wrapping(text, lines, blocks)
+    if wrapping is None:
+        return "\n".join(lines), 0
+    paragraphs = [_join_block(block, wrapping) for block in blocks]
+    joined = "\n".join(paragraphs)
+    blank_lines = len(blocks) - 1
+    return joined, text.strip("\n").count("\n") - blank_lines - joined.count("\n")
+
+
+def join_sentences(text: str) -> tuple[str, int]:
+    """Join sentences, one a line, into paragraphs of bounded length.
+
+    Returns:
+        The text, and the number of line ends that were replaced.
+    """
+    lines = [line for line in text.split("\n") if line]
+    joined = "\n".join(_pack(lines))
+    return joined, len(lines) - 1 - joined.count("\n") if lines else 0
+
+
+def _find_wrapping(text: str, lines: list[str], blocks: list[str]) -> _Wrapping | None:
+    """Return how a text is hard-wrapped, or None if it is not."""
+    breaks = unended = capitals = filled_lines = 0
+    lengths: list[int] = []
+    reaches: list[int] = []
+    spaceless = 0
+    for line, following in _sample_pairs(lines):
+        breaks += 1
+        if line[-1] in _SENTENCE_END:
+            continue
+        unended += 1
+        start = following.lstrip()
+        if start[0].isupper():
+            capitals += 1
+        elif start[0].isalpha():
+            lengths.append(len(line))
+            spaceless += bool(_SPACELESS_START.match(start))
+            reaches.append(-_room(line, following, 0))
+    if not lengths:
+        return None
+    is_spaceless = spaceless * 2 > len(lengths)
+    column = _quantile(lengths, _COLUMN_QUANTILE)
+    filled_lines = sum(reach >= column - _RAGGED for reach in reaches)
+    narrowest = _NARROW_COLUMN if len(lengths) >= _MANY else _COLUMN
+    if column * (1 + is_spaceless) < narrowest:
+        return None
+    everywhere = (
+        filled_lines >= _FILLED_SHARE * len(reaches)
+        and len(reaches) >= _DIVIDED_SHARE * breaks
+        and unended >= _UNENDED_SHARE * breaks
+    )
+    if not everywhere and (column < _COLUMN or capitals < _VERSE_SHARE * breaks):
+        return None
+    return _Wrapping(
+        column,
+        _quantile(reaches, _REACH_QUANTILE),
+        everywhere,
+        separated=text.count("\n") < _LONG_BLOCK * len(blocks),
+        indented="\n " in text,
+        items=bool(_ITEM.search(text)),
+        spaceless=spaceless > 0,
+    )
+
+
+def _sample_pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield neighbouring lines of a block, from all over a long text."""
+    step = max(_SAMPLE_LINES, len(lines) // _SAMPLES)
+    for begin in range(0, len(lines), step):
+        for line, following in pairwise(lines[begin : begin + _SAMPLE_LINES + 1]):
+            if line and following.strip():
+                yield line, following
+
+
+def _first_word(line: str) -> int:
+    end = line.find(" ")
+    return len(line) if end < 0 else end
+
+
+def _quantile(values: list[int], share: float) -> int:
+    return sorted(values)[int(share * (len(values) - 1))]
+
+
+def _join_block(block: str, wrapping: _Wrapping) -> str:
+    if "\n" not in block:
+        return block
+    lines = block.split("\n")
+    lengths = list(map(len, lines))
+    if not wrapping.everywhere and not _shows_wrapping(lines, wrapping):
+        return block
+    indented = wrapping.indented and "\n " in block
+    longest = max(map(len, map(str.strip, lines))) if indented else max(lengths)
+    if (longest <= _VERSE_LINE and _is_verse(lines)) or ("   " in block and _is_table(lines)):
+        return block
+    if min(lengths[:-1]) < wrapping.column - _ROOM and _leaves_room(lines, wrapping):
+        return "\n".join(_split(lines, _begins_entry, wrapping))
+    if not wrapping.separated or len(lines) > _HUGE_BLOCK:
+        return "\n".join(_split(lines, _begins_paragraph, wrapping))
+    if indented or (wrapping.items and _ITEM.search(block)):
+        return "\n".join(_split(lines, _never, wrapping))
+    return _join(block, wrapping)
+
+
+def _join(block: str, wrapping: _Wrapping) -> str:
+    block = block.replace("-\n", "-")
+    if not block.isascii():
+        block = re.sub("(?<=[‐–—])\n", "", block)
+        if wrapping.spaceless:
+            block = _SPACELESS_END.sub("", block)
+    return block.replace("\n", " ")
+
+
+def _split(
+    lines: list[str], begins: Callable[[str, str, int, _Wrapping], bool], wrapping: _Wrapping
+) -> Iterator[str]:
+    """Yield the paragraphs inside a block.
+
+    Args:
+        lines: The lines of the block.
+        begins: Tells of two lines, and the block's own column, whether the second one begins a
+            paragraph. Indented lines and items do so in any case, after the end of a sentence.
+        wrapping: The evidence of the whole text.
+    """
+    starts = _marked_starts(lines)
+    column = max(map(len, lines))
+    begin = 0
+    for number, (line, following) in enumerate(pairwise(lines), start=1):
+        is_end = line[-1] in _SENTENCE_END or _room(line, following, column) > _ROOM
+        if (number in starts and is_end) or begins(line, following, column, wrapping):
+            yield _join("\n".join(map(str.lstrip, lines[begin:number])), wrapping)
+            begin = number
+    yield _join("\n".join(map(str.lstrip, lines[begin:])), wrapping)
+
+
+def _marked_starts(lines: list[str]) -> set[int]:
+    """Return the numbers of the lines that are indented more than others, or items of a list."""
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    base = min(indents[1:])
+    starts = {number for number, indent in enumerate(indents) if indent > base}
+    items = {n for n, line in enumerate(lines) if _ITEM_START.match(line, indents[n])}
+    return starts | items if len(items) > 1 else starts
+
+
+def _begins_entry(line: str, following: str, column: int, wrapping: _Wrapping) -> bool:
+    """Tell whether a line of a list is no continuation of the line before it."""
+    is_filled = _room(line, following, min(column, wrapping.column)) <= _RAGGED
+    return not (is_filled and line[-1] not in _SENTENCE_END and following.lstrip()[0].islower())
+
+
+def _begins_paragraph(line: str, following: str, _column: int, wrapping: _Wrapping) -> bool:
+    """Tell whether a paragraph ends in a line that leaves room."""
+    return line[-1] in _SENTENCE_END and _room(line, following, wrapping.reach) > 0
+
+
+def _never(_line: str, _following: str, _column: int, _wrapping: _Wrapping) -> bool:
+    return False
+
+
+def _room(line: str, following: str, column: int) -> int:
+    """Return the room that a line of a column leaves, with the next word."""
+    start = following.lstrip()
+    return column - len(line) - (1 if _SPACELESS_START.match(start) else 1 + _first_word(start))
+
+
+def _shows_wrapping(lines: list[str], wrapping: _Wrapping) -> bool:
+    """Tell whether all lines but the last are filled, and two or more of them divide sentences."""
+    divided = 0
+    for line, following in pairwise(lines):
+        start = following.lstrip()
+        if _room(line, following, wrapping.column) > _RAGGED:
+            return False
+        divided += line[-1] not in _SENTENCE_END and start[0].isalpha() and not start[0].isupper()
+    return divided >= 2
+
+
+def _leaves_room(lines: list[str], wrapping: _Wrapping) -> bool:
+    """Tell whether half of the lines leave much room, in a longer block in its own column."""
+    longest = max(map(len, lines))
+    column = min(wrapping.column, longest) if len(lines) > 3 else wrapping.column
+    roomy = sum(_room(line, following, column) > _ROOM for line, following in pairwise(lines))
+    return 2 * roomy >= len(lines) - 1
+
+
+def _is_table(lines: list[str]) -> bool:
+    return 2 * sum("   " in line.strip() for line in lines) >= len(lines)
+
+
+def _is_verse(lines: list[str]) -> bool:
+    starts = [match["letter"] for line in lines if (match := _CAPITAL_START.match(line))]
+    return 4 * sum(map(str.isupper, starts)) >= 3 * len(starts)
+
+
+def _pack(sentences: Iterable[str]) -> Iterator[str]:
+    paragraph: list[str] = []
+    length = 0
+    for sentence in sentences:
+        if paragraph and length + len(sentence) > _PARAGRAPH:
+            yield " ".join(paragraph)
+            paragraph, length = [], 0
+        paragraph.append(sentence)
+        length += len(sentence) + 1
+    if paragraph:
+        yield " ".join(paragraph)
