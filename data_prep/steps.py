@@ -1,6 +1,6 @@
 """Steps that change a text between its file and its tokens, and recipes that choose them."""
 
-from gpt_dist.files.records import Record
+from gpt_dist.files.entries import Record
 
 
 class Steps(Record):

@@ -11,11 +11,20 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, cut_text, join_ids
+from gpt_dist.data.tokenizers.tokenizer import (
+    SPECIAL_TOKENS,
+    USUAL_SPECIAL_TOKENS,
+    cut_text,
+    join_ids,
+)
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
 
 _BEFORE_SPACE_AND_WORD = re.compile(r"(?<=\w)(?= \w)")
+_MARKS = r"!-/:-@\[-`{-~"
+_BETWEEN_WORDS = re.compile(rf"(?<=[A-Za-z{_MARKS}])(?=[ \n])|(?<=[A-Za-z])(?=[{_MARKS}])")
+"""Places where tokens end in any text: behind letters before marks, behind both before a space."""
+_PIECE_CHARACTERS = 2**16
 _FILE_BYTES = 2**27
 """Largest file that is read; a vocabulary of 256,000 tokens takes about an eighth of it."""
 
@@ -31,9 +40,16 @@ class BytePairTokenizer:
         # Some files ask for truncation or padding, but a corpus must stay as it is.
         backend.no_truncation()
         backend.no_padding()
-        self._backend = backend
+        # The text of a special token is ordinary text.
+        backend.encode_special_tokens = True
+        self.backend = backend
         self.lowercases = False  # the normalizer lower-cases where needed
-        self._piece_characters = 2**16 if _can_be_cut(backend) else None
+        self._can_be_cut = _can_be_cut(backend)
+        self.has_independent_words = (
+            self._can_be_cut
+            and not getattr(backend.pre_tokenizer, "add_prefix_space", False)
+            and all(token.special for token in backend.get_added_tokens_decoder().values())
+        )
         self.vocab_size = backend.get_vocab_size()
         known = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         self.full_vocab_size = self.vocab_size + known.count(None)
@@ -44,19 +60,32 @@ class BytePairTokenizer:
     def encode(self, text: str) -> Ids:
         """Return the ids (int32 vector) of a text."""
         # In pieces, since the library's result takes 500 bytes a token.
-        pieces = cut_text(text, self._piece_characters or len(text), _BEFORE_SPACE_AND_WORD)
-        return join_ids(self._backend.encode(p, add_special_tokens=False).ids for p in pieces)
+        return join_ids(map(self.encode_word, self.pieces(text, _PIECE_CHARACTERS)))
+
+    def pieces(self, text: str, length: int) -> Iterator[str]:
+        """Cut a text, if possible, into pieces of about `length` that are encoded one by one."""
+        return cut_text(text, length if self._can_be_cut else len(text), _BEFORE_SPACE_AND_WORD)
+
+    def words(self, piece: str) -> list[str]:
+        """Split a piece into words; if they are independent, their ids are those of the piece."""
+        return _BETWEEN_WORDS.split(piece)
+
+    def encode_word(self, word: str) -> list[int]:
+        """Return the ids of a word or piece."""
+        return self.backend.encode(word, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, without reserved tokens."""
         known = [int(index) for index in ids if index < self.vocab_size]
-        return self._backend.decode(known)
+        return self.backend.decode(known)
 
     def files(self) -> dict[str, bytes]:
         """Return the files from which `transformers.AutoTokenizer` makes this tokenizer."""
         known = self.end_of_text < self.vocab_size
-        settings = tokenizer_settings(eos_token=SPECIAL_TOKENS[0] if known else None)
-        return {"tokenizer.json": self._backend.to_str().encode(), **settings}
+        settings = tokenizer_settings(
+            eos_token=SPECIAL_TOKENS[0] if known else None, split_special_tokens=True
+        )
+        return {"tokenizer.json": self.backend.to_str().encode(), **settings}
 
 
 def _can_be_cut(backend: Backend) -> bool:
@@ -95,7 +124,13 @@ def read_tokenizer_json(path: Path) -> BytePairTokenizer:
         ]
         behind = {token["content"]: token["id"] for token in added}
         _check(model["vocab"], merges, behind)
-        return BytePairTokenizer(Backend.from_str(text))
+        for token in added:
+            token["special"] = token["special"] or token["content"] in USUAL_SPECIAL_TOKENS
+        special = {token["content"] for token in added if token["special"]}
+        model["merges"] = [merge for merge in merges if "".join(merge) not in special]
+        tokenizer = BytePairTokenizer(Backend.from_str(json.dumps(values)))
+        _check_special(tokenizer, special - {model.get("unk_token")})
+        return tokenizer
 
 
 def read_openai_gpt(vocabulary: Path, merges: Path) -> BytePairTokenizer:
@@ -139,6 +174,14 @@ def _check(vocabulary: Any, merges: Iterable[Sequence[str]], added: Mapping[str,
     for left, right in merges:
         if not {left, right, left + right} <= vocabulary.keys():
             raise ValueError(f"the merge of {left!r} and {right!r} needs tokens that are missing")
+
+
+def _check_special(tokenizer: BytePairTokenizer, special: Iterable[str]) -> None:
+    """Raise ValueError if the text of a special token gives its id."""
+    for token in special:
+        texts = token, f"a{token}\n{token} {token}"
+        if any(tokenizer.backend.token_to_id(token) in tokenizer.encode(text) for text in texts):
+            raise ValueError(f"the text {token!r} gives a special token")
 
 
 def _read(path: Path) -> str:

@@ -16,13 +16,21 @@ from gpt_dist.data.tokenizers.byte_pair import (
     read_tokenizer_json,
     tokenizer_settings,
 )
-from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer, is_text
+from gpt_dist.data.tokenizers.tokenizer import (
+    SPACE,
+    SPECIAL_TOKENS,
+    SentencePieceTokenizer,
+    is_text,
+)
 from gpt_dist.data.tokens.folder import TokenizerName
 from gpt_dist.errors import DataError
 
 SENTENCEPIECE_NAME: Final = "tokenizer.model"
 BYTE_PAIR_NAME: Final = "tokenizer.json"
-_SPACE = "▁"
+_RELEASED_NAMES = "encoder_bpe_40000.json", "vocab_40000.bpe"
+_MERGES_NAMES = "vocab.json", "merges.txt"
+TOKENIZER_NAMES = (SENTENCEPIECE_NAME, BYTE_PAIR_NAME, *_RELEASED_NAMES, *_MERGES_NAMES)
+"""Every file that `open_tokenizer` may read."""
 
 FolderTokenizer = SentencePieceTokenizer | BytePairTokenizer
 
@@ -37,9 +45,10 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
         return SentencePieceTokenizer(folder / SENTENCEPIECE_NAME)
     if (folder / BYTE_PAIR_NAME).is_file():
         return read_tokenizer_json(folder / BYTE_PAIR_NAME)
-    if (folder / "encoder_bpe_40000.json").is_file():
-        return read_openai_gpt(folder / "encoder_bpe_40000.json", folder / "vocab_40000.bpe")
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    vocabulary, merges = (folder / name for name in _RELEASED_NAMES)
+    if vocabulary.is_file():
+        return read_openai_gpt(vocabulary, merges)
+    vocabulary, merges = (folder / name for name in _MERGES_NAMES)
     if vocabulary.is_file():
         # Only GPT-1's tokens mark the ends of words.
         ends_words = merges.is_file() and b"</w>" in merges.read_bytes()
@@ -48,6 +57,28 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
         f"{folder}: has no tokenizer: no {SENTENCEPIECE_NAME}, {BYTE_PAIR_NAME} or vocab.json; "
         "copy the tokenizer's files into the folder"
     )
+
+
+def knows_only_lower_case(tokenizer: FolderTokenizer) -> bool | None:
+    """Return whether a tokenizer was made for lower-case text, or None if no token tells.
+
+    True if it lower-cases text itself, or has tokens in lower case but none with a capital.
+    """
+    if isinstance(tokenizer, BytePairTokenizer):
+        normalizer = tokenizer.backend.normalizer
+        if normalizer and normalizer.normalize_str("A").strip(SPACE) == "a":
+            return True
+        added = tokenizer.backend.get_added_tokens_decoder()
+        ids = (index for index in range(tokenizer.vocab_size) if index not in added)
+        # A byte-level vocabulary holds every single byte, whatever its text was.
+        texts = [text for text in map(tokenizer.backend.decode, zip(ids)) if len(text.strip()) > 1]
+    else:
+        processor = tokenizer.processor
+        pieces = filter(partial(is_text, processor), range(tokenizer.vocab_size))
+        texts = [processor.id_to_piece(index) for index in pieces]
+    if any(text != text.lower() for text in texts):
+        return False
+    return True if any(text != text.upper() for text in texts) else None
 
 
 def tokenizer_file(folder: Path) -> tuple[TokenizerName, bytes]:
@@ -78,20 +109,14 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 def _as_tokenizers(processor: sentencepiece.SentencePieceProcessor) -> Backend:
     """Convert a sentencepiece model to a pipeline of `tokenizers` that gives the same ids."""
-    model = BPE(
-        vocab={processor.id_to_piece(i): i for i in range(processor.get_piece_size())},
-        merges=_merges(processor),
-        unk_token=processor.id_to_piece(processor.unk_id()),
-        byte_fallback=True,
-    )
-    backend = Backend(model)
-    line_ends, spaces = normalizers.Replace("\n", "\n "), normalizers.Replace(" ", _SPACE)
-    backend.normalizer = normalizers.Sequence([line_ends, normalizers.Prepend(_SPACE), spaces])
+    backend = Backend(byte_pair_model(processor))
+    line_ends, spaces = normalizers.Replace("\n", "\n "), normalizers.Replace(" ", SPACE)
+    backend.normalizer = normalizers.Sequence([line_ends, normalizers.Prepend(SPACE), spaces])
     # Only the start of a piece can be a space, so that words can be encoded one by one.
-    backend.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
+    backend.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
     backend.decoder = decoders.Sequence(
         [
-            decoders.Replace(_SPACE, " "),
+            decoders.Replace(SPACE, " "),
             decoders.ByteFallback(),
             decoders.Fuse(),
             decoders.Strip(" ", 1, 0),
@@ -99,6 +124,16 @@ def _as_tokenizers(processor: sentencepiece.SentencePieceProcessor) -> Backend:
         ]
     )
     return backend
+
+
+def byte_pair_model(processor: sentencepiece.SentencePieceProcessor) -> BPE:
+    """Convert a sentencepiece model to one of `tokenizers`, for text with SPACE for its spaces."""
+    return BPE(
+        vocab={processor.id_to_piece(i): i for i in range(processor.get_piece_size())},
+        merges=_merges(processor),
+        unk_token=processor.id_to_piece(processor.unk_id()),
+        byte_fallback=True,
+    )
 
 
 def _merges(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:

@@ -14,6 +14,10 @@ from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>")
+USUAL_SPECIAL_TOKENS = frozenset({*SPECIAL_TOKENS, "<s>", "</s>", "<unk>", "<pad>", "<mask>"})
+"""Tokens that no text may give, even where a tokenizer's file lists them as ordinary ones."""
+SPACE = "▁"
+"""The sign for a space in sentencepiece's tokens."""
 
 # Texts are encoded in pieces of about this length: it was measured to be the fastest, and memory
 # grows with the piece only.
@@ -75,6 +79,12 @@ def is_text(processor: sentencepiece.SentencePieceProcessor, index: int) -> bool
     )
 
 
+def _is_user_defined(processor: sentencepiece.SentencePieceProcessor, token: str) -> bool:
+    """Return whether a token of three or more characters was not learned, yet text gives it."""
+    index = processor.piece_to_id(token)
+    return is_text(processor, index) and processor.get_score(index) == 0
+
+
 class SentencePieceTokenizer:
     """Tokenizer with a sentencepiece model made by `train_sentencepiece`.
 
@@ -90,6 +100,9 @@ class SentencePieceTokenizer:
             ids = [self.processor.piece_to_id(token) for token in SPECIAL_TOKENS]
             if not all(self.processor.is_control(index) for index in ids):
                 raise ValueError(f"it has no {', '.join(SPECIAL_TOKENS)}")
+            for token in USUAL_SPECIAL_TOKENS:
+                if _is_user_defined(self.processor, token):
+                    raise ValueError(f"its {token} is a user-defined symbol, which text gives")
             pieces = [self.processor.id_to_piece(i) for i in range(len(self.processor))]
         except (OSError, RuntimeError, ValueError) as error:  # a piece may not be UTF-8
             raise DataError(
@@ -101,12 +114,29 @@ class SentencePieceTokenizer:
         self.lowercases = all(
             piece == piece.lower() for i, piece in enumerate(pieces) if is_text(self.processor, i)
         )
+        has_bytes = self.processor.is_byte(self.processor.piece_to_id("<0x00>"))
+        self.has_independent_words = has_bytes and not any(SPACE in piece[1:] for piece in pieces)
+        # The library writes a space before any text but the empty one.
+        spaces = self.processor.encode(" ")
+        self._empty_word = spaces[: len(spaces) // 2]
 
     def encode(self, text: str) -> Ids:
         """Return the ids (int32 vector) of `text`; beside the result, memory is bounded."""
+        return join_ids(map(self.processor.encode, self.pieces(text, _PIECE_CHARACTERS)))
+
+    def pieces(self, text: str, length: int) -> Iterator[str]:
+        """Cut a text into pieces of about `length` characters that are encoded one by one."""
         # Only the start of a token can be a space, so that cutting at spaces changes no id.
-        pieces = cut_text(text.replace("\n", "\n "), _PIECE_CHARACTERS, _SPACE_WITHIN_TEXT)
-        return join_ids(self.processor.encode(piece) for piece in pieces)
+        return cut_text(text.replace("\n", "\n "), length, _SPACE_WITHIN_TEXT)
+
+    def words(self, piece: str) -> list[str]:
+        """Split a piece into words; if they are independent, their ids are those of the piece."""
+        return piece.split(" ")
+
+    def encode_word(self, word: str) -> list[int]:
+        """Return the ids of a word with the space before it."""
+        ids: list[int] = self.processor.encode(word) if word else self._empty_word
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, without reserved tokens."""
