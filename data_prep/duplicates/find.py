@@ -21,14 +21,14 @@ from data_prep.duplicates.passages import Cut, find_passages
 from data_prep.duplicates.search import SearchJob, search
 from data_prep.duplicates.similarity import LinkedDocuments, Similarity, compare
 
-THRESHOLD = 0.8
-PASSAGE_WORDS = 50
+THRESHOLD = 0.9
+PASSAGE_WORDS = 100
 
 NEAR_DUPLICATE = "near-duplicate"
 CONTAINED = "contained"
 
 # Two documents are near-duplicates, not one contained in the other, if their shares differ by less.
-_EQUAL_SHARES = 0.1
+_EQUAL_SHARES = 0.05
 _JOB_FINGERPRINTS = 1 << 20
 _JOB_LINKS = 1 << 20
 

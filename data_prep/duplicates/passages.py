@@ -1,6 +1,5 @@
 """Find the paragraphs of documents that repeat passages of earlier documents."""
 
-
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_prep.duplicates.buckets import Records
 from data_prep.duplicates.corpus import Corpus
-from data_prep.duplicates.similarity import LinkedDocuments, covered_words, is_in
+from data_prep.duplicates.similarity import LinkedDocuments, repeated_words, is_in
 from data_prep.duplicates.words import SHINGLE_WORDS, words_of
 
 # Two shared fingerprints belong to one passage if they are near each other in both documents, at
@@ -105,20 +104,20 @@ def _cuts(corpus: Corpus, number: int, passages: list[_Passage], job: LinkedDocu
     assert job.passage_words is not None
     ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
     bounds = np.unique(np.concatenate(([0], ends, [len(text)])))
-    covered = covered_words(sources >= 0)
+    repeated = repeated_words(sources >= 0)
     return [
         Cut(
             int(bounds[first]),
             int(bounds[last]),
             _main_source(sources, words.begins, bounds[[first, last]]),
         )
-        for first, last in _repeated(words.begins, covered, bounds, job.share, job.passage_words)
+        for first, last in _repeated(words.begins, repeated, bounds, job.share, job.passage_words)
     ]
 
 
 def _repeated(
     begins: NDArray[np.uint32],
-    covered: NDArray[np.bool_],
+    is_repeated: NDArray[np.bool_],
     bounds: NDArray[np.intp],
     share: float,
     passage_words: int,
@@ -130,12 +129,12 @@ def _repeated(
     """
     paragraph = np.searchsorted(bounds, begins, side="right") - 1
     sizes = np.bincount(paragraph, minlength=len(bounds) - 1)
-    repeated_words = np.bincount(paragraph[covered], minlength=len(bounds) - 1)
-    repeated = np.flatnonzero((sizes > 0) & (repeated_words >= share * sizes))
+    repetitions = np.bincount(paragraph[is_repeated], minlength=len(bounds) - 1)
+    repeated = np.flatnonzero((sizes > 0) & (repetitions >= share * sizes))
     before = np.concatenate(([0], np.cumsum(sizes)))
     breaks = before[repeated[1:]] - before[repeated[:-1] + 1] >= SHINGLE_WORDS
     for run in np.split(repeated, np.flatnonzero(breaks) + 1):
-        if repeated_words[run].sum() >= passage_words:
+        if repetitions[run].sum() >= passage_words:
             yield int(run[0]), int(run[-1]) + 1
 
 

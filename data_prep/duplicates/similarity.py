@@ -16,6 +16,7 @@ from data_prep.duplicates.words import SHINGLE_WORDS, Hashes, words_of
 # similar texts share (a chapter with a fine sketch shares 0.2 with its book if 5 % of its words
 # were changed) and far more than what different books share (0.01).
 _CANDIDATE_SHARE = 0.1
+_CHANGED_WORDS = 16
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def compare(job: LinkedDocuments) -> list[Similarity]:
 
 
 def repeated_share(shingles: Hashes, others: Hashes) -> float:
-    """Return the share of the words of a text that lie in runs of words of another text."""
-    return float(covered_words(is_in(shingles, others)).mean()) if len(shingles) else 0.0
+    """Return the share of the words of a text that are repeated in another text."""
+    return float(repeated_words(is_in(shingles, others)).mean()) if len(shingles) else 0.0
 
 
 def is_in(hashes: Hashes, others: Hashes) -> NDArray[np.bool_]:
@@ -87,7 +88,15 @@ def is_in(hashes: Hashes, others: Hashes) -> NDArray[np.bool_]:
     return ordered[places] == hashes
 
 
-def covered_words(runs: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tell which words lie in one of the runs of eight words, given whether each run counts."""
-    counts = np.cumsum(np.pad(runs, (SHINGLE_WORDS, SHINGLE_WORDS - 1)), dtype=np.int64)
-    return counts[SHINGLE_WORDS:] > counts[:-SHINGLE_WORDS]
+def repeated_words(runs: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which words are repeated, given whether each run of eight words is.
+
+    These are the words of such runs, and up to 16 changed words between two of them.
+    """
+    first = np.flatnonzero(np.diff(runs, prepend=False) & runs)
+    last = np.flatnonzero(np.diff(runs, append=False) & runs) + SHINGLE_WORDS
+    apart = first[1:] - last[:-1] > _CHANGED_WORDS
+    counts = np.zeros(len(runs) + SHINGLE_WORDS, np.int32)
+    counts[first[np.append(True, apart)[: len(first)]]] = 1
+    counts[last[np.append(apart, True)[: len(last)]]] = -1
+    return np.cumsum(counts)[:-1] > 0

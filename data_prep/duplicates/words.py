@@ -6,7 +6,6 @@ Japanese character is a word by itself. Hashes are computed on whole arrays of b
 is a difference of two prefix sums of a polynomial modulo 2^64.
 """
 
-
 import re
 import unicodedata
 from dataclasses import dataclass
