@@ -1,0 +1,102 @@
+"""Compare the texts of documents that share many fingerprints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.duplicates.buckets import Records, read_buckets
+from data_prep.duplicates.corpus import Corpus
+from data_prep.duplicates.search import LINK
+from data_prep.duplicates.words import SHINGLE_WORDS, Hashes, words_of
+
+# A pair is compared if it shares this part of the smaller sketch, which is far less than what
+# similar texts share (a chapter with a fine sketch shares 0.2 with its book if 5 % of its words
+# were changed) and far more than what different books share (0.01).
+_CANDIDATE_SHARE = 0.1
+_CHANGED_WORDS = 16
+
+
+@dataclass(frozen=True)
+class LinkedDocuments:
+    """Links of a range of documents, as a job: buckets `begin` to `end` of files of links."""
+
+    corpus: Path
+    links: tuple[Path, ...]
+    begin: int
+    end: int
+    share: float
+    """Share of its words that make a document or a paragraph a repetition."""
+    passage_words: int | None = None
+
+    def read(self) -> Records:
+        """Read the links, sorted by later document, then earlier, then position."""
+        parts = [read_buckets(path, LINK, self.begin, self.end) for path in self.links]
+        links = np.concatenate([np.empty(0, LINK), *parts])
+        keys = ("earlier_position", "later_position", "earlier", "later")
+        return links[np.lexsort([links[key] for key in keys])]
+
+
+class Similarity(NamedTuple):
+    """Share of the words of each of two documents that the other one has too."""
+
+    later: int
+    earlier: int
+    later_share: float
+    earlier_share: float
+
+
+def compare(job: LinkedDocuments) -> list[Similarity]:
+    """Return the pairs of which one document is repeated in the other.
+
+    Memory: 100 bytes for each link of the job, and 60 bytes for each word of the two longest
+    documents compared.
+    """
+    corpus = Corpus(job.corpus)
+    links = job.read()
+    pairs, counts = np.unique(links[["later", "earlier"]], return_counts=True)
+    fingerprints = corpus.fingerprints
+    smaller = np.minimum(fingerprints[pairs["later"]], fingerprints[pairs["earlier"]])
+    similar: list[Similarity] = []
+    number, shingles = -1, np.empty(0, np.uint64)
+    for later, earlier in pairs[counts >= _CANDIDATE_SHARE * smaller].tolist():
+        if later != number:
+            number, shingles = later, words_of(corpus.read(later)).shingles()
+        others = words_of(corpus.read(earlier)).shingles()
+        pair = Similarity(
+            later, earlier, repeated_share(shingles, others), repeated_share(others, shingles)
+        )
+        if max(pair.later_share, pair.earlier_share) >= job.share:
+            similar.append(pair)
+    return similar
+
+
+def repeated_share(shingles: Hashes, others: Hashes) -> float:
+    """Return the share of the words of a text that are repeated in another text."""
+    return float(repeated_words(is_in(shingles, others)).mean()) if len(shingles) else 0.0
+
+
+def is_in(hashes: Hashes, others: Hashes) -> NDArray[np.bool_]:
+    """Tell which hashes are among others."""
+    if not len(others):
+        return np.zeros(len(hashes), np.bool_)
+    ordered = np.sort(others)
+    places = np.searchsorted(ordered, hashes)
+    places[places == len(ordered)] = 0
+    return ordered[places] == hashes
+
+
+def repeated_words(runs: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which words are repeated, given whether each run of eight words is.
+
+    These are the words of such runs, and up to 16 changed words between two of them.
+    """
+    first = np.flatnonzero(np.diff(runs, prepend=False) & runs)
+    last = np.flatnonzero(np.diff(runs, append=False) & runs) + SHINGLE_WORDS
+    apart = first[1:] - last[:-1] > _CHANGED_WORDS
+    counts = np.zeros(len(runs) + SHINGLE_WORDS, np.int32)
+    counts[first[np.append(True, apart)[: len(first)]]] = 1
+    counts[last[np.append(apart, True)[: len(last)]]] = -1
+    return np.cumsum(counts)[:-1] > 0
