@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints/python$(VERSION).txt constraints/common
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet torch --constraint constraints/python$(VERSION).txt
 	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --quiet \
-		--constraint constraints/python$(VERSION).txt --editable '.[dev,mpi,hf,text]'
+		--constraint constraints/python$(VERSION).txt --editable '.[dev,mpi,hf,text,fast]'
 	touch $@
 
 constraints/python%.txt:

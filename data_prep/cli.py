@@ -15,6 +15,7 @@ from rich.table import Table
 from data_prep.book_tasks import DEV_PART, BookTasks, make_tasks
 from data_prep.build.build import BuildRequest, build
 from data_prep.build.summary import print_summary
+from data_prep.duplicates import PASSAGE_WORDS, THRESHOLD
 from data_prep.pool import open_pool
 from data_prep.progress import Progress
 from data_prep.reading.documents import ReadOptions
@@ -215,11 +216,6 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help='text between the documents of a file; default "<|endoftext|>"; "" for none',
     )
     add(
-        "--encoding",
-        metavar="NAME",
-        help="encoding of text that is not marked as UTF-8, UTF-16 or UTF-32; default: found out",
-    )
-    add(
         "--no-follow-links",
         dest="follow_links",
         action="store_false",
@@ -232,7 +228,27 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="megabytes of tokens from which on a shard is closed; default 512",
     )
+    _add_duplicates(parser.add_argument_group("duplicates"))
     _add_tokenizer(parser.add_argument_group("tokenizer"))
+
+
+def _add_duplicates(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--near-duplicates",
+        type=_share,
+        default=THRESHOLD,
+        metavar="F",
+        help="share of a document's words that another one must have, in runs of eight, for it to "
+        f"be left out; 0 keeps all but exact duplicates; default {THRESHOLD}",
+    )
+    group.add_argument(
+        "--passage-words",
+        type=_natural,
+        default=PASSAGE_WORDS,
+        metavar="N",
+        help="number of words from which on a passage that an earlier document holds is cut; 0 "
+        f"cuts none; default {PASSAGE_WORDS}",
+    )
 
 
 def _add_cleaning(group: argparse._ArgumentGroup) -> None:
@@ -243,13 +259,19 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
         help="steps of cleaning: those of the paper's books, or none but decoding and line ends; "
         "each of the following options switches one step on or off; default books",
     )
+    group.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="encoding of all files, instead of one found out for each document",
+    )
     for name, field in Steps.model_fields.items():
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            action=argparse.BooleanOptionalAction,
-            default=None,
-            help=field.description,
-        )
+        if field.annotation is bool:
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=(field.description or "").partition(" Count:")[0],
+            )
 
 
 def _add_tokenizer(group: argparse._ArgumentGroup) -> None:
@@ -323,6 +345,10 @@ def _natural(value: str) -> int:
     if not value.isdecimal():
         raise argparse.ArgumentTypeError(f"{value} is not a whole number of 0 or more")
     return int(value)
+
+
+def _share(value: str) -> float:
+    return 1.0 if value in {"1", "1.0"} else _fraction(value)
 
 
 def _fraction(value: str) -> float:

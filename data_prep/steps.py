@@ -3,7 +3,7 @@
 from gpt_dist.files.entries import Record
 
 
-class Steps(Record):
+class Steps(Record, use_attribute_docstrings=True):
     """Steps of cleaning, in the order in which they run; the effect of each is counted.
 
     The unit of each count stands at the end of its description.

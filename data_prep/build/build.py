@@ -12,6 +12,7 @@ from data_prep.build.jobs import HashJob, grouped
 from data_prep.build.manifest import make_manifest
 from data_prep.build.selection import Corpus, sample_lines, split_documents
 from data_prep.build.work import Work, work_folder
+from data_prep.duplicates import find_duplicates
 from data_prep.pool import Pool
 from data_prep.progress import Progress
 from data_prep.reading.documents import LeftOut, ReadOptions
@@ -100,12 +101,30 @@ def _gather(
 ) -> Corpus:
     """Clean all documents, and choose those to keep: the first of each text that is long enough."""
     corpus = Corpus()
+    options = request.options
+    gathering = Gathering(
+        sources, request.reading, request.steps, bool(options.near_duplicates), work
+    )
     with progress.stage("cleaning", "bytes", None) as advance:
-        done = Gathering(sources, request.reading, request.steps, work).run(advance)
+        done = gathering.run(advance)
     for job, cleaned in done:
-        corpus.add(job, cleaned, request.options.min_characters)
+        corpus.add(job, cleaned, options.min_characters)
     corpus.leave_out(skipped)
-    corpus.check_not_empty(request.options.min_characters)
+    corpus.check_not_empty(options.min_characters)
+    if options.near_duplicates:
+        with progress.stage("finding duplicates", "jobs", None) as advance:
+            kept = {document.number for document in corpus.kept}
+            findings = find_duplicates(
+                corpus.places,
+                [job.sketch for job, _ in done],
+                options.near_duplicates,
+                work.pool.map,
+                work.folder / "duplicates",
+                advance,
+                passage_words=options.passage_words,
+                left_out=set(range(len(corpus.places))) - kept,
+            )
+        corpus.apply(findings)
     return corpus
 
 

@@ -16,6 +16,8 @@ Range = tuple[int, int]
 class CleanDocument:
     """Clean text of a document, which lies in a file as UTF-8, perhaps in several pieces."""
 
+    number: int
+    """Place among all documents, also those that are left out."""
     name: str
     source: Source
     file: Path

@@ -30,11 +30,25 @@ class Gathering:
     """Jobs that gather documents, in the order that keeps all workers busy."""
 
     def __init__(
-        self, sources: Iterable[Source], reading: ReadOptions, steps: Steps, work: Work
+        self,
+        sources: Iterable[Source],
+        reading: ReadOptions,
+        steps: Steps,
+        sketches: bool,
+        work: Work,
     ) -> None:
-        """Plan the jobs; of large files, only the heads are read."""
+        """Plan the jobs; of large files, only the heads are read.
+
+        Args:
+            sources: The files to read.
+            reading: How to read them.
+            steps: How to clean documents.
+            sketches: Whether to write sketches of documents, to search for duplicates.
+            work: The work that is done.
+        """
         self._reading = reading
         self._steps = steps
+        self._sketches = sketches
         self._work = work
         self._slots: list[CleanJob | UnpackJob] = []  # in the order of the sources
         self._parts: dict[Path, int] = {}  # number of parts of each unpacked file
@@ -79,6 +93,7 @@ class Gathering:
             "text",
             self._reading.model_dump(mode="json"),
             self._steps.model_dump(mode="json"),
+            self._sketches,
             [[*identity(unit.source), unit.begin, unit.end] for unit in units],
         )
 
@@ -88,6 +103,7 @@ class Gathering:
             unpacked=unpacked,
             options=self._reading,
             steps=self._steps,
+            sketches=self._sketches,
             prefix=prefix,
         )
 

@@ -12,15 +12,15 @@ from pydantic import Field
 from data_prep.build.documents import CleanDocument
 from data_prep.build.spool import read_raw, write_raw
 from data_prep.build.work import Job, is_done
-from data_prep.cleaning.clean import clean
+from data_prep.cleaning.clean import CleanText, clean
+from data_prep.duplicates import write_sketch
 from data_prep.reading.documents import Document, LeftOut, ReadOptions
 from data_prep.reading.units import Unit, read_unit
 from data_prep.sources import Source
 from data_prep.steps import Steps
-from gpt_dist.data.tokenizers.folder import open_tokenizer
+from gpt_dist.data.tokenizers.encoder import open_encoder
 from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
-from gpt_dist.files.entries import Sha256, file_sha256
-from gpt_dist.files.entries import Record
+from gpt_dist.files.entries import Record, Sha256, file_sha256
 
 Item = TypeVar("Item")
 
@@ -128,6 +128,8 @@ class CleanJob(Job[Cleaned]):
     """Whether the documents lie in the `raw_file` of the prefix."""
     options: ReadOptions
     steps: Steps
+    sketches: bool
+    """Whether to write a sketch of each document, to search for duplicates."""
     result = Cleaned
 
     @property
@@ -135,33 +137,31 @@ class CleanJob(Job[Cleaned]):
         """The file of the clean text."""
         return self.prefix.with_suffix(".txt")
 
+    @property
+    def sketch(self) -> Path:
+        """The file of the sketches."""
+        return self.prefix.with_suffix(".sketch")
+
     def run(self) -> Cleaned:
         """Clean documents into one file, with a line end after each."""
-        entries: list[CleanEntry] = []
-        source_bytes = 0
-        with self.file.open("wb") as output:
-            for number, item in self._items():
-                if isinstance(item, LeftOut):
-                    entry = CleanEntry(name=item.name, unit=number, fault=item.reason, read=False)
-                    entries.append(entry)
-                    continue
+        entries, texts = [], []
+        offset = source_bytes = 0
+        for number, item in self._items():
+            if isinstance(item, LeftOut):
+                data = b""
+                entry = CleanEntry(name=item.name, unit=number, fault=item.reason, read=False)
+            else:
                 source_bytes += len(item.content)
                 cleaned = clean(item, self.steps)
                 data = cleaned.text.encode()
-                entries.append(
-                    CleanEntry(
-                        name=item.name,
-                        unit=number,
-                        fault=cleaned.fault,
-                        offset=output.tell(),
-                        size=len(data),
-                        characters=len(cleaned.text),
-                        digest=sha256(data).hexdigest(),
-                        encoding=cleaned.encoding,
-                        effects=cleaned.effects,
-                    )
-                )
-                output.write(data + b"\n")
+                entry = _entry(item.name, number, cleaned, data, offset)
+            entries.append(entry)
+            texts.append(data)
+            offset += len(data) + 1
+        with self.file.open("wb") as output:
+            output.writelines(text + b"\n" for text in texts)
+        if self.sketches:
+            write_sketch(texts, self.sketch)
         return Cleaned(entries=tuple(entries), source_bytes=source_bytes)
 
     def _items(self) -> Iterator[tuple[int, Document | LeftOut]]:
@@ -190,12 +190,13 @@ class EncodeJob(Job[Encoded]):
 
     def run(self) -> Encoded:
         """Write the ids of all documents, and the number of ids of each."""
-        tokenizer = open_tokenizer(self.tokenizer)
+        encoder = open_encoder(self.tokenizer)
+        tokenizer = encoder.tokenizer
         dtype = token_dtype(tokenizer.full_vocab_size)
         lengths = []
         with self.prefix.with_suffix(".bin").open("wb") as output:
             for document in self.documents:
-                ids = np.append(tokenizer.encode(document.text()), tokenizer.end_of_text)
+                ids = np.append(encoder.encode(document.text()), tokenizer.end_of_text)
                 output.write(ids.astype(dtype).tobytes())
                 lengths.append(len(ids))
         np.array(lengths, "<i4").tofile(self.prefix.with_suffix(".lengths"))
@@ -221,6 +222,20 @@ class ShardJob(Job[ShardEntry]):
                     writer.write(block)
             writer.add_lengths(np.fromfile(part.with_suffix(".lengths"), "<i4"))
         return writer.close(self.name)
+
+
+def _entry(name: str, unit: int, cleaned: CleanText, data: bytes, offset: int) -> CleanEntry:
+    return CleanEntry(
+        name=name,
+        unit=unit,
+        fault=cleaned.fault,
+        offset=offset,
+        size=len(data),
+        characters=len(cleaned.text),
+        digest=sha256(data).hexdigest(),
+        encoding=cleaned.encoding,
+        effects=cleaned.effects,
+    )
 
 
 def _size(item: Document | LeftOut) -> int:

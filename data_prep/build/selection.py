@@ -2,13 +2,16 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.build.documents import CleanDocument, lines_between
 from data_prep.build.jobs import Cleaned, CleanEntry, CleanJob
+from data_prep.duplicates import Cut, Findings
 from data_prep.reading.documents import LeftOut
 from data_prep.sources import Source
 from gpt_dist.data.tokens.folder import SPLITS, DropEntry, PassageEffect, StepEffect
@@ -35,6 +38,14 @@ class SourceCount:
     encodings: Counter[str] = field(default_factory=Counter)
 
 
+class Place(NamedTuple):
+    """Clean text in a file: where it begins, and how many bytes it has."""
+
+    file: Path
+    offset: int
+    size: int
+
+
 @dataclass
 class Corpus:
     """Kept documents, in order, and counts of the others."""
@@ -52,7 +63,10 @@ class Corpus:
     passages: PassageEffect = field(default_factory=PassageEffect)
     text_bytes: int = 0
     """Bytes of the sources' text, unpacked, before cleaning."""
-    _seen: set[str] = field(default_factory=set)
+    places: list[Place] = field(default_factory=list)
+    """Of all documents, also of those that are left out, in order."""
+    _names: dict[str, str] = field(default_factory=dict)
+    """Name of the first document of each digest."""
 
     def add(self, job: CleanJob, cleaned: Cleaned, min_characters: int) -> None:
         """Judge the documents of one job, in order."""
@@ -62,30 +76,52 @@ class Corpus:
             count = self.sources.setdefault(source, SourceCount())
             count.read += entry.read
             self._note(entry, count)
-            if reason := self._fault(entry, min_characters):
-                self._drop(entry.name, count.left_out, reason)
+            if fault := self._fault(entry, min_characters):
+                self._drop(entry.name, count.left_out, *fault)
             else:
                 count.kept += 1
-                ranges = ((entry.offset, entry.offset + entry.size),)
-                self.kept.append(CleanDocument(entry.name, source, job.file, ranges, entry.digest))
+                self.kept.append(self._document(entry, source, job.file))
+            self.places.append(Place(job.file, entry.offset, entry.size))
 
     def leave_out(self, files: Iterable[LeftOut]) -> None:
         """Count files that are no sources."""
         for file in files:
             self._drop(file.name, self.unread, file.reason)
 
-    def drop_duplicates(self, duplicates: Mapping[int, str], reason: str) -> None:
-        """Drop some of the kept documents.
+    def apply(self, findings: Findings) -> None:
+        """Drop near-duplicates, and cut repeated passages."""
+        names = {document.number: document.name for document in self.kept}
+        kept = []
+        for document in self.kept:
+            if dropped := findings.dropped.get(document.number):
+                count = self.sources[document.source]
+                count.kept -= 1
+                detail = f"{dropped.similarity:.3f} of it is in {names[dropped.kept]}"
+                self._drop(document.name, count.left_out, dropped.reason, detail)
+            else:
+                kept.append(self._shortened(document, findings.cuts.get(document.number, [])))
+        self.kept = [document for document in kept if document.size]
 
-        Args:
-            duplicates: By the place of the document in `kept`, a text that names its like.
-            reason: The reason to state.
-        """
-        for place, detail in duplicates.items():
-            count = self.sources[self.kept[place].source]
-            count.kept -= 1
-            self._drop(self.kept[place].name, count.left_out, reason, detail)
-        self.kept = [one for place, one in enumerate(self.kept) if place not in duplicates]
+    def _shortened(self, document: CleanDocument, cuts: Sequence[Cut]) -> CleanDocument:
+        if not cuts:
+            return document
+        before = self.passages
+        self.passages = PassageEffect(
+            passages=before.passages + len(cuts),
+            bytes=before.bytes + sum(cut.end - cut.begin for cut in cuts),
+            names=before.names + (document.name,) * (len(before.names) < _NAMED),
+        )
+        return document.without([(cut.begin, cut.end) for cut in cuts])
+
+    def _document(self, entry: CleanEntry, source: Source, file: Path) -> CleanDocument:
+        return CleanDocument(
+            number=len(self.places),
+            name=entry.name,
+            source=source,
+            file=file,
+            ranges=((entry.offset, entry.offset + entry.size),),
+            digest=entry.digest,
+        )
 
     @property
     def dropped(self) -> Counter[str]:
@@ -122,15 +158,14 @@ class Corpus:
                 names=before.names + (entry.name,) * (len(before.names) < _NAMED),
             )
 
-    def _fault(self, entry: CleanEntry, min_characters: int) -> str | None:
+    def _fault(self, entry: CleanEntry, min_characters: int) -> tuple[str, str | None] | None:
+        """Return why a document is left out, and for a duplicate the name of its like."""
         if entry.fault:
-            return entry.fault
+            return entry.fault, None
         if entry.characters < min_characters:
-            return TOO_SHORT
-        if entry.digest in self._seen:
-            return DUPLICATE
-        self._seen.add(entry.digest)
-        return None
+            return TOO_SHORT, None
+        first = self._names.setdefault(entry.digest, entry.name)
+        return (DUPLICATE, f"the same as {first}") if first is not entry.name else None
 
 
 def split_documents(

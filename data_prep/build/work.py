@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from data_prep.pool import Pool
 from gpt_dist.errors import DataError
-from gpt_dist.files.folders import check_new, explained
 from gpt_dist.files.entries import Record
+from gpt_dist.files.folders import check_new, explained
 
 # Part of every key: change it when a job gives another result for the same input.
 _CODE = 1
