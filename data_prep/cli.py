@@ -20,7 +20,11 @@ from data_prep.pool import open_pool
 from data_prep.progress import Progress
 from data_prep.reading.documents import ReadOptions
 from data_prep.steps import RECIPES, Steps
-from gpt_dist.data.tokenizers.folder import open_tokenizer
+from gpt_dist.data.tokenizers.folder import (
+    FolderTokenizer,
+    knows_only_lower_case,
+    open_tokenizer,
+)
 from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder, files_of, find_damage
 from gpt_dist.errors import ConfigError, DataError, GptDistError
 
@@ -85,6 +89,7 @@ def _request(options: argparse.Namespace) -> BuildRequest:
         ConfigError: An option of training a tokenizer is given beside --tokenizer.
     """
     values = vars(options)
+    steps = _steps(options)
     if options.tokenizer is None:
         for name, value in _TRAINING.items():
             values[name] = value if values[name] is None else values[name]
@@ -95,8 +100,10 @@ def _request(options: argparse.Namespace) -> BuildRequest:
                     f"--{name.replace('_', '-')}: {values[name]} is for training a tokenizer, but "
                     f"--tokenizer {options.tokenizer} gives one; leave one of them out"
                 )
-        values["vocab_size"] = open_tokenizer(options.tokenizer).full_vocab_size
-    steps = _steps(options)
+        options.tokenizer = options.tokenizer.expanduser()
+        tokenizer = open_tokenizer(options.tokenizer)
+        values["vocab_size"] = tokenizer.full_vocab_size
+        steps = _follow(tokenizer, options.lowercase, steps)
     values["steps"], values["lowercase"] = steps.model_dump(), steps.lowercase
     return BuildRequest(
         inputs=tuple(path.expanduser() for path in options.inputs),
@@ -108,6 +115,24 @@ def _request(options: argparse.Namespace) -> BuildRequest:
         steps=steps,
         tokenizer=options.tokenizer,
     )
+
+
+def _follow(tokenizer: FolderTokenizer, lowercase: bool | None, steps: Steps) -> Steps:
+    """Return the steps with the case that a given tokenizer was made for.
+
+    Raises:
+        ConfigError: The user asks for the other case.
+    """
+    is_lower = knows_only_lower_case(tokenizer)
+    if is_lower is None:
+        return steps
+    if lowercase is not None and lowercase != is_lower:
+        made_for, flag = ("lower", "no-lowercase") if is_lower else ("upper and lower", "lowercase")
+        raise ConfigError(
+            f"--{flag}: the given tokenizer was made for text in {made_for} case; leave the option "
+            "out, or give another --tokenizer"
+        )
+    return steps.model_copy(update={"lowercase": is_lower})
 
 
 def _steps(options: argparse.Namespace) -> Steps:

@@ -151,10 +151,10 @@ class Corpus:
             names = self.read_as.setdefault(entry.encoding, [])
             names += [entry.name] * (len(names) < _NAMED)
         for step, changed in entry.effects.items():
-            before = self.effects.get(step, StepEffect(documents=0, characters=0, names=()))
+            before = self.effects.get(step, StepEffect(documents=0, changes=0, names=()))
             self.effects[step] = StepEffect(
                 documents=before.documents + 1,
-                characters=before.characters + changed,
+                changes=before.changes + changed,
                 names=before.names + (entry.name,) * (len(before.names) < _NAMED),
             )
 

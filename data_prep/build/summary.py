@@ -1,7 +1,7 @@
 """Print the summary of a build."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,46 +16,14 @@ _NAMES = 3
 
 def print_summary(manifest: TokenManifest, output: Path, seconds: float) -> None:
     """Print the closing table of a build and the command to type next."""
-    totals, train = manifest.totals, manifest.splits["train"]
-    validation = manifest.splits["validation"]
-    share, wanted = validation.tokens / totals.tokens, manifest.options.validation_fraction
-    cut = train.documents + validation.documents - totals.documents_kept
+    share = manifest.splits["validation"].tokens / manifest.totals.tokens
+    wanted = manifest.options.validation_fraction
     table = Table(title=f"Token folder {output}", show_header=False, title_justify="left")
-    encodings: Counter[str] = Counter()
-    for source in manifest.sources:
-        encodings.update(source.encodings)
-    rows = [
-        (
-            "sources",
-            f"{len(manifest.sources):,} files, {amount(totals.source_bytes, 'bytes')}, "
-            f"{amount(totals.text_bytes, 'bytes')} of text",
-        ),
-        ("documents read", f"{totals.documents_read:,}"),
-        ("documents kept", f"{totals.documents_kept:,}{', 1 cut for validation' if cut else ''}"),
-        *(
-            (f"left out: {reason}", f"{count:,}: {_some(_names(manifest, reason))}")
-            for reason, count in manifest.dropped.items()
-        ),
-        *(
-            (f"read as {encoding}", f"{count:,}: {_some(manifest.read_as[encoding])}")
-            for encoding, count in encodings.items()
-        ),
-        *(
-            (
-                f"step {step}",
-                f"{effect.characters:,} characters of {effect.documents:,} documents",
-            )
-            for step, effect in manifest.effects.items()
-        ),
-        ("training", _describe(train.documents, train.tokens, len(train.shards))),
-        ("validation", _describe(validation.documents, validation.tokens, len(validation.shards))),
-        ("held out", f"{_percent(share)} of the tokens, {_percent(wanted)} wanted"),
-        ("vocabulary", f"{manifest.vocab_size:,} tokens, stored as {manifest.dtype}"),
-        ("tokens per byte", f"{totals.tokens / totals.cleaned_bytes:.3f} of clean text"),
-        ("time", f"{seconds:.1f} s, {totals.text_bytes / 1e6 / seconds:.1f} MB/s of text"),
-    ]
-    for row in rows:
+    for row in (*_document_rows(manifest), *_change_rows(manifest), *_token_rows(manifest)):
         table.add_row(*row)
+    rate = manifest.totals.text_bytes / 1e6 / seconds
+    table.add_row("held out", f"{_percent(share)} of the tokens, {_percent(wanted)} wanted")
+    table.add_row("time", f"{seconds:.1f} s, {rate:.1f} MB/s of text")
     console = Console(highlight=False, markup=False, width=None)
     console.print(table)
     if abs(share - wanted) > SHARE_TOLERANCE * min(wanted, 1 - wanted):
@@ -72,8 +40,45 @@ def print_summary(manifest: TokenManifest, output: Path, seconds: float) -> None
     )
 
 
-def _names(manifest: TokenManifest, reason: str) -> list[str]:
-    return [drop.name for drop in manifest.drops if drop.reason == reason]
+def _document_rows(manifest: TokenManifest) -> Iterator[tuple[str, str]]:
+    totals = manifest.totals
+    packed, text = amount(totals.source_bytes, "bytes"), amount(totals.text_bytes, "bytes")
+    parts = sum(split.documents for split in manifest.splits.values())
+    cut = ", 1 cut for validation" if parts > totals.documents_kept else ""
+    yield "sources", f"{_count(len(manifest.sources), 'file')}, {packed}, {text} of text"
+    yield "documents read", f"{totals.documents_read:,}"
+    yield "documents kept", f"{totals.documents_kept:,}{cut}"
+    for reason, count in manifest.dropped.items():
+        names = [drop.name for drop in manifest.drops if drop.reason == reason]
+        yield f"left out: {reason}", f"{count:,}: {_some(names)}"
+
+
+def _change_rows(manifest: TokenManifest) -> Iterator[tuple[str, str]]:
+    encodings: Counter[str] = Counter()
+    for source in manifest.sources:
+        encodings.update(source.encodings)
+    for encoding, count in encodings.items():
+        yield f"read as {encoding}", f"{count:,}: {_some(manifest.read_as[encoding])}"
+    for step, effect in manifest.effects.items():
+        changes = f"{effect.changes:,} changes in {_count(effect.documents, 'document')}"
+        yield f"step {step}", f"{changes}: {_some(effect.names)}"
+    if manifest.passages.passages:
+        cut = f"{manifest.passages.passages:,}, {amount(manifest.passages.bytes, 'bytes')}"
+        yield "repeated passages cut", f"{cut}: {_some(manifest.passages.names)}"
+
+
+def _token_rows(manifest: TokenManifest) -> Iterator[tuple[str, str]]:
+    for name, split in (("training", "train"), ("validation", "validation")):
+        entry = manifest.splits[split]  # type: ignore[index]
+        counts = (
+            _count(entry.documents, "document"),
+            _count(entry.tokens, "token"),
+            _count(len(entry.shards), "shard"),
+        )
+        yield name, ", ".join(counts)
+    yield "vocabulary", f"{manifest.vocab_size:,} tokens, stored as {manifest.dtype}"
+    rate = manifest.totals.tokens / manifest.totals.cleaned_bytes
+    yield "tokens per byte", f"{rate:.3f} of clean text"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -81,8 +86,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES]) + more
 
 
-def _describe(documents: int, tokens: int, shards: int) -> str:
-    return f"{documents:,} documents, {tokens:,} tokens, {shards:,} shards"
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

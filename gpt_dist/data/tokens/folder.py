@@ -64,10 +64,13 @@ class DropEntry(Record):
 
 
 class StepEffect(Record):
-    """Numbers of documents and characters that one cleaning step changed."""
+    """Number of documents that one cleaning step changed, and of its changes in them.
+
+    The unit of changes, mostly a character, is the step's (`data_prep/steps.py` lists them).
+    """
 
     documents: NonNegativeInt
-    characters: NonNegativeInt
+    changes: NonNegativeInt
     names: tuple[str, ...]
     """The first thousand of those documents."""
 
