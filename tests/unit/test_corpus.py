@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.corpus import sample_lines, split_documents
-from data_prep.reading.documents import Document
 from data_prep.jobs import CleanDocument, CleanJob, clean_batch
+from data_prep.reading.documents import Document
 
 WORDS = ["the", "grey", "harbour", "watched", "an", "old", "lantern", "before", "its", "crossed"]
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.Monke
         listener.bind("books/socket.txt")
         names, left_out = found(Path("books"))
     assert names == ["books/line\ufffdend.txt"]
-    assert left_out == dict.fromkeys(
-        ["books/fifo.txt", "books/socket.txt"], "not a regular file"
-    )
+    assert left_out == dict.fromkeys(["books/fifo.txt", "books/socket.txt"], "not a regular file")
     with pytest.raises(DataError, match=r"fifo\.txt: not a regular file"):
         found(Path("books/fifo.txt"))
 
@@ -153,7 +152,10 @@ def test_deep_folders_are_read(tmp_path: Path) -> None:
     file = os.open("a.txt", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor)
     os.close(file)
     os.close(descriptor)
-    names, _ = found(folder)
+    try:
+        names, _ = found(folder)
+    finally:  # pytest cannot remove it
+        subprocess.run(["rm", "-r", folder], check=True)
     assert names == ["/".join(["d"] * 1200) + "/a.txt"]
 
 
