@@ -5,35 +5,27 @@ import zipfile
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-from lxml import etree
-
 from data_prep.reading.documents import DOCUMENT_BYTES, TOO_LONG, Document, LeftOut
-from data_prep.reading.markup import html_paragraphs, is_too_much, parse_xml
+from data_prep.reading.markup import MARKUP_BYTES, MarkupError, html_text, parse_xml
 from data_prep.reading.unpacking import Budget, buffered
 
 _CONTAINER = "META-INF/container.xml"
 _PAGES = {"application/xhtml+xml", "text/html", "application/x-dtbook+xml", "text/x-oeb1-document"}
-_MEMBER_BYTES = 16 << 20
 
 
 def read_epub(name: str, archive: zipfile.ZipFile, budget: Budget) -> Document | LeftOut:
     """Return the book, without the pages that are for navigation alone."""
-    lines: list[str] = []
-    size = 0
+    pages: list[str] = []
     try:
         for page in _spine(archive, budget):
-            data = _member(archive, page, budget)
-            if is_too_much(data):
+            pages.append(html_text(_member(archive, page, budget)))
+            if sum(map(len, pages)) > DOCUMENT_BYTES:
                 return LeftOut(name, TOO_LONG)
-            for line in html_paragraphs(data):
-                lines.append(line)
-                size += len(line)
-            if size > DOCUMENT_BYTES:
-                return LeftOut(name, TOO_LONG)
-    except (KeyError, RuntimeError, etree.XMLSyntaxError):
-        # A page is missing or encrypted, or there is no list of pages.
+    except MarkupError as error:
+        return LeftOut(name, str(error))
+    except (KeyError, RuntimeError):  # a page is missing, or encrypted
         return LeftOut(name, "epub without readable pages")
-    return Document(name, "\n".join(lines), "paragraphs")
+    return Document(name, "\n".join(filter(None, pages)), "paragraphs")
 
 
 def _spine(archive: zipfile.ZipFile, budget: Budget) -> Iterator[str]:
@@ -52,4 +44,4 @@ def _spine(archive: zipfile.ZipFile, budget: Budget) -> Iterator[str]:
 
 def _member(archive: zipfile.ZipFile, name: str, budget: Budget) -> bytes:
     with archive.open(name) as content:
-        return buffered(content, budget).read(_MEMBER_BYTES + 1)
+        return buffered(content, budget).read(MARKUP_BYTES + 1)

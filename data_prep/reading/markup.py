@@ -2,7 +2,7 @@
 
 No entity, file or address outside the markup is opened. Of HTML, all is read but the head, scripts
 and the like. Of TEI (P4 or P5), the body of the text is read, and its notes after it; other XML is
-left out. A file has 16 MiB and two million tags.
+left out. A file has 16 MiB and half a million tags.
 """
 
 import codecs
@@ -17,11 +17,8 @@ from lxml import etree
 
 from data_prep.reading.documents import Document, LeftOut, ReadOptions
 
-_MARKUP_BYTES = 16 << 20
-_MAX_TAGS = 2_000_000
-_TOO_MUCH = f"markup of more than {_MARKUP_BYTES >> 20} MiB or {_MAX_TAGS} tags"
-_NOT_PARSED = "XML that does not parse"
-_NOT_TEI = "XML that is not TEI"
+MARKUP_BYTES = 16 << 20
+_MAX_TAGS = 500_000
 _XHTML = "{http://www.w3.org/1999/xhtml}html"
 
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -73,61 +70,52 @@ _TEI = _Language(
 _IN_CHOICE = _words("abbr orig sic")  # which another reading stands beside
 
 
+class MarkupError(Exception):
+    """Markup cannot be read whole; the message is the reason to leave it out."""
+
+
 def read_markup(
     name: str, kind: str, stream: BufferedReader, options: ReadOptions
 ) -> Iterator[Document | LeftOut]:
     """Yield the text of an `html` file, or of each TEI text in an `xml` file."""
-    data = stream.read(_MARKUP_BYTES + 1)
-    if is_too_much(data):
-        yield LeftOut(name, _TOO_MUCH)
-        return
-    if kind == "html":
-        yield Document(name, "\n".join(html_paragraphs(data, options.encoding)), "paragraphs")
-        return
+    data = stream.read(MARKUP_BYTES + 1)
     try:
-        root = parse_xml(data)
-    except etree.XMLSyntaxError:
-        yield LeftOut(name, _NOT_PARSED)
+        if kind == "html":
+            texts = [html_text(data, options.encoding)]
+        else:
+            texts = _xml_texts(parse_xml(data))
+    except MarkupError as error:
+        yield LeftOut(name, str(error))
         return
-    if root.tag == _XHTML:
-        yield Document(name, "\n".join(_paragraphs(root, _HTML)), "paragraphs")
-        return
-    texts = list(_tei_texts(root))
-    if not texts:
-        yield LeftOut(name, _NOT_TEI)
     for number, text in enumerate(texts, 1):
         yield Document(name if len(texts) == 1 else f"{name}#{number}", text, "paragraphs")
 
 
-def is_too_much(data: bytes) -> bool:
-    """Tell whether a tree of this markup would take too much memory."""
-    return len(data) > _MARKUP_BYTES or data.count(b"<") > _MAX_TAGS
+def html_text(data: bytes, encoding: str | None = None) -> str:
+    """Return the text of HTML or XHTML, whose encoding may be given if it does not say it.
 
-
-def html_paragraphs(data: bytes, encoding: str | None = None) -> Iterator[str]:
-    """Yield the paragraphs of HTML or XHTML, whose encoding may be given if it does not say it."""
+    Raises:
+        MarkupError: It is too large, or too deep.
+    """
+    _check_size(data)
     text = _decode(data, encoding).replace("\0", "")
     data = text.encode("utf-8", "replace")
-    root = _parse_html(data, "<?xml" in text[:8] or _XHTML[1:-5] in text[:_CHARSET_BYTES])
-    if root is not None:
-        yield from _paragraphs(root, _HTML)
-
-
-def _parse_html(data: bytes, strict: bool) -> etree._Element | None:
-    """Parse HTML, which is XML first if it says so, or return None if nothing is there."""
-    if strict:
-        with suppress(etree.XMLSyntaxError):  # much XHTML is not
-            return parse_xml(data, "utf-8")
-    parser = etree.HTMLParser(
-        encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True
-    )
-    with suppress(etree.XMLSyntaxError):
-        return etree.fromstring(data, parser)
-    return None
+    root = None
+    if "<?xml" in text[:8] or _XHTML[1:-5] in text[:_CHARSET_BYTES]:
+        with suppress(MarkupError):  # much XHTML is not XML
+            root = parse_xml(data, "utf-8")
+    if root is None:
+        root = _parse_html(data)
+    return "" if root is None else "\n".join(_paragraphs(root, _HTML))
 
 
 def parse_xml(data: bytes, encoding: str | None = None) -> etree._Element:
-    """Parse XML without opening anything else; libxml2 refuses entities that multiply."""
+    """Parse XML without opening anything else; libxml2 refuses entities that multiply.
+
+    Raises:
+        MarkupError: It is too large, or does not parse.
+    """
+    _check_size(data)
     parser = etree.XMLParser(
         encoding=encoding,
         resolve_entities="internal",
@@ -136,7 +124,28 @@ def parse_xml(data: bytes, encoding: str | None = None) -> etree._Element:
         remove_comments=True,
         remove_pis=True,
     )
-    return etree.fromstring(data, parser)
+    try:
+        return etree.fromstring(data, parser)
+    except etree.XMLSyntaxError as error:
+        raise MarkupError("XML that does not parse") from error
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MARKUP_BYTES or data.count(b"<") > _MAX_TAGS:
+        raise MarkupError(f"markup of more than {MARKUP_BYTES >> 20} MiB or {_MAX_TAGS} tags")
+
+
+def _parse_html(data: bytes) -> etree._Element | None:
+    parser = etree.HTMLParser(
+        encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True
+    )
+    try:
+        root = etree.fromstring(data, parser)
+    except etree.XMLSyntaxError:
+        return None  # for nothing but space
+    if parser.error_log.filter_types([etree.ErrorTypes.ERR_RESOURCE_LIMIT]):
+        raise MarkupError("markup that is too deep")
+    return root
 
 
 def _decode(data: bytes, encoding: str | None) -> str:
@@ -156,16 +165,22 @@ def _decode(data: bytes, encoding: str | None) -> str:
         return data.decode("cp1252", "replace")  # as browsers do
 
 
-def _tei_texts(root: etree._Element) -> Iterator[str]:
-    """Yield the text of each TEI element."""
-    for text in [root, *root.iterdescendants("{*}TEI", "{*}TEI.2")]:
-        if _local_name(text) not in {"TEI", "TEI.2"}:
-            continue
-        bodies = text.findall(".//{*}text/{*}body")
-        lines = [line for body in bodies for line in _paragraphs(body, _TEI)]
+def _xml_texts(root: etree._Element) -> list[str]:
+    """Return the text of each TEI element, or of XHTML."""
+    if root.tag == _XHTML:
+        return ["\n".join(_paragraphs(root, _HTML))]
+    texts = []
+    for element in root.iter("{*}TEI", "{*}TEI.2"):
+        bodies = [
+            *element.findall("{*}text/{*}body"),
+            *element.findall("{*}text/{*}group//{*}text/{*}body"),
+        ]
         notes = [note for body in bodies for note in body.iterdescendants("{*}note")]
-        lines += [line for note in notes for line in _paragraphs(note, _TEI)]
-        yield "\n".join(lines)
+        lines = [line for part in (*bodies, *notes) for line in _paragraphs(part, _TEI)]
+        texts.append("\n".join(lines))
+    if not texts:
+        raise MarkupError("XML that is not TEI")
+    return texts
 
 
 def _paragraphs(root: etree._Element, language: _Language) -> Iterator[str]:

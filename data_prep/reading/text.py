@@ -1,10 +1,10 @@
 """Read documents from text files: at separators, and long ones in pieces.
 
 A text of up to 32 MiB is one document, or several if it has separators. A longer one, and one in
-BookCorpus's form (one lower-case sentence a line), is taken in blocks of bytes: it is cut at each
-separator, and in a block without a separator at the first paragraph end, else line end, else space,
-else between two characters. Each cut depends on its own block alone, so that ranges of blocks can
-be read apart and give the same documents as the whole.
+BookCorpus's form (one lower-case sentence a line), is taken in blocks of bytes. It is cut at each
+separator; and in a block without a separator at the first paragraph end, else line end, else space,
+else between two characters, unless the block is the last and less than half. Each cut depends on
+its own block alone, so that ranges of blocks can be read apart and give the documents of the whole.
 """
 
 import codecs

@@ -72,7 +72,7 @@ def _items(unit: Unit, options: ReadOptions) -> Iterator[Document | LeftOut]:
 
 
 def _separated(item: Document | LeftOut, separator: str) -> Iterator[Document | LeftOut]:
-    """Yield the parts of a text that is decoded already; bytes were divided where they were read."""
+    """Yield the parts of a text that is decoded already; bytes are divided where they are read."""
     if isinstance(item, LeftOut) or isinstance(item.content, bytes):
         yield item
     elif not item.content or item.content.isspace():

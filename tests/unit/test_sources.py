@@ -1,246 +1,170 @@
-"""Test that every kind of file gives the same documents, and that hostile files are refused."""
+"""Test which files of an input are found, and that the others are named."""
 
-import gzip
-import io
-import json
-import tarfile
-import zipfile
-from collections.abc import Callable
+import os
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from data_prep.documents import DOCUMENT_BYTES, Document, SourceReader, read_text
-from data_prep.sources import find_sources
+from data_prep.reading.documents import LeftOut
+from data_prep.sources import Source, find_sources
 from gpt_dist.errors import DataError
 
-TEXTS = {"a.txt": "First book.\nSecond line.", "b/c.txt": "Café.", "b/d.txt": "Third."}
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "text"
 
 
-def read_all(*inputs: Path, text_field: str = "text") -> list[Document]:
-    reader = SourceReader(text_field)
-    return [document for source in find_sources(inputs)[0] for document in reader.read(source)]
+def found(*inputs: Path, follow_links: bool = True) -> tuple[list[str], dict[str, str]]:
+    sources, left_out = find_sources(inputs, follow_links)
+    return [source.name for source in sources], {item.name: item.reason for item in left_out}
 
 
-def texts_of(*inputs: Path) -> list[str]:
-    return [document.data.decode() for document in read_all(*inputs)]
+def make(path: Path, content: str = "text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
 
 
-def write_folder(path: Path) -> Path:
-    for name, text in TEXTS.items():
-        (path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / "books" / name).write_text(text)
-    return path / "books"
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    shutil.copytree(FIXTURES / "linked", tmp_path / "linked")
+    shutil.copytree(FIXTURES / "store", tmp_path / "store")
+    (tmp_path / "linked" / "elsewhere").symlink_to("../store/more")
+    (tmp_path / "linked" / "gone").symlink_to("../store/absent")
+    return tmp_path / "linked"
 
 
-def write_jsonl(path: Path) -> Path:
-    lines = [json.dumps({"text": text}) for text in TEXTS.values()]
-    (path / "books.jsonl").write_text("\n".join([*lines, "", ""]))
-    return path / "books.jsonl"
+def test_folder_is_read_in_order_and_others_are_named(tmp_path: Path) -> None:
+    for name in ("b/c.txt", "a.txt", "b.txt", "B.TXT", "no suffix", "Vol. 2", "Mr. Smith"):
+        make(tmp_path / "books" / name)
+    for name in ("cover.png", "b/paper.PDF", ".hidden.txt", ".git/config"):
+        make(tmp_path / "books" / name)
+    names, left_out = found(tmp_path / "books")
+    assert names == [
+        f"books/{name}"
+        for name in ("B.TXT", "Mr. Smith", "Vol. 2", "a.txt", "b/c.txt", "b.txt", "no suffix")
+    ]
+    assert left_out == {
+        "books/.git": "hidden",
+        "books/.hidden.txt": "hidden",
+        "books/b/paper.PDF": "not read: .pdf (convert it with pdftotext or the like)",
+        "books/cover.png": "not read: .png",
+    }
 
 
-def write_jsonl_gz(path: Path) -> Path:
-    file = path / "books.jsonl.gz"
-    file.write_bytes(gzip.compress(write_jsonl(path).read_bytes()))
-    return file
+def test_links_are_followed_and_dead_ones_named(linked: Path) -> None:
+    sources, left_out = find_sources([linked])
+    assert [(source.name, source.target) for source in sources] == [
+        ("linked/elsewhere/0.txt", "../store/more/0.txt"),
+        ("linked/elsewhere/1.txt", "../store/more/1.txt"),
+        ("linked/own/0.txt", None),
+        ("linked/own/1.txt", None),
+    ]
+    assert left_out == [LeftOut("linked/gone", "dead link")]
 
 
-def write_zip(path: Path) -> Path:
-    with zipfile.ZipFile(path / "books.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in TEXTS.items():
-            archive.writestr(name, text)
-        archive.writestr("cover.png", b"\x89PNG")
-        archive.writestr("b/.hidden.txt", "no")
-    return path / "books.zip"
+def test_links_are_not_followed_if_unwanted(linked: Path) -> None:
+    (linked / "file.txt").symlink_to("own/0.txt")
+    names, left_out = found(linked, follow_links=False)
+    assert names == ["linked/own/0.txt", "linked/own/1.txt"]
+    assert left_out == {f"linked/{name}": "link" for name in ("elsewhere", "file.txt", "gone")}
 
 
-def write_tar(path: Path, mode: str, suffix: str) -> Path:
-    file = path / f"books{suffix}"
-    with tarfile.open(file, mode) as archive:
-        for name, text in TEXTS.items():
-            add_member(archive, name, text.encode())
-        add_member(archive, "cover.png", b"\x89PNG")
-    return file
+def test_links_that_loop_end(tmp_path: Path) -> None:
+    make(tmp_path / "books" / "deep" / "a.txt")
+    (tmp_path / "books" / "deep" / "up").symlink_to("..")
+    (tmp_path / "books" / "self").symlink_to("self")
+    names, left_out = found(tmp_path / "books")
+    assert names == ["books/deep/a.txt"]
+    assert left_out == {
+        "books/deep/up": "link to a folder around it",
+        "books/self": "dead link",
+    }
 
 
-def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))
+def test_links_do_not_multiply_folders(tmp_path: Path) -> None:
+    for level in range(40):
+        for name in "ab":
+            folder = tmp_path / f"level{level}"
+            folder.mkdir(exist_ok=True)
+            (folder / name).symlink_to(f"../level{level + 1}")
+    make(tmp_path / "level40" / "a.txt")
+    names, _ = found(tmp_path / "level0")
+    assert names == ["level0" + "/a" * 40 + "/a.txt"]
 
 
-def write_gz_inside_tar(path: Path) -> Path:
-    with tarfile.open(path / "nested.tar", "w") as archive:
-        for name, text in TEXTS.items():
-            add_member(archive, name + ".gz", gzip.compress(text.encode()))
-    return path / "nested.tar"
+def test_linked_input_is_followed_in_any_case(tmp_path: Path) -> None:
+    file = make(tmp_path / "store" / "book.txt")
+    (tmp_path / "link.txt").symlink_to(file)
+    (tmp_path / "folder").symlink_to("store")
+    sources, _ = find_sources([tmp_path / "link.txt", tmp_path / "folder"], follow_links=False)
+    assert sources == [
+        Source("link.txt", tmp_path / "link.txt", str(file)),
+        Source("store/book.txt", tmp_path / "folder" / "book.txt", "store/book.txt"),
+    ]
+
+
+def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    make(tmp_path / "books" / "line\nend.txt")
+    os.mkfifo("books/fifo.txt")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("books/socket.txt")
+        names, left_out = found(Path("books"))
+    assert names == ["books/line\ufffdend.txt"]
+    assert left_out == dict.fromkeys(["books/fifo.txt", "books/socket.txt"], "not a regular file")
+    with pytest.raises(DataError, match=r"fifo\.txt: not a regular file"):
+        found(Path("books/fifo.txt"))
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "books" / "secret.txt")
+    make(tmp_path / "books" / "vault" / "a.txt")
+    make(tmp_path / "books" / "open.txt")
+    # The user who tests may be root, whom no permission stops.
+    opens, lists = os.access, os.listdir
+
+    def listdir(path: Path) -> list[str]:
+        if path.name == "vault":
+            raise PermissionError(13, "Permission denied")
+        return lists(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path.name != "secret.txt" and opens(path, mode)
+    )
+    names, left_out = found(tmp_path / "books")
+    assert names == ["books/open.txt"]
+    assert left_out == dict.fromkeys(
+        ["books/secret.txt", "books/vault"], "cannot be opened (Permission denied)"
+    )
+
+
+def test_deep_folders_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):  # beyond Python's recursion
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    file = os.open("a.txt", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor)
+    os.close(file)
+    os.close(descriptor)
+    try:
+        names, _ = found(folder)
+    finally:  # pytest cannot remove it
+        subprocess.run(["rm", "-r", folder], check=True)
+    assert names == ["/".join(["d"] * 1200) + "/a.txt"]
 
 
 @pytest.mark.parametrize(
-    "write",
-    [
-        write_folder,
-        write_jsonl,
-        write_jsonl_gz,
-        write_zip,
-        write_gz_inside_tar,
-        lambda path: write_tar(path, "w", ".tar"),
-        lambda path: write_tar(path, "w:gz", ".tar.gz"),
-        lambda path: write_tar(path, "w:gz", ".tgz"),
-        lambda path: write_tar(path, "w:xz", ".tar.xz"),
-    ],
+    ("name", "message"),
+    [("absent.txt", "no such file"), ("gone.txt", "no such file"), ("book.pdf", "pdftotext")],
 )
-def test_every_kind_of_source_gives_the_same_documents(
-    tmp_path: Path, write: Callable[[Path], Path]
-) -> None:
-    assert texts_of(write(tmp_path)) == list(TEXTS.values())
-
-
-def test_folder_is_read_in_order_and_others_are_counted(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path)
-    (folder / "cover.png").write_bytes(b"")
-    (folder / ".hidden.txt").write_text("no")
-    sources, skipped = find_sources([folder])
-    assert [source.name for source in sources] == [f"books/{name}" for name in TEXTS]
-    assert skipped == ["books/cover.png"]
-
-
-def test_archive_members_that_are_skipped_are_named(tmp_path: Path) -> None:
-    reader = SourceReader("text")
-    (source,), _ = find_sources([write_zip(tmp_path)])
-    list(reader.read(source))
-    assert reader.skipped == ["books.zip:cover.png"]
-
-
-@pytest.mark.parametrize("name", ["absent.txt", "book.pdf"])
-def test_unreadable_input_is_named(tmp_path: Path, name: str) -> None:
+def test_unreadable_input_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "book.pdf").write_bytes(b"")
-    with pytest.raises(DataError, match=name):
+    (tmp_path / "gone.txt").symlink_to("absent.txt")
+    with pytest.raises(DataError, match=rf"{name}: .*{message}"):
         find_sources([tmp_path / name])
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"text": "cut', "line 2: not valid JSON"),
-        ('{"body": "x"}', r'line 2: has no text in field "text".*--text-field'),
-        ('{"text": 5}', "line 2: has no text"),
-        ("[]", "line 2: has no text"),
-        ("[" * 100_000, "line 2: not valid JSON"),
-    ],
-)
-def test_malformed_jsonl_names_file_and_line(tmp_path: Path, line: str, message: str) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(DataError, match=rf"rows\.jsonl, {message}"):
-        read_all(file)
-
-
-def test_text_field_is_a_choice(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"body": "words"}\n')
-    assert read_all(tmp_path / "rows.jsonl", text_field="body")[0].data == b"words"
-
-
-@pytest.mark.parametrize("kind", ["books.tar", "books.tar.gz", "books.tar.xz", "books.jsonl.gz"])
-def test_truncated_archive_is_named(tmp_path: Path, kind: str) -> None:
-    whole = {
-        "books.tar": lambda: write_tar(tmp_path, "w", ".tar"),
-        "books.tar.gz": lambda: write_tar(tmp_path, "w:gz", ".tar.gz"),
-        "books.tar.xz": lambda: write_tar(tmp_path, "w:xz", ".tar.xz"),
-        "books.jsonl.gz": lambda: write_jsonl_gz(tmp_path),
-    }[kind]()
-    length = 700 if kind == "books.tar" else whole.stat().st_size - 6
-    whole.write_bytes(whole.read_bytes()[:length])
-    with pytest.raises(DataError, match=rf"{kind}: cannot be read"):
-        read_all(whole)
-
-
-def test_broken_zip_and_damaged_tar_header_are_named(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.zip"
-    broken.write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(DataError, match=r"broken\.zip: cannot be read"):
-        read_all(broken)
-    damaged = write_tar(tmp_path, "w", ".tar")
-    data = bytearray(damaged.read_bytes())
-    data[1024:1030] = b"XXXXXX"
-    damaged.write_bytes(data)
-    with pytest.raises(DataError, match=r"books\.tar: cannot be read"):
-        read_all(damaged)
-
-
-def test_hostile_tar_writes_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "in" / "evil.tar"
-    file.parent.mkdir()
-    with tarfile.open(file, "w") as archive:
-        add_member(archive, "../evil.txt", b"climbs out")
-        add_member(archive, "/tmp/evil-absolute.txt", b"is absolute")
-        for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../evil.txt")):
-            link = tarfile.TarInfo(f"link{kind!r}.txt")
-            link.type, link.linkname = kind, target
-            archive.addfile(link)
-        fifo = tarfile.TarInfo("fifo.txt")
-        fifo.type = tarfile.FIFOTYPE
-        archive.addfile(fifo)
-    assert texts_of(file) == ["climbs out", "is absolute"]
-    assert sorted(tmp_path.rglob("*")) == [file.parent, file]
-    assert not Path("/tmp/evil-absolute.txt").exists()
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar.xz", ".txt.gz"])
-def test_bombs_are_refused(tmp_path: Path, suffix: str) -> None:
-    file, zeros = tmp_path / f"bomb{suffix}", bytes(20 << 20)
-    if suffix == ".zip":
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("bomb.txt", zeros)
-    elif suffix == ".txt.gz":
-        file.write_bytes(gzip.compress(zeros))
-    else:
-        with tarfile.open(file, "w:xz", preset=0) as archive:
-            add_member(archive, "bomb.txt", zeros)
-    with pytest.raises(DataError, match=r"bomb.*100 times"):
-        read_all(file)
-
-
-SENTENCES = "".join(f"`` the {n} th sentence , '' she said .\n" for n in range(60_000))
-
-
-def test_bookcorpus_form_is_cut_at_line_ends() -> None:
-    documents = list(read_text("any.txt", io.BytesIO(SENTENCES.encode())))
-    assert {document.form for document in documents} == {"sentences"}
-    assert b"".join(document.data for document in documents) == SENTENCES.encode()
-    assert all(len(document.data) <= 1 << 20 for document in documents)
-    assert all(document.data.endswith(b".\n") for document in documents)
-    assert len({document.name for document in documents}) == len(documents) == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "form"),
-    [
-        ("books_large_p1.txt", "few lines\n", "sentences"),
-        ("a.txt", SENTENCES.replace("she", "She"), "book"),
-        ("a.txt", SENTENCES.replace("\n", "\n\n"), "book"),
-        ("a.txt", SENTENCES.replace(" .\n", "\n"), "book"),
-        ("a.txt", "", "book"),
-    ],
-)
-def test_bookcorpus_form_is_told_by_name_or_content(name: str, text: str, form: str) -> None:
-    (document, *_) = read_text(name, io.BytesIO(text.encode()))
-    assert document.form == form
-
-
-@pytest.mark.parametrize(
-    "unit", [b"line of a book\n", b"words without line ends ", "é".encode(), b"x" * 7]
-)
-def test_huge_text_is_cut_between_characters(unit: bytes) -> None:
-    data = unit * (DOCUMENT_BYTES // len(unit) + 10)
-    documents = list(read_text("huge.txt", io.BytesIO(data)))
-    assert [document.name for document in documents] == ["huge.txt#1", "huge.txt#2"]
-    assert b"".join(document.data for document in documents) == data
-    for document in documents:
-        assert len(document.data) <= DOCUMENT_BYTES
-        document.data.decode()
-
-
-def test_a_bare_gz_is_text(tmp_path: Path) -> None:
-    (tmp_path / "book.gz").write_bytes(gzip.compress(b"words"))
-    assert [document.data for document in read_all(tmp_path / "book.gz")] == [b"words"]

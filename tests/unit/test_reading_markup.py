@@ -1,0 +1,234 @@
+"""Test that the text of HTML, TEI, EPUB and tables is found, and nothing else is opened."""
+
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from data_prep.reading.documents import ReadOptions
+from tests.reading import read_all, reasons_in, texts_of
+
+PAGE = """<!DOCTYPE html>
+<html><head><title>Title</title><style>p {}</style></head><body>
+<h1>Chapter&nbsp;I</h1><!-- no -->
+<p>One
+   line, <i>with</i> <b>em</b>phasis &amp; caf&eacute;.<script>no()</script> More.
+<p>Verse<br>in two<br/>
+<ul><li>first<li>second</ul>
+<pre>kept
+  lines
+</pre><table><tr><td>a<td>b<tr><td>c</table>
+tail</body></html>"""
+LINES = [
+    "Chapter\xa0I",
+    "One line, with emphasis & café. More.",
+    *("Verse", "in two", "first", "second", "kept", "  lines", "a b", "c", "tail"),
+]
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.htm", "a.xhtml", "a"])
+def test_html_gives_a_paragraph_a_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(PAGE)
+    (document,), _ = read_all(tmp_path / name)
+    assert (document.name, document.form) == (name, "paragraphs")
+    assert isinstance(document.content, str)
+    assert document.content.split("\n") == LINES
+
+
+def test_xhtml_is_read_as_xml(tmp_path: Path) -> None:
+    page = (
+        '<?xml version="1.0"?><!DOCTYPE html PUBLIC "x" "http://127.0.0.1:1/x.dtd">'
+        '<html xmlns="http://www.w3.org/1999/xhtml"><head><title/><script src="a.js"/></head>'
+        '<body><p>a&nbsp;b<a id="x"/> c</p>{}</body></html>'
+    )
+    (tmp_path / "a.xhtml").write_text(page.format(""))
+    (tmp_path / "b.xhtml").write_text(page.format("<p>not XML<br></p>"))
+    assert texts_of(tmp_path / "a.xhtml") == ["a\xa0b c"]
+    assert texts_of(tmp_path / "b.xhtml") == ["a\xa0b c\nnot XML"]
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding", "option"),
+    [
+        ("", "utf-8", None),
+        ("", "utf-16", None),
+        ('<meta charset="windows-1251">', "cp1251", None),
+        ('<?xml version="1.0" encoding="koi8-r"?>', "koi8-r", None),
+        ('<meta http-equiv="Content-Type" content="text/html; charset=big5">', "utf-8-sig", None),
+        ("", "cp1251", "cp1251"),
+    ],
+)
+def test_html_states_its_encoding(
+    tmp_path: Path, head: str, encoding: str, option: str | None
+) -> None:
+    (tmp_path / "a.html").write_bytes(f"{head}<p>Старый рыбак".encode(encoding))
+    assert texts_of(tmp_path / "a.html", options=ReadOptions(encoding=option)) == ["Старый рыбак"]
+
+
+def test_html_without_encoding_is_read_as_browsers_do(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_bytes("<meta charset=latin1><p>“où”".encode("cp1252"))
+    assert texts_of(tmp_path / "a.html") == ["“où”"]
+
+
+TEI = """<?xml version="1.0" encoding="utf-8"?>
+<TEI{}><teiHeader><titleStmt><title>No</title></titleStmt></teiHeader><text>
+<front><p>No</p></front>
+<body><div type="chapter"><head>I</head><pb n="1"/>
+<p>Words <hi rend="i">that</hi> follow,<note>A <q>note</q>.</note><lb/>on <choice><sic>teh</sic>
+<corr>the</corr></choice> page &amp; after.</p><lg><l>One verse</l><l>Another</l></lg>
+<floatingText><body><p>A letter.</p></body></floatingText></div></body>
+<back><p>No</p></back></text></TEI>"""
+
+
+@pytest.mark.parametrize("namespace", ["", ' xmlns="http://www.tei-c.org/ns/1.0"'])
+def test_tei_gives_the_body_of_the_text(tmp_path: Path, namespace: str) -> None:
+    (tmp_path / "a.xml").write_text(TEI.format(namespace))
+    (document,), _ = read_all(tmp_path / "a.xml")
+    assert (document.name, document.form) == ("a.xml", "paragraphs")
+    assert str(document.content).split("\n") == [
+        "I",
+        "Words that follow, on the page & after.",
+        "One verse",
+        "Another",
+        "A letter.",
+        "A note.",
+    ]
+
+
+def test_each_text_of_a_tei_corpus_is_a_document(tmp_path: Path) -> None:
+    tei = "<TEI.2><text><group><text><body><p>{}</p></body></text></group></text></TEI.2>"
+    (tmp_path / "a.xml").write_text(f"<corpus>{tei.format('one')}{tei.format('two')}</corpus>")
+    assert texts_of(tmp_path / "a.xml") == ["one", "two"]
+
+
+ENTITIES = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 30}">' for n in range(9))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("<root><p>words</p></root>", "XML that is not TEI"),
+        ("<TEI><text><body><p>cut", "XML that does not parse"),
+        (
+            f'<!DOCTYPE TEI [<!ENTITY e0 "aaaaaaaaaa">{ENTITIES}]>'
+            "<TEI><text><body><p>&e9;</p></body></text></TEI>",
+            "XML that does not parse",
+        ),
+        ("<TEI>" + "<a>" * 500_001, "markup of more than 16 MiB or 500000 tags"),
+        ("<TEI>" + " " * (16 << 20), "markup of more than 16 MiB or 500000 tags"),
+    ],
+)
+def test_other_xml_is_left_out(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "a.xml").write_text(content)
+    assert reasons_in(tmp_path / "a.xml") == {"a.xml": reason}
+
+
+@pytest.mark.parametrize("kind", ["xml", "xhtml"])
+def test_markup_opens_no_other_file(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    root = "TEI" if kind == "xml" else "html xmlns='http://www.w3.org/1999/xhtml'"
+    text = "<text><body><p>a&x;b</p></body></text>"
+    (tmp_path / f"a.{kind}").write_text(
+        f"<!DOCTYPE r [<!ENTITY x SYSTEM 'file://{tmp_path}/secret.txt'>]>"
+        f"<{root}>{text}</{root.split()[0]}>"
+    )
+    assert not any("secret" in text for text in texts_of(tmp_path / f"a.{kind}"))
+
+
+def test_html_that_is_too_deep_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<p>begin" + "<i>" * 1500 + "end")
+    (tmp_path / "b.html").write_text("<p>begin" + "<i>" * 5000 + "end")
+    assert texts_of(tmp_path / "a.html") == ["beginend"]
+    assert reasons_in(tmp_path / "b.html") == {"b.html": "markup that is too deep"}
+
+
+def write_epub(path: Path, pages: dict[str, str], spine: list[str]) -> Path:
+    container = '<container><rootfiles><rootfile full-path="OPS/a.opf"/></rootfiles></container>'
+    items = "".join(
+        f'<item id="{name}" href="{name}%20page.xhtml" properties="{name}" '
+        'media-type="application/xhtml+xml"/>'
+        for name in pages
+    )
+    references = "".join(f'<itemref idref="{name}"/>' for name in spine)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mimetype", "application/epub+zip")
+        archive.writestr("META-INF/container.xml", container)
+        archive.writestr(
+            "OPS/a.opf",
+            '<package xmlns="http://www.idpf.org/2007/opf"><manifest><item id="cover" '
+            f'href="c.png" media-type="image/png"/>{items}</manifest>'
+            f'<spine><itemref idref="cover"/>{references}</spine></package>',
+        )
+        for name, text in pages.items():
+            archive.writestr(f"OPS/{name} page.xhtml", f"<html><body>{text}</body></html>")
+    return path
+
+
+def test_epub_is_read_in_the_order_of_its_spine(tmp_path: Path) -> None:
+    pages = {"nav": "<p>contents</p>", "b": "<p>last</p>", "a": "<h1>I</h1><p>first</p>"}
+    file = write_epub(tmp_path / "a.epub", pages, ["nav", "a", "b"])
+    (document,), _ = read_all(file)
+    assert (document.name, document.content, document.form) == (
+        "a.epub",
+        "I\nfirst\nlast",
+        "paragraphs",
+    )
+    with zipfile.ZipFile(tmp_path / "books.zip", "w") as archive:
+        archive.write(file, "deep/a.epub")
+        archive.write(file, "no suffix")
+    assert texts_of(tmp_path / "books.zip") == ["I\nfirst\nlast"] * 2
+
+
+def test_epub_without_pages_is_left_out(tmp_path: Path) -> None:
+    write_epub(tmp_path / "a.epub", {}, ["missing"])
+    with zipfile.ZipFile(tmp_path / "b.epub", "w") as archive:
+        archive.writestr("mimetype", "application/epub+zip")
+    write_epub(tmp_path / "c.epub", {"a": "<i>" * 5000}, ["a"])
+    write_epub(tmp_path / "d.epub", {"a": ""}, ["a"])
+    assert reasons_in(tmp_path) == {
+        f"{tmp_path.name}/{name}": reason
+        for name, reason in {
+            "a.epub": "epub without readable pages",
+            "b.epub": "epub without readable pages",
+            "c.epub": "markup that is too deep",
+            "d.epub": "empty",
+        }.items()
+    }
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_parquet_gives_its_text_column(
+    tmp_path: Path, kind: pyarrow.DataType, dictionary: bool
+) -> None:
+    texts = ["one", "two\nlines", None, "", *map(str, range(100)), "one"]
+    column = pyarrow.array(texts, kind)
+    table = pyarrow.table(
+        {
+            "nested": [{"text": "no"}] * len(texts),
+            "text": column.dictionary_encode() if dictionary else column,
+        }
+    )
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=40)
+    documents, left_out = read_all(tmp_path / "a.parquet")
+    assert [document.content for document in documents] == [text for text in texts if text]
+    assert documents[1].name == "a.parquet:2"
+    assert {document.form for document in documents} == {"record"}
+    assert [(item.name, item.reason) for item in left_out] == [
+        ("a.parquet:3", "null text"),
+        ("a.parquet:4", "empty"),
+    ]
+
+
+def test_parquet_without_text_is_left_out(tmp_path: Path) -> None:
+    table = pyarrow.table({"number": [1], "body": ["words"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert reasons_in(tmp_path / "a.parquet") == {
+        "a.parquet": 'no field "text" (choose with --text-field)'
+    }
+    field = {"options": ReadOptions(text_field="body")}
+    assert texts_of(tmp_path / "a.parquet", **field) == ["words"]
+    _, left_out = read_all(tmp_path / "a.parquet", options=ReadOptions(text_field="number"))
+    assert [item.reason for item in left_out] == ['"number" is no text']
