@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_prep.duplicates.buckets import Records
 from data_prep.duplicates.corpus import Corpus
-from data_prep.duplicates.similarity import LinkedDocuments, repeated_words, is_in
+from data_prep.duplicates.similarity import LinkedDocuments, is_in, repeated_words
 from data_prep.duplicates.words import SHINGLE_WORDS, words_of
 
 # Two shared fingerprints belong to one passage if they are near each other in both documents, at
