@@ -19,11 +19,16 @@ class TextRange(Protocol):
     """Clean text that lies in a file as a range of bytes."""
 
     @property
-    def file(self) -> Path: ...
+    def file(self) -> Path:
+        """File that holds the text, as UTF-8."""
+
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """Byte at which the text begins."""
+
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Number of bytes."""
 
 
 class Corpus:
@@ -47,9 +52,9 @@ class Corpus:
         entries = np.zeros(len(documents), _ENTRY)
         entries["fingerprints"] = np.concatenate([np.empty(0, COUNT), *counts])
         files: dict[Path, int] = {}
-        for entry, document in zip(entries, documents, strict=True):
-            entry["file"] = files.setdefault(document.file, len(files))
-            entry["offset"], entry["size"] = document.offset, document.size
+        entries["file"] = [files.setdefault(each.file, len(files)) for each in documents]
+        entries["offset"] = [each.offset for each in documents]
+        entries["size"] = [each.size for each in documents]
         np.save(folder / "documents.npy", entries)
         first = np.cumsum([0, *map(len, counts)]).tolist()
         names = {

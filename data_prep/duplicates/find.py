@@ -21,7 +21,7 @@ from data_prep.duplicates.passages import Cut, find_passages
 from data_prep.duplicates.search import SearchJob, search
 from data_prep.duplicates.similarity import LinkedDocuments, Similarity, compare
 
-THRESHOLD = 0.9
+THRESHOLD = 0.85
 PASSAGE_WORDS = 100
 
 NEAR_DUPLICATE = "near-duplicate"
@@ -41,7 +41,8 @@ class PoolMap(Protocol):
 
     def __call__(
         self, function: Callable[[_Job], _Result], jobs: Iterable[_Job], /
-    ) -> Iterator[_Result]: ...
+    ) -> Iterator[_Result]:
+        """Yield the result of each job."""
 
 
 @dataclass(frozen=True, slots=True)

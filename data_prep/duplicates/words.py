@@ -9,7 +9,6 @@ is a difference of two prefix sums of a polynomial modulo 2^64.
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -29,6 +28,7 @@ _FOLD_ASCII = bytes(
     for byte in range(256)
 )
 _NON_ASCII = re.compile(rb"[\x80-\xff]+")
+_DENSE_SHARE = 0.1
 _LIGATURES = str.maketrans(
     {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
 )
@@ -109,7 +109,7 @@ def _words_of_chunk(data: bytes, begin: int, end: int) -> tuple[Hashes, NDArray[
     if text.isascii():
         letters = np.frombuffer(text.translate(_FOLD_ASCII) + b" ", np.uint8)
     else:
-        folded = _NON_ASCII.sub(_fold_match, text).translate(_FOLD_ASCII) + b" "
+        folded = _fold(text).translate(_FOLD_ASCII) + b" "
         letters = np.frombuffer(folded, np.uint8)
         places = np.flatnonzero(letters != _IGNORED)
         letters = letters[places]
@@ -134,23 +134,39 @@ def _word_bounds(letters: NDArray[np.uint8], any_han: bool) -> tuple[NDArray[Any
     return bounds[indexes], bounds[indexes + 1]
 
 
+class _Folds(dict[int, str]):
+    """Map a character to letters, spaces and ignored characters of as many bytes in UTF-8."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = folded = _fold_character(chr(code))
+        return folded
+
+
+_FOLDS = _Folds()
+
+
+def _fold(text: bytes) -> bytes:
+    """Fold the characters outside ASCII."""
+    letters = np.frombuffer(text, np.uint8)
+    if np.count_nonzero(letters >= 0x80) > len(text) * _DENSE_SHARE:
+        return _fold_run(text)
+    return _NON_ASCII.sub(_fold_match, text)
+
+
 def _fold_match(match: re.Match[bytes]) -> bytes:
-    return _fold(match[0])
+    return _fold_run(match[0])
 
 
-@lru_cache(maxsize=1 << 16)
-def _fold(run: bytes) -> bytes:
-    """Fold a run of characters outside ASCII into as many bytes: letters, spaces, ignored bytes."""
-    return b"".join(map(_fold_character, run.decode("utf-8", "replace")))
+def _fold_run(text: bytes) -> bytes:
+    return text.decode("utf-8", "replace").translate(_FOLDS).encode()
 
 
-def _fold_character(character: str) -> bytes:
+def _fold_character(character: str) -> str:
     size = len(character.encode())
     plain = unicodedata.normalize("NFKD", character).casefold().translate(_LIGATURES)
     plain = "".join(mark for mark in plain if not unicodedata.combining(mark))
     if plain and not plain.isalnum():
-        return b" " * size
-    folded = plain.encode()
-    if len(folded) > size:
-        folded = character.encode()
-    return folded.ljust(size, bytes([_IGNORED]))
+        return " " * size
+    if len(plain.encode()) > size:
+        plain = character
+    return plain + chr(_IGNORED) * (size - len(plain.encode()))
