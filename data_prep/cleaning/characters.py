@@ -146,7 +146,7 @@ def lowercase(text: str) -> tuple[str, int]:
 def _replace(text: str, replacements: dict[str, str]) -> tuple[str, int]:
     count = 0
     for character, replacement in replacements.items():
-        if found := text.count(character):
+        if character in text:
+            count += text.count(character)
             text = text.replace(character, replacement)
-            count += found
     return text, count

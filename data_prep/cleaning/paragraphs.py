@@ -10,11 +10,12 @@ rules, for lines that may be indented:
 - Lines are joined with a space, or without one after a hyphen or between characters of a script
   that is written without spaces.
 - Verse, title pages, lists and addresses keep their lines: blocks without a line of more than 62
-  characters of which three quarters begin with a capital, after any quotes and digits, and blocks of
-  which half of the lines leave much room.
-- Inside a block, an indented line or an item of a list begins a paragraph if the line before it ends
-  with punctuation or leaves room. If blank lines are rare, so does any line after one that ends
-  with punctuation and leaves room.
+  characters of which three quarters begin with a capital, after any quotes and digits; blocks with
+  gaps in half of the lines; and blocks of which half of the lines leave much room, where only lines
+  that divide a sentence are joined.
+- Inside a block, an indented line or an item of a list begins a paragraph if the line before it
+  ends with punctuation or leaves room. If blank lines are rare, so does any line after one that
+  ends with punctuation and leaves room.
 - BookCorpus's sentences, one a line, are joined into paragraphs of at most 2,000 characters.
 """
 
@@ -26,7 +27,7 @@ from itertools import pairwise
 _VERSE_LINE = 62
 _PARAGRAPH = 2000
 _SAMPLES = 16
-_SAMPLE_LINES = 250
+_SAMPLE_CHARACTERS = 4 << 10
 _COLUMN_QUANTILE = 0.9
 _REACH_QUANTILE = 0.02
 _RAGGED = 8  # characters by which the lines of hand-made wrapping differ
@@ -42,7 +43,6 @@ _MANY = 50
 _LONG_BLOCK = 25  # lines of a block, on average, where blank lines do not separate paragraphs
 _HUGE_BLOCK = 200
 
-_BLANK_LINES = re.compile(r"\n{2,}")
 _CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
 _ITEM = re.compile(r"\n(?:[-*•+–—] |\(?\d{1,3}[.)] )")
 _ITEM_START = re.compile(r"[-*•+–—] |\(?\d{1,3}[.)] ")
@@ -50,6 +50,7 @@ _SENTENCE_END = frozenset(".!?:;\"”’'»)]।。！？؟…」』*_")
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef"
 )
+_FIRST_SPACELESS = "\u0e00"
 _SPACELESS_END = re.compile(rf"(?<=[{_SPACELESS}])\n(?=[{_SPACELESS}])")
 _SPACELESS_START = re.compile(f"[{_SPACELESS}]")
 
@@ -78,17 +79,13 @@ def unwrap(text: str) -> tuple[str, int]:
     """
     while " \n" in text:
         text = text.replace(" \n", "\n")
-    lines = text.split("\n")
-    while "\n\n\n" in text:
-        text = text.replace("\n\n\n", "\n\n")
-    blocks = text.strip("\n").split("\n\n")
-    wrapping = _find_wrapping(text, lines, blocks)
+    blocks = [block for part in text.split("\n\n") if (block := part.strip("\n"))]
+    wrapping = _find_wrapping(text, len(blocks))
     if wrapping is None:
-        return "\n".join(lines), 0
-    paragraphs = [_join_block(block, wrapping) for block in blocks]
-    joined = "\n".join(paragraphs)
-    blank_lines = len(blocks) - 1
-    return joined, text.strip("\n").count("\n") - blank_lines - joined.count("\n")
+        return text, 0
+    joined = "\n".join([_join_block(block, wrapping) for block in blocks])
+    line_ends = sum(block.count("\n") for block in blocks) + len(blocks) - 1
+    return joined, line_ends - joined.count("\n")
 
 
 def join_sentences(text: str) -> tuple[str, int]:
@@ -102,13 +99,13 @@ def join_sentences(text: str) -> tuple[str, int]:
     return joined, len(lines) - 1 - joined.count("\n") if lines else 0
 
 
-def _find_wrapping(text: str, lines: list[str], blocks: list[str]) -> _Wrapping | None:
+def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
     """Return how a text is hard-wrapped, or None if it is not."""
     breaks = unended = capitals = filled_lines = 0
     lengths: list[int] = []
     reaches: list[int] = []
     spaceless = 0
-    for line, following in _sample_pairs(lines):
+    for line, following in _sample_pairs(text):
         breaks += 1
         if line[-1] in _SENTENCE_END:
             continue
@@ -139,18 +136,22 @@ def _find_wrapping(text: str, lines: list[str], blocks: list[str]) -> _Wrapping 
         column,
         _quantile(reaches, _REACH_QUANTILE),
         everywhere,
-        separated=text.count("\n") < _LONG_BLOCK * len(blocks),
+        separated=text.count("\n") < _LONG_BLOCK * blocks,
         indented="\n " in text,
         items=bool(_ITEM.search(text)),
         spaceless=spaceless > 0,
     )
 
 
-def _sample_pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
+def _sample_pairs(text: str) -> Iterator[tuple[str, str]]:
     """Yield neighbouring lines of a block, from all over a long text."""
-    step = max(_SAMPLE_LINES, len(lines) // _SAMPLES)
-    for begin in range(0, len(lines), step):
-        for line, following in pairwise(lines[begin : begin + _SAMPLE_LINES + 1]):
+    step = max(_SAMPLE_CHARACTERS, len(text) // _SAMPLES)
+    for begin in range(0, len(text), step):
+        end = begin + _SAMPLE_CHARACTERS + 1
+        lines = text[begin:end].split("\n")
+        first = 1 if begin else 0
+        last = len(lines) if end > len(text) else -1
+        for line, following in pairwise(lines[first:last]):
             if line and following.strip():
                 yield line, following
 
@@ -172,8 +173,11 @@ def _join_block(block: str, wrapping: _Wrapping) -> str:
     if not wrapping.everywhere and not _shows_wrapping(lines, wrapping):
         return block
     indented = wrapping.indented and "\n " in block
-    longest = max(map(len, map(str.strip, lines))) if indented else max(lengths)
-    if (longest <= _VERSE_LINE and _is_verse(lines)) or ("   " in block and _is_table(lines)):
+    spaced = indented or "   " in block
+    longest = max(len(" ".join(line.split())) for line in lines) if spaced else max(lengths)
+    if longest <= _VERSE_LINE and _is_verse(lines, wrapping):
+        return block
+    if spaced and _is_table(lines):
         return block
     if min(lengths[:-1]) < wrapping.column - _ROOM and _leaves_room(lines, wrapping):
         return "\n".join(_split(lines, _begins_entry, wrapping))
@@ -242,7 +246,8 @@ def _never(_line: str, _following: str, _column: int, _wrapping: _Wrapping) -> b
 def _room(line: str, following: str, column: int) -> int:
     """Return the room that a line of a column leaves, with the next word."""
     start = following.lstrip()
-    return column - len(line) - (1 if _SPACELESS_START.match(start) else 1 + _first_word(start))
+    dense = start[0] >= _FIRST_SPACELESS and _SPACELESS_START.match(start)
+    return column - len(line) - (1 if dense else 1 + _first_word(start))
 
 
 def _shows_wrapping(lines: list[str], wrapping: _Wrapping) -> bool:
@@ -268,9 +273,14 @@ def _is_table(lines: list[str]) -> bool:
     return 2 * sum("   " in line.strip() for line in lines) >= len(lines)
 
 
-def _is_verse(lines: list[str]) -> bool:
+def _is_verse(lines: list[str], wrapping: _Wrapping) -> bool:
     starts = [match["letter"] for line in lines if (match := _CAPITAL_START.match(line))]
-    return 4 * sum(map(str.isupper, starts)) >= 3 * len(starts)
+    if 4 * sum(map(str.isupper, starts)) < 3 * len(starts):
+        return False
+    # A line of prose may begin with a capital, but it is filled.
+    return wrapping.column <= _VERSE_LINE or any(
+        _room(line, following, wrapping.column) >= 0 for line, following in pairwise(lines)
+    )
 
 
 def _pack(sentences: Iterable[str]) -> Iterator[str]:
