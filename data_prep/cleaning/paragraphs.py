@@ -6,7 +6,8 @@ rules, for lines that may be indented:
   capital, and no punctuation ends the line. The column is the length that nine tenths of their
   lines do not exceed. A text is hard-wrapped if most of these lines are filled and they are not
   rare. Then its blocks, which blank lines separate, are joined. A text of verse with some prose is
-  wrapped in those blocks that show it themselves. Lines of other texts are paragraphs.
+  wrapped in those blocks that show it themselves. Lines of other texts are paragraphs, and so are
+  those of programs, in which some lines end in brackets.
 - Lines are joined with a space, or without one after a hyphen or between characters of a script
   that is written without spaces.
 - Verse, title pages, lists and addresses keep their lines: blocks without a line of more than 62
@@ -36,6 +37,8 @@ _FILLED_SHARE = 0.7
 _DIVIDED_SHARE = 0.1
 _UNENDED_SHARE = 0.45
 _VERSE_SHARE = 0.5
+_CODE_SHARE = 0.03
+_CODE_ENDS = ("{", "}", ");", "):", "*/")
 # Short lines are hard-wrapped only if many show it.
 _COLUMN = 50
 _NARROW_COLUMN = 30
@@ -101,12 +104,13 @@ def join_sentences(text: str) -> tuple[str, int]:
 
 def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
     """Return how a text is hard-wrapped, or None if it is not."""
-    breaks = unended = capitals = filled_lines = 0
+    breaks = unended = capitals = code = 0
     lengths: list[int] = []
     reaches: list[int] = []
     spaceless = 0
     for line, following in _sample_pairs(text):
         breaks += 1
+        code += line.endswith(_CODE_ENDS)
         if line[-1] in _SENTENCE_END:
             continue
         unended += 1
@@ -117,16 +121,16 @@ def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
             lengths.append(len(line))
             spaceless += bool(_SPACELESS_START.match(start))
             reaches.append(-_room(line, following, 0))
-    if not lengths:
+    if not lengths or code > _CODE_SHARE * breaks:
         return None
     is_spaceless = spaceless * 2 > len(lengths)
     column = _quantile(lengths, _COLUMN_QUANTILE)
-    filled_lines = sum(reach >= column - _RAGGED for reach in reaches)
+    filled = sum(reach >= column - _RAGGED for reach in reaches)
     narrowest = _NARROW_COLUMN if len(lengths) >= _MANY else _COLUMN
     if column * (1 + is_spaceless) < narrowest:
         return None
     everywhere = (
-        filled_lines >= _FILLED_SHARE * len(reaches)
+        filled >= _FILLED_SHARE * len(reaches)
         and len(reaches) >= _DIVIDED_SHARE * breaks
         and unended >= _UNENDED_SHARE * breaks
     )
@@ -208,30 +212,40 @@ def _split(
             paragraph. Indented lines and items do so in any case, after the end of a sentence.
         wrapping: The evidence of the whole text.
     """
-    starts = _marked_starts(lines)
+    starts, items = _marked_starts(lines)
     column = max(map(len, lines))
     begin = 0
     for number, (line, following) in enumerate(pairwise(lines), start=1):
         is_end = line[-1] in _SENTENCE_END or _room(line, following, column) > _ROOM
-        if (number in starts and is_end) or begins(line, following, column, wrapping):
+        if (
+            number in items
+            or (number in starts and is_end)
+            or begins(line, following, column, wrapping)
+        ):
             yield _join("\n".join(map(str.lstrip, lines[begin:number])), wrapping)
             begin = number
     yield _join("\n".join(map(str.lstrip, lines[begin:])), wrapping)
 
 
-def _marked_starts(lines: list[str]) -> set[int]:
-    """Return the numbers of the lines that are indented more than others, or items of a list."""
+def _marked_starts(lines: list[str]) -> tuple[set[int], set[int]]:
+    """Return the numbers of the lines that may begin a paragraph, and of those that must.
+
+    Lines that are indented more than others may, and so may items of a list. If the block begins
+    with an item, all items must.
+    """
     indents = [len(line) - len(line.lstrip()) for line in lines]
     base = min(indents[1:])
     starts = {number for number, indent in enumerate(indents) if indent > base}
     items = {n for n, line in enumerate(lines) if _ITEM_START.match(line, indents[n])}
-    return starts | items if len(items) > 1 else starts
+    if len(items) < 2:
+        return starts, set()
+    return starts | items, items if 0 in items else set()
 
 
 def _begins_entry(line: str, following: str, column: int, wrapping: _Wrapping) -> bool:
     """Tell whether a line of a list is no continuation of the line before it."""
     is_filled = _room(line, following, min(column, wrapping.column)) <= _RAGGED
-    return not (is_filled and line[-1] not in _SENTENCE_END and following.lstrip()[0].islower())
+    return not (is_filled and line[-1] not in _SENTENCE_END and following.lstrip()[:1].islower())
 
 
 def _begins_paragraph(line: str, following: str, _column: int, wrapping: _Wrapping) -> bool:
@@ -246,7 +260,7 @@ def _never(_line: str, _following: str, _column: int, _wrapping: _Wrapping) -> b
 def _room(line: str, following: str, column: int) -> int:
     """Return the room that a line of a column leaves, with the next word."""
     start = following.lstrip()
-    dense = start[0] >= _FIRST_SPACELESS and _SPACELESS_START.match(start)
+    dense = start[:1] >= _FIRST_SPACELESS and _SPACELESS_START.match(start)
     return column - len(line) - (1 if dense else 1 + _first_word(start))
 
 
@@ -257,7 +271,7 @@ def _shows_wrapping(lines: list[str], wrapping: _Wrapping) -> bool:
         start = following.lstrip()
         if _room(line, following, wrapping.column) > _RAGGED:
             return False
-        divided += line[-1] not in _SENTENCE_END and start[0].isalpha() and not start[0].isupper()
+        divided += line[-1] not in _SENTENCE_END and start[:1].isalpha() and not start[0].isupper()
     return divided >= 2
 
 
