@@ -80,8 +80,8 @@ def unwrap(text: str) -> tuple[str, int]:
     Returns:
         The text, and the number of line ends that were replaced.
     """
-    while " \n" in text:
-        text = text.replace(" \n", "\n")
+    if " \n" in text:
+        text = "\n".join([line.rstrip(" ") for line in text.split("\n")])
     blocks = [block for part in text.split("\n\n") if (block := part.strip("\n"))]
     wrapping = _find_wrapping(text, len(blocks))
     if wrapping is None:
