@@ -23,7 +23,7 @@ _INVISIBLE = re.compile(
 )
 _CHINESE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _LATIN = re.compile("[A-Za-zÀ-\u024f]")
-_ITALICS = re.compile(r"_(?:(?<!\w_)_*|_*(?!\w))")
+_UNDERSCORES = re.compile("_+")
 _WORD_CHARACTERS = 4096
 _LONG_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS}}}(?=\S)")
 _PUNCTUATION = {
@@ -116,7 +116,7 @@ def remove_italics(text: str) -> tuple[str, int]:
     """Remove the underscores at the ends of words."""
     if "_" not in text:
         return text, 0
-    shorter = _ITALICS.sub("", text)
+    shorter = _UNDERSCORES.sub(_inside_word, text)
     return shorter, len(text) - len(shorter)
 
 
@@ -146,7 +146,13 @@ def lowercase(text: str) -> tuple[str, int]:
 def _replace(text: str, replacements: dict[str, str]) -> tuple[str, int]:
     count = 0
     for character, replacement in replacements.items():
-        if found := text.count(character):
+        if character in text:
+            count += text.count(character)
             text = text.replace(character, replacement)
-            count += found
     return text, count
+
+
+def _inside_word(underscores: re.Match[str]) -> str:
+    text, begin, end = underscores.string, underscores.start(), underscores.end()
+    inside = text[max(0, begin - 1) : begin].isalnum() and text[end : end + 1].isalnum()
+    return underscores[0] if inside else ""

@@ -21,7 +21,6 @@ Project Gutenberg, apart from notes that begin with "Transcriber's Note:" or sta
 
 import re
 from collections.abc import Iterator
-from itertools import takewhile
 
 _HEAD_CHARACTERS = 30_000
 _LICENCE_CHARACTERS = 40_000
@@ -59,7 +58,8 @@ _HEADER = re.compile(
     re.IGNORECASE,
 )
 _FOOTER = re.compile(r"gutenberg|free e-?books|\A\W+\Z", re.IGNORECASE)
-_PARAGRAPH = re.compile(r"[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*")
+_PARAGRAPH = re.compile(r"^[ \t]*[^\s][^\n]*(?:\n[ \t]*[^\s][^\n]*)*", re.MULTILINE)
+_LONGEST_HEADER = 3_000  # of a paragraph
 _NOTE = re.compile(r"\W{0,100}transcriber['’]?s?['’]? notes?\b(?P<rest>[^\n]*)", re.IGNORECASE)
 _CREDIT = re.compile(
     r"\W{0,3}(?:(?:this )?(?:e-?text|e-?book|html version)?(?: was)? ?(?:produced|prepared|scanned|"
@@ -125,8 +125,12 @@ def _strip_header(book: str) -> str:
     """Strip a header that no mark ends."""
     if not _TITLE.match(book.lstrip()):
         return book
-    *_, last = takewhile(lambda paragraph: _HEADER.search(paragraph[0]), _PARAGRAPH.finditer(book))
-    return book[last.end() :]
+    end = 0
+    for paragraph in _PARAGRAPH.finditer(book):
+        if len(paragraph[0]) > _LONGEST_HEADER or not _HEADER.search(paragraph[0]):
+            break
+        end = paragraph.end()
+    return book[end:]
 
 
 def _strip_footer(book: str) -> str:

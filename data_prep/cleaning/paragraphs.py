@@ -6,15 +6,17 @@ rules, for lines that may be indented:
   capital, and no punctuation ends the line. The column is the length that nine tenths of their
   lines do not exceed. A text is hard-wrapped if most of these lines are filled and they are not
   rare. Then its blocks, which blank lines separate, are joined. A text of verse with some prose is
-  wrapped in those blocks that show it themselves. Lines of other texts are paragraphs.
+  wrapped in those blocks that show it themselves. Lines of other texts are paragraphs, and so are
+  those of programs, in which some lines end in brackets.
 - Lines are joined with a space, or without one after a hyphen or between characters of a script
   that is written without spaces.
 - Verse, title pages, lists and addresses keep their lines: blocks without a line of more than 62
-  characters of which three quarters begin with a capital, after any quotes and digits, and blocks of
-  which half of the lines leave much room.
-- Inside a block, an indented line or an item of a list begins a paragraph if the line before it ends
-  with punctuation or leaves room. If blank lines are rare, so does any line after one that ends
-  with punctuation and leaves room.
+  characters of which three quarters begin with a capital, after any quotes and digits; blocks with
+  gaps in half of the lines; and blocks of which half of the lines leave much room, where only lines
+  that divide a sentence are joined.
+- Inside a block, an indented line or an item of a list begins a paragraph if the line before it
+  ends with punctuation or leaves room. If blank lines are rare, so does any line after one that
+  ends with punctuation and leaves room.
 - BookCorpus's sentences, one a line, are joined into paragraphs of at most 2,000 characters.
 """
 
@@ -26,7 +28,7 @@ from itertools import pairwise
 _VERSE_LINE = 62
 _PARAGRAPH = 2000
 _SAMPLES = 16
-_SAMPLE_LINES = 250
+_SAMPLE_CHARACTERS = 4 << 10
 _COLUMN_QUANTILE = 0.9
 _REACH_QUANTILE = 0.02
 _RAGGED = 8  # characters by which the lines of hand-made wrapping differ
@@ -35,6 +37,8 @@ _FILLED_SHARE = 0.7
 _DIVIDED_SHARE = 0.1
 _UNENDED_SHARE = 0.45
 _VERSE_SHARE = 0.5
+_CODE_SHARE = 0.03
+_CODE_ENDS = ("{", "}", ");", "):", "*/")
 # Short lines are hard-wrapped only if many show it.
 _COLUMN = 50
 _NARROW_COLUMN = 30
@@ -42,7 +46,6 @@ _MANY = 50
 _LONG_BLOCK = 25  # lines of a block, on average, where blank lines do not separate paragraphs
 _HUGE_BLOCK = 200
 
-_BLANK_LINES = re.compile(r"\n{2,}")
 _CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
 _ITEM = re.compile(r"\n(?:[-*•+–—] |\(?\d{1,3}[.)] )")
 _ITEM_START = re.compile(r"[-*•+–—] |\(?\d{1,3}[.)] ")
@@ -50,6 +53,7 @@ _SENTENCE_END = frozenset(".!?:;\"”’'»)]।。！？؟…」』*_")
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef"
 )
+_FIRST_SPACELESS = "\u0e00"
 _SPACELESS_END = re.compile(rf"(?<=[{_SPACELESS}])\n(?=[{_SPACELESS}])")
 _SPACELESS_START = re.compile(f"[{_SPACELESS}]")
 
@@ -76,19 +80,15 @@ def unwrap(text: str) -> tuple[str, int]:
     Returns:
         The text, and the number of line ends that were replaced.
     """
-    while " \n" in text:
-        text = text.replace(" \n", "\n")
-    lines = text.split("\n")
-    while "\n\n\n" in text:
-        text = text.replace("\n\n\n", "\n\n")
-    blocks = text.strip("\n").split("\n\n")
-    wrapping = _find_wrapping(text, lines, blocks)
+    if " \n" in text:
+        text = "\n".join([line.rstrip(" ") for line in text.split("\n")])
+    blocks = [block for part in text.split("\n\n") if (block := part.strip("\n"))]
+    wrapping = _find_wrapping(text, len(blocks))
     if wrapping is None:
-        return "\n".join(lines), 0
-    paragraphs = [_join_block(block, wrapping) for block in blocks]
-    joined = "\n".join(paragraphs)
-    blank_lines = len(blocks) - 1
-    return joined, text.strip("\n").count("\n") - blank_lines - joined.count("\n")
+        return text, 0
+    joined = "\n".join([_join_block(block, wrapping) for block in blocks])
+    line_ends = sum(block.count("\n") for block in blocks) + len(blocks) - 1
+    return joined, line_ends - joined.count("\n")
 
 
 def join_sentences(text: str) -> tuple[str, int]:
@@ -102,14 +102,15 @@ def join_sentences(text: str) -> tuple[str, int]:
     return joined, len(lines) - 1 - joined.count("\n") if lines else 0
 
 
-def _find_wrapping(text: str, lines: list[str], blocks: list[str]) -> _Wrapping | None:
+def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
     """Return how a text is hard-wrapped, or None if it is not."""
-    breaks = unended = capitals = filled_lines = 0
+    breaks = unended = capitals = code = 0
     lengths: list[int] = []
     reaches: list[int] = []
     spaceless = 0
-    for line, following in _sample_pairs(lines):
+    for line, following in _sample_pairs(text):
         breaks += 1
+        code += line.endswith(_CODE_ENDS)
         if line[-1] in _SENTENCE_END:
             continue
         unended += 1
@@ -120,16 +121,16 @@ def _find_wrapping(text: str, lines: list[str], blocks: list[str]) -> _Wrapping 
             lengths.append(len(line))
             spaceless += bool(_SPACELESS_START.match(start))
             reaches.append(-_room(line, following, 0))
-    if not lengths:
+    if not lengths or code > _CODE_SHARE * breaks:
         return None
     is_spaceless = spaceless * 2 > len(lengths)
     column = _quantile(lengths, _COLUMN_QUANTILE)
-    filled_lines = sum(reach >= column - _RAGGED for reach in reaches)
+    filled = sum(reach >= column - _RAGGED for reach in reaches)
     narrowest = _NARROW_COLUMN if len(lengths) >= _MANY else _COLUMN
     if column * (1 + is_spaceless) < narrowest:
         return None
     everywhere = (
-        filled_lines >= _FILLED_SHARE * len(reaches)
+        filled >= _FILLED_SHARE * len(reaches)
         and len(reaches) >= _DIVIDED_SHARE * breaks
         and unended >= _UNENDED_SHARE * breaks
     )
@@ -139,18 +140,22 @@ def _find_wrapping(text: str, lines: list[str], blocks: list[str]) -> _Wrapping 
         column,
         _quantile(reaches, _REACH_QUANTILE),
         everywhere,
-        separated=text.count("\n") < _LONG_BLOCK * len(blocks),
+        separated=text.count("\n") < _LONG_BLOCK * blocks,
         indented="\n " in text,
         items=bool(_ITEM.search(text)),
         spaceless=spaceless > 0,
     )
 
 
-def _sample_pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
+def _sample_pairs(text: str) -> Iterator[tuple[str, str]]:
     """Yield neighbouring lines of a block, from all over a long text."""
-    step = max(_SAMPLE_LINES, len(lines) // _SAMPLES)
-    for begin in range(0, len(lines), step):
-        for line, following in pairwise(lines[begin : begin + _SAMPLE_LINES + 1]):
+    step = max(_SAMPLE_CHARACTERS, len(text) // _SAMPLES)
+    for begin in range(0, len(text), step):
+        end = begin + _SAMPLE_CHARACTERS + 1
+        lines = text[begin:end].split("\n")
+        first = 1 if begin else 0
+        last = len(lines) if end > len(text) else -1
+        for line, following in pairwise(lines[first:last]):
             if line and following.strip():
                 yield line, following
 
@@ -172,8 +177,11 @@ def _join_block(block: str, wrapping: _Wrapping) -> str:
     if not wrapping.everywhere and not _shows_wrapping(lines, wrapping):
         return block
     indented = wrapping.indented and "\n " in block
-    longest = max(map(len, map(str.strip, lines))) if indented else max(lengths)
-    if (longest <= _VERSE_LINE and _is_verse(lines)) or ("   " in block and _is_table(lines)):
+    spaced = indented or "   " in block
+    longest = max(len(" ".join(line.split())) for line in lines) if spaced else max(lengths)
+    if longest <= _VERSE_LINE and _is_verse(lines, wrapping):
+        return block
+    if spaced and _is_table(lines):
         return block
     if min(lengths[:-1]) < wrapping.column - _ROOM and _leaves_room(lines, wrapping):
         return "\n".join(_split(lines, _begins_entry, wrapping))
@@ -204,30 +212,40 @@ def _split(
             paragraph. Indented lines and items do so in any case, after the end of a sentence.
         wrapping: The evidence of the whole text.
     """
-    starts = _marked_starts(lines)
+    starts, items = _marked_starts(lines)
     column = max(map(len, lines))
     begin = 0
     for number, (line, following) in enumerate(pairwise(lines), start=1):
         is_end = line[-1] in _SENTENCE_END or _room(line, following, column) > _ROOM
-        if (number in starts and is_end) or begins(line, following, column, wrapping):
+        if (
+            number in items
+            or (number in starts and is_end)
+            or begins(line, following, column, wrapping)
+        ):
             yield _join("\n".join(map(str.lstrip, lines[begin:number])), wrapping)
             begin = number
     yield _join("\n".join(map(str.lstrip, lines[begin:])), wrapping)
 
 
-def _marked_starts(lines: list[str]) -> set[int]:
-    """Return the numbers of the lines that are indented more than others, or items of a list."""
+def _marked_starts(lines: list[str]) -> tuple[set[int], set[int]]:
+    """Return the numbers of the lines that may begin a paragraph, and of those that must.
+
+    Lines that are indented more than others may, and so may items of a list. If the block begins
+    with an item, all items must.
+    """
     indents = [len(line) - len(line.lstrip()) for line in lines]
     base = min(indents[1:])
     starts = {number for number, indent in enumerate(indents) if indent > base}
     items = {n for n, line in enumerate(lines) if _ITEM_START.match(line, indents[n])}
-    return starts | items if len(items) > 1 else starts
+    if len(items) < 2:
+        return starts, set()
+    return starts | items, items if 0 in items else set()
 
 
 def _begins_entry(line: str, following: str, column: int, wrapping: _Wrapping) -> bool:
     """Tell whether a line of a list is no continuation of the line before it."""
     is_filled = _room(line, following, min(column, wrapping.column)) <= _RAGGED
-    return not (is_filled and line[-1] not in _SENTENCE_END and following.lstrip()[0].islower())
+    return not (is_filled and line[-1] not in _SENTENCE_END and following.lstrip()[:1].islower())
 
 
 def _begins_paragraph(line: str, following: str, _column: int, wrapping: _Wrapping) -> bool:
@@ -242,7 +260,8 @@ def _never(_line: str, _following: str, _column: int, _wrapping: _Wrapping) -> b
 def _room(line: str, following: str, column: int) -> int:
     """Return the room that a line of a column leaves, with the next word."""
     start = following.lstrip()
-    return column - len(line) - (1 if _SPACELESS_START.match(start) else 1 + _first_word(start))
+    dense = start[:1] >= _FIRST_SPACELESS and _SPACELESS_START.match(start)
+    return column - len(line) - (1 if dense else 1 + _first_word(start))
 
 
 def _shows_wrapping(lines: list[str], wrapping: _Wrapping) -> bool:
@@ -252,7 +271,7 @@ def _shows_wrapping(lines: list[str], wrapping: _Wrapping) -> bool:
         start = following.lstrip()
         if _room(line, following, wrapping.column) > _RAGGED:
             return False
-        divided += line[-1] not in _SENTENCE_END and start[0].isalpha() and not start[0].isupper()
+        divided += line[-1] not in _SENTENCE_END and start[:1].isalpha() and not start[0].isupper()
     return divided >= 2
 
 
@@ -268,9 +287,14 @@ def _is_table(lines: list[str]) -> bool:
     return 2 * sum("   " in line.strip() for line in lines) >= len(lines)
 
 
-def _is_verse(lines: list[str]) -> bool:
+def _is_verse(lines: list[str], wrapping: _Wrapping) -> bool:
     starts = [match["letter"] for line in lines if (match := _CAPITAL_START.match(line))]
-    return 4 * sum(map(str.isupper, starts)) >= 3 * len(starts)
+    if 4 * sum(map(str.isupper, starts)) < 3 * len(starts):
+        return False
+    # A line of prose may begin with a capital, but it is filled.
+    return wrapping.column <= _VERSE_LINE or any(
+        _room(line, following, wrapping.column) >= 0 for line, following in pairwise(lines)
+    )
 
 
 def _pack(sentences: Iterable[str]) -> Iterator[str]:
