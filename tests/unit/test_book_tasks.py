@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from data_prep.clean import clean
+
 from data_prep.cli import main
 from gpt_dist.config import TaskConfig
 from gpt_dist.config.file import load_config

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import ftfy
 import pytest
-
 from data_prep.clean import clean, decode, normalise_space, repair, standardise_punctuation
 
 BOOKS = Path(__file__).parents[3] / "shared/data"
