@@ -31,7 +31,7 @@ from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
 from gpt_dist.finetune.data import Splits, digest_of, read_splits
 from gpt_dist.finetune.head import TaskHead, head_shape
 from gpt_dist.finetune.objective import TaskObjective
-from gpt_dist.finetune.predict import judge_splits, metrics_of, validate
+from gpt_dist.finetune.predict import judge, metrics_of, validate
 from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
 from gpt_dist.finetune.task_model import save_task_model
 from gpt_dist.model import GPT, num_parameters
@@ -206,7 +206,7 @@ def _train_seed(
     engine, best_first = run(config, plan, topology, interruption)
     best = _load_best(engine, best_first, config, topology)
     others = {name: split for name, split in splits.encoded.items() if name != TRAIN}
-    judged = judge_splits(engine.evaluate, others, *how)
+    judged = {name: judge(engine.evaluate, split, *how) for name, split in others.items()}
 
     def write_predictions() -> None:
         for name, one in judged.items():

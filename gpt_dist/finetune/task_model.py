@@ -19,20 +19,19 @@ from gpt_dist.checkpoint.opened import (
     describe_checkpoint,
     inspect_model,
     model_path,
+    save_model,
 )
 from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
-from gpt_dist.data.tasks.reading import DEV, Example, dev_splits, read_split
+from gpt_dist.data.tasks.reading import Example, dev_splits, read_labelled
 from gpt_dist.data.tasks.transforms import Transformation
-from gpt_dist.data.tokenizers.folder import tokenizer_files
-from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
+from gpt_dist.errors import CheckpointError, ModelError, first_problem
 from gpt_dist.files.records import Record
 from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
-from gpt_dist.finetune.predict import Evaluate, judge_splits, metrics_of
+from gpt_dist.finetune.predict import Evaluate, judge, metric_rows
 from gpt_dist.inference.assemble import assemble
-from gpt_dist.model import write_model_folder
 from gpt_dist.progress import Report, silent
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology
@@ -70,23 +69,13 @@ def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silen
     except ValidationError as error:
         reason = first_problem(error)
         raise CheckpointError(f"{checkpoint.path}: config.task: {reason}") from None
-    model = describe_checkpoint(checkpoint)
     head = {name: checkpoint.read_checked("weight", _HEAD + name) for name in ("weight", "bias")}
     content = _TaskFile(format="gpt_dist.task", version=1, task=task)
     files = {
-        **tokenizer_files(checkpoint.path),
         TASK_NAME: (content.model_dump_json(indent=2) + "\n").encode(),
         HEAD_NAME: save(head),
     }
-    write_model_folder(
-        output,
-        model.config,
-        model.tensors.__getitem__,
-        files,
-        end_of_text=model.end_of_text,
-        stated_loss=model.probe_loss,
-        report=report,
-    )
+    save_model(describe_checkpoint(checkpoint), output, report, files)
 
 
 def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> bool:
@@ -158,19 +147,11 @@ def evaluate_task(
     opened = open_task_model(path)
     task = opened.task
     names = [split] if split else dev_splits(task)
-    encoded = {name: encode(opened, read_split(folder, task, name)) for name in names}
-    if any(one.targets is None for one in encoded.values()):
-        raise ConfigError(f"--split: {names[0]} of {task.name} has no labels; give another")
+    encoded = {name: encode(opened, read_labelled(folder, task, name)) for name in names}
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
-    group = topology.data_parallel_group
-    judged = judge_splits(evaluate, encoded, task, batch_size, group, report)
-    counts = {name: len(one) for name, one in encoded.items()}
-    counts = {DEV: sum(counts.values()), **counts}
-    rows = [
-        {"task": task.name, "split": name, "examples": counts[name], **metrics}
-        for name, metrics in metrics_of(judged, task).items()
-    ]
-    return rows, topology
+    how = task, batch_size, topology.data_parallel_group, report
+    judged = {name: judge(evaluate, one, *how) for name, one in encoded.items()}
+    return metric_rows(judged, task), topology
 
 
 def _read_task(path: Path) -> TaskConfig:

@@ -77,6 +77,14 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
     return examples
 
 
+def read_labelled(folder: Path, task: TaskConfig, name: str) -> list[Example]:
+    """Read a split as `read_split` does; ConfigError where it has no labels."""
+    examples = read_split(folder, task, name)
+    if examples[0].label is None:
+        raise ConfigError(f"--split: {name} of {task.name} has no labels; give another")
+    return examples
+
+
 def dev_splits(task: TaskConfig) -> list[str]:
     """Return the splits that judge a model; one that is taken from `train` is `dev`."""
     return [name for name in task.splits if name.startswith(DEV)] or [DEV]
