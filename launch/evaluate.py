@@ -88,7 +88,7 @@ def main(arguments: Namespace) -> None:
 def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
     from gpt_dist.checkpoint.opened import inspect_model
     from gpt_dist.inference.assemble import assemble
-    from gpt_dist.inference.evaluate import (
+    from gpt_dist.inference.perplexity import (
         choose_stride,
         open_texts,
         open_validation_split,

@@ -22,7 +22,7 @@ from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import TrainingError
-from gpt_dist.finetune.head import head_shape, task_losses
+from gpt_dist.finetune.objective import head_shape, task_losses
 from gpt_dist.progress import Report, silent
 
 Scores = list[NDArray[Any]]

@@ -29,7 +29,7 @@ from gpt_dist.data.tasks.reading import Example, dev_splits, read_labelled
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.errors import CheckpointError, ModelError, first_problem
 from gpt_dist.files.records import Record
-from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
+from gpt_dist.finetune.objective import TaskHead, head_shape, task_scores
 from gpt_dist.finetune.predict import Evaluate, judge, metric_rows
 from gpt_dist.inference.assemble import assemble
 from gpt_dist.progress import Report, silent

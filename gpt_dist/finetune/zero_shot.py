@@ -19,6 +19,7 @@ from gpt_dist.data.tasks.reading import TRAIN, Example, dev_splits, read_labelle
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, ModelError
+from gpt_dist.finetune.objective import sequence_losses
 from gpt_dist.finetune.predict import Judged, metric_rows, score
 from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.progress import Report
@@ -166,7 +167,9 @@ def log_probabilities(
         fitting = batch_size * model.config.sequence_length // (lengths[order[0]] - 1)
         batch, order = np.split(order, [fitting])
         inputs, labels = (part.to(device) for part in _collate(questions, batch))
-        total[torch.from_numpy(batch).to(device)] = _answer_log_probabilities(model, inputs, labels)
+        with torch.no_grad():
+            losses = sequence_losses(model, model(inputs), labels)
+        total[torch.from_numpy(batch).to(device)] = -losses.double()
         done += int(lengths[batch].sum())
         report(done, tokens)
     dist.all_reduce(total, group=group)
@@ -234,17 +237,6 @@ def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, 
     positions = torch.arange(tokens.shape[1])
     asked = (begins <= positions) & (positions < ends)
     return tokens[:, :-1], tokens.where(asked, IGNORED_LABEL)[:, 1:]
-
-
-@torch.no_grad()
-def _answer_log_probabilities(model: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the log-probability [B] of the labels in each row [B, T], in fp64."""
-    hidden = model(inputs)  # [B, T, D]
-    asked = labels != IGNORED_LABEL  # [B, T], N of them
-    # Only these positions go through the head, whose output is by far the largest tensor.
-    losses = model.token_losses(hidden[asked][None], labels[asked][None])[0]  # [N]
-    total = torch.zeros(len(labels), dtype=torch.float64, device=losses.device)
-    return total.index_add(0, asked.nonzero()[:, 0], -losses.double())
 
 
 def _averages(questions: Questions, log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
