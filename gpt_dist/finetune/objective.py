@@ -71,7 +71,7 @@ def task_scores(model: GPT, head: TaskHead, batch: TaskBatch[Tensor]) -> tuple[T
 
 
 def sequence_losses(model: GPT, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the losses [R] of the sequences' labels [R, T], from hidden states [R, T, D].
+    """Return the sums [R] of the losses of labels [R, T], from hidden states [R, T, D].
 
     Only predicted positions go through the language model's head, whose output is by far the
     largest tensor.

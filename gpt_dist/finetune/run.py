@@ -32,7 +32,7 @@ from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_file
 from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
 from gpt_dist.finetune.objective import TaskHead, TaskObjective, head_shape
 from gpt_dist.finetune.predict import judge, metrics_of, validate
-from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.finetune.results import RESULTS_NAME, Results, SeedResult, median_and_spread
 from gpt_dist.finetune.task_model import save_task_model
 from gpt_dist.model import GPT, num_parameters
 from gpt_dist.rendezvous import Launch
@@ -197,7 +197,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     interruption.close()
 
     def leave() -> None:
-        results = Results.of(_facts(inputs), [result for result, _ in made])
+        results = _results(inputs, tuple(result for result, _ in made))
         _, best = max(made, key=lambda one: one[0].scores[DEV][inputs.task.metric])
         _replace_model(best, directory / "model")
         results.write(directory / RESULTS_NAME)
@@ -267,11 +267,12 @@ def _replace_model(best: Checkpoint, model: Path) -> None:
     new.rename(model)
 
 
-def _facts(inputs: Inputs) -> RunFacts:
+def _results(inputs: Inputs, seeds: tuple[SeedResult, ...]) -> Results:
     config, task, encoded = inputs.config, inputs.task, inputs.encoded
     model = config.model
     scored = {name: split for name, split in encoded.items() if name != TRAIN}
-    return RunFacts(
+    median, spread = median_and_spread(seeds)
+    return Results(
         task=task.name,
         metric=task.metric,
         form=task.form,
@@ -293,6 +294,9 @@ def _facts(inputs: Inputs) -> RunFacts:
         },
         versions=package_versions(),
         paper=task.paper,
+        seeds=seeds,
+        median=median,
+        spread=spread,
     )
 
 

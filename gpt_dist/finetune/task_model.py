@@ -1,6 +1,5 @@
 """A fine-tuned model as a folder: a model folder with the task and its head beside the weights."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +20,10 @@ from gpt_dist.checkpoint.opened import (
     model_path,
     save_model,
 )
-from gpt_dist.checkpoint.weights import is_checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
-from gpt_dist.data.tasks.reading import Example, dev_splits, read_labelled
+from gpt_dist.data.tasks.examples import encode_split
+from gpt_dist.data.tasks.reading import dev_splits, read_labelled
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.errors import CheckpointError, ModelError, first_problem
 from gpt_dist.files.records import Record
@@ -60,6 +58,7 @@ class TaskModel:
     task: TaskConfig
     head: TaskHead
     """In evaluation: without dropout."""
+    transformation: Transformation
 
 
 def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silent) -> None:
@@ -76,17 +75,6 @@ def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silen
         HEAD_NAME: save(head),
     }
     save_model(describe_checkpoint(checkpoint), output, report, files)
-
-
-def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> bool:
-    """Write the model folder of a fine-tuning checkpoint; return False for any other path."""
-    if not is_checkpoint(path):
-        return False
-    checkpoint = Checkpoint.open(path)
-    if checkpoint.manifest.config.get("task") is None:
-        return False
-    save_task_model(checkpoint, output, report)
-    return True
 
 
 def open_task_model(path: Path) -> TaskModel:
@@ -106,7 +94,8 @@ def open_task_model(path: Path) -> TaskModel:
         raise ModelError(
             f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again"
         ) from None
-    return TaskModel(opened, task, head)
+    length = opened.config.sequence_length
+    return TaskModel(opened, task, head, Transformation(task.form, opened.tokenizer, length))
 
 
 def load_task_model(
@@ -121,13 +110,6 @@ def load_task_model(
             return task_scores(model, head, to_device(batch, topology.device))[0]
 
     return evaluate, topology
-
-
-def encode(opened: TaskModel, examples: Sequence[Example]) -> EncodedSplit:
-    """Encode examples for the model; raise DataError where one has no room for its answer."""
-    model = opened.opened
-    form, length = opened.task.form, model.config.sequence_length
-    return encode_split(examples, Transformation(form, model.tokenizer, length))
 
 
 def evaluate_task(
@@ -147,7 +129,10 @@ def evaluate_task(
     opened = open_task_model(path)
     task = opened.task
     names = [split] if split else dev_splits(task)
-    encoded = {name: encode(opened, read_labelled(folder, task, name)) for name in names}
+    encoded = {
+        name: encode_split(read_labelled(folder, task, name), opened.transformation)
+        for name in names
+    }
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
     how = task, batch_size, topology.data_parallel_group, report
     judged = {name: judge(evaluate, one, *how) for name, one in encoded.items()}
