@@ -1,8 +1,9 @@
 """A fine-tuned model as a folder: a model folder with the task and its head beside the weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from gpt_dist.topology import Topology
 from gpt_dist.train.objective import to_device
 
 HEAD_NAME = "head.safetensors"
+Content = TypeVar("Content")
 
 _HEAD = "head.linear."
 """An objective holds the head under this name."""
@@ -86,10 +88,10 @@ def open_task_model(path: Path) -> TaskModel:
             "launch/finetune.py, or its `model` folder"
         )
     opened = inspect_model(path)
-    task = _read_task(path / TASK_NAME)
+    task = _read(path / TASK_NAME, _TaskFile.model_validate_json, "task").task
     head = TaskHead(opened.config.hidden_size, *head_shape(task), dropout=0.0).eval()
     try:
-        head.linear.load_state_dict(_read_head(path / HEAD_NAME))
+        head.linear.load_state_dict(_read(path / HEAD_NAME, _head_tensors, "head"))
     except RuntimeError:
         raise ModelError(
             f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again"
@@ -139,25 +141,18 @@ def evaluate_task(
     return metric_rows(judged, task), topology
 
 
-def _read_task(path: Path) -> TaskConfig:
-    try:
-        return _TaskFile.model_validate_json(_read(path)).task
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: no readable task ({reason}); copy the folder again") from None
+def _head_tensors(content: bytes) -> dict[str, Tensor]:
+    tensors = load(content)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError("it holds numbers that are not finite")
+    return tensors
 
 
-def _read_head(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, parse: Callable[[bytes], Content], what: str) -> Content:
     try:
-        tensors = load(_read(path))
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError("it holds numbers that are not finite")
-        return tensors
+        if path.stat().st_size > _LIMIT_BYTES:
+            raise ValueError(f"larger than {_LIMIT_BYTES} bytes")
+        return parse(path.read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{path}: no readable head ({error}); copy the folder again") from None
-
-
-def _read(path: Path) -> bytes:
-    if path.stat().st_size > _LIMIT_BYTES:
-        raise ValueError(f"larger than {_LIMIT_BYTES} bytes")
-    return path.read_bytes()
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: no readable {what} ({reason}); copy the folder again") from None
