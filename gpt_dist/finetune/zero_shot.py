@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.utils.rnn import pad_sequence
 
+from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.config import ResolvedModelConfig, TaskConfig
 from gpt_dist.data.tasks.reading import TRAIN, Example, dev_splits, read_labelled
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
@@ -44,15 +45,10 @@ class Questions:
 
 
 class ZeroShotTask:
-    """Examples of a task, encoded once for all models with one tokenizer and context length."""
+    """Examples of a task, encoded for a model."""
 
     def __init__(
-        self,
-        task: TaskConfig,
-        folder: Path,
-        split: str | None,
-        tokenizer: Tokenizer,
-        config: ResolvedModelConfig,
+        self, task: TaskConfig, folder: Path, split: str | None, opened: OpenedModel
     ) -> None:
         """Read and encode one split, or every one named dev or dev_….
 
@@ -63,8 +59,9 @@ class ZeroShotTask:
         self.task = task
         self._names = [split] if split else dev_splits(task)
         needed = self._names if _likely_class(task) is None else [TRAIN, *self._names]
+        how = task, opened.tokenizer, opened.config
         self._splits = {
-            name: encode_questions(read_labelled(folder, task, name), task, tokenizer, config)
+            name: encode_questions(read_labelled(folder, task, name), *how)
             for name in dict.fromkeys(needed)
         }
 
