@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch.distributed import ProcessGroup
+from torch import Tensor
 
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.data.tokens.folder import TokenFolder
@@ -92,14 +91,26 @@ def score_texts(
     topology: Topology,
     report: Report = silent,
 ) -> dict[str, float]:
-    """Return mean loss and perplexity, and for texts figures that do not depend on a tokenizer."""
-    total, tokens = 0.0, 0
+    """Return mean loss and perplexity, and for texts figures that do not depend on a tokenizer.
+
+    Every process must call this. Data-parallel ones share the windows, and all get the same.
+    """
+    group, total, num_tokens = topology.data_parallel_group, 0.0, 0
     for number, (length, read) in enumerate(texts.streams, 1):
         name = "scoring" if len(texts.streams) == 1 else f"text {number}"
-        group = topology.data_parallel_group
-        total += total_loss(model, length, read, stride, batch_size, group, partial(report, name))
-        tokens += length - 1
-    scores = {"tokens": tokens, "loss": total / tokens, "perplexity": _exp(total / tokens)}
+        windows = SlidingWindows(length, model.config.sequence_length, stride)
+        own = range(group.rank(), len(windows), group.size())
+        losses = torch.zeros((), dtype=torch.float64, device=topology.device)
+        for first in range(0, len(own), batch_size):
+            batch = [windows.read(window, read) for window in own[first : first + batch_size]]
+            losses += _total_loss(model, *map(np.stack, zip(*batch, strict=True)))
+            report(name, first + len(batch), len(own))
+        # After each text: a process without a window of short ones would wait too long at the end.
+        dist.all_reduce(losses, group=group)
+        total += float(losses)
+        num_tokens += length - 1
+    scores = {"tokens": num_tokens, "loss": total / num_tokens}
+    scores["perplexity"] = _exp(scores["loss"])
     if texts.bytes and texts.words:
         scores["bits_per_byte"] = total / texts.bytes / math.log(2)
         scores["perplexity_per_word"] = _exp(total / texts.words)
@@ -135,35 +146,13 @@ class SlidingWindows:
         return inputs, labels
 
 
-def total_loss(
-    model: GPT,
-    num_tokens: int,
-    read: Read,
-    stride: int,
-    batch_size: int,
-    group: ProcessGroup,
-    report: Callable[[int, int], None],
-) -> float:
-    """Return the sum of the losses, in nats, of all tokens of a stream but the first.
-
-    All processes of the data-parallel group `group` call this, share the work and get the same.
-    `report` is called with the numbers of windows that this process has done and has to do.
-    """
-    windows = SlidingWindows(num_tokens, model.config.sequence_length, stride)
+@torch.no_grad()
+def _total_loss(model: GPT, inputs: NDArray[np.int64], labels: NDArray[np.int64]) -> Tensor:
+    """Return the sum of the losses, in nats and fp64, of labels [B, T]."""
     device = next(model.parameters()).device
-    numbers = range(group.rank(), len(windows), group.size())
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for first in range(0, len(numbers), batch_size):
-        batch = [windows.read(number, read) for number in numbers[first : first + batch_size]]
-        inputs, labels = (
-            torch.from_numpy(np.stack(part)).to(device) for part in zip(*batch, strict=True)
-        )
-        with torch.no_grad():
-            losses = model.token_losses(model(inputs), labels)  # [B, T]
-        total += (losses.double() * (labels != IGNORED_LABEL)).sum()
-        report(first + len(batch), len(numbers))
-    dist.all_reduce(total, group=group)
-    return float(total)
+    targets = torch.from_numpy(labels).to(device)
+    losses = model.token_losses(model(torch.from_numpy(inputs).to(device)), targets)  # [B, T]
+    return (losses.double() * (targets != IGNORED_LABEL)).sum()
 
 
 def _reader(ids: NDArray[Any]) -> Read:
