@@ -111,15 +111,12 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
         scores, hidden = task_scores(self.model, self.head, batch)
         loss = task_losses(self.head.kind, scores, batch.targets).sum()
         if self.auxiliary_weight:
-            loss = loss + self.auxiliary_weight * self.auxiliary_loss(hidden, batch)
+            losses = sequence_losses(self.model, hidden, batch.labels)  # [R]
+            means = losses / (batch.labels != IGNORED_LABEL).sum(1)
+            siblings = torch.bincount(batch.owners)[batch.owners]  # [R]: sequences of its example
+            loss = loss + self.auxiliary_weight * (means / siblings).sum()
         return loss
 
     def scores(self, batch: TaskBatch[Tensor]) -> Tensor:
         """Return the scores that the head gives."""
         return task_scores(self.model, self.head, batch)[0]
-
-    def auxiliary_loss(self, hidden: Tensor, batch: TaskBatch[Tensor]) -> Tensor:
-        """Return the sum of L1 over examples, from hidden states [R, T, D]."""
-        losses = sequence_losses(self.model, hidden, batch.labels)  # [R]
-        counts = (batch.labels != IGNORED_LABEL).sum(1)  # [R]
-        return (losses / counts / torch.bincount(batch.owners)[batch.owners]).sum()
