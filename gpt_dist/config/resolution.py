@@ -4,12 +4,7 @@ import math
 from operator import attrgetter
 from typing import Any
 
-from gpt_dist.config.sections import (
-    Config,
-    ModelConfig,
-    ResolvedConfig,
-    ScheduleConfig,
-)
+from gpt_dist.config.sections import Config, ModelConfig, ResolvedConfig, ScheduleConfig
 from gpt_dist.errors import ConfigError
 
 _NOT_OF_WEIGHTS = ("vocab_size", "dropout", "source", "transferred_layers")
