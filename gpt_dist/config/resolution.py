@@ -75,11 +75,7 @@ def _check_decay(schedule: ScheduleConfig, max_steps: int | None) -> None:
 
 
 def adopt_source(config: Config, source: ModelConfig) -> Config:
-    """Return the configuration with the family and sizes of model.source.
-
-    The vocabulary is left to the data. Raises ConfigError where the configuration contradicts the
-    source.
-    """
+    """Return the configuration with a source's family and sizes; ConfigError if it gives others."""
     for key in _SIZES:
         own, theirs = getattr(config.model, key), getattr(source, key)
         if key in config.model.model_fields_set and own not in (None, theirs):

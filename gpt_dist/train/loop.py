@@ -74,7 +74,6 @@ class Trainer:
     _skipped: int = field(default=0, init=False)
     """Steps in a row, up to the last one, whose update was skipped."""
     _last_report: int = field(init=False)
-    """Step that was reported last."""
     _timer: float = field(init=False)
     """Time of the last report, plus the duration of validations since."""
 
@@ -121,8 +120,8 @@ class Trainer:
         self._skipped = 0 if update.applied else self._skipped + 1
         if self._skipped:
             self._report_skipped(step, loss, update, is_last)
-        if step % config.logging.interval == 0 or step == 1 or is_last:
-            self._report(step, loss, rate, update.grad_norm)
+        if self.reporter and (step % config.logging.interval == 0 or step == 1 or is_last):
+            self.reporter.training(self._row(step, loss, rate, update.grad_norm))
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
@@ -144,12 +143,11 @@ class Trainer:
             self.saver.save(step, best)
         return interrupted
 
-    def _report(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
+    def _row(self, step: int, loss: float, rate: float, grad_norm: float) -> Row:
+        """Return the figures of the steps since the last report."""
         now = time.perf_counter()
         seconds = (now - self._timer) / (step - self._last_report)
         self._last_report, self._timer = step, now
-        if self.reporter is None:
-            return
         config, topology = self.config, self.topology
         batch_tokens = config.training.global_batch_size * self.plan.samples.tokens_per_sample
         row: Row = {
@@ -165,7 +163,7 @@ class Trainer:
         if peak := peak_flops(topology.device):
             flops = flops_per_token(config.model) * batch_tokens / seconds
             row["mfu"] = flops / (peak * topology.launch.world_size)
-        self.reporter.training(row)
+        return row
 
     def _report_skipped(self, step: int, loss: float, update: Update, is_last: bool) -> None:
         """Report a skipped step; raise TrainingError if it is the last, or one too many."""
