@@ -39,9 +39,8 @@ from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.loop import Plan
-from gpt_dist.train.run import run
-from gpt_dist.train.source import open_source, share_source
+from gpt_dist.train.loop import Plan, run
+from gpt_dist.train.start import open_source, share_source
 
 _HYPERPARAMETERS = {
     "optimizer": tuple(OptimizerConfig.model_fields),
