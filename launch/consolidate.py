@@ -34,7 +34,7 @@ def main(arguments: Namespace) -> None:
     opened = open_model(arguments.checkpoint)
     with show_progress() as report:
         if opened.fine_tuned and opened.step is not None:
-            save_task_model(Checkpoint.open(opened.tokenizer_folder), arguments.output, report)
+            save_task_model(Checkpoint(opened.tokenizer_folder), arguments.output, report)
         else:
             save_model(opened, arguments.output, report)
     parameters = num_parameters(opened.config)

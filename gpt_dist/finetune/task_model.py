@@ -18,7 +18,6 @@ from gpt_dist.checkpoint.opened import (
     OpenedModel,
     describe_checkpoint,
     inspect_model,
-    is_checkpoint,
     model_path,
     save_model,
 )
