@@ -201,7 +201,7 @@ def test_a_checkpoint_whose_task_is_not_understood_is_refused(reference, tmp_pat
     checkpoint = shutil.copytree(path, tmp_path / path.name)
     forge(checkpoint, ["config", "task", "form"], "riddle")
     with pytest.raises(CheckpointError, match=r"config\.task: form: "):
-        save_task_model(Checkpoint.open(checkpoint), tmp_path / "model")
+        save_task_model(Checkpoint(checkpoint), tmp_path / "model")
 
 
 def test_what_a_run_leaves(reference):
