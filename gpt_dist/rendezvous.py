@@ -43,15 +43,10 @@ class Launch:
 
 
 _LAUNCHERS = {
-    "mpirun": (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
+    "mpirun": [f"OMPI_COMM_WORLD_{x}" for x in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")],
     # Before srun: inside an allocation, MPICH's ranks inherit what srun told their starter.
-    "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    "mpiexec": ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"],
+    "srun": ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"],
 }
 """The variables in which launchers tell rank, world size, local rank and local world size."""
 
@@ -68,7 +63,7 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
     if "RANK" in environment:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
         local_size = next(filter(environment.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")), "WORLD_SIZE")
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", local_size)
+        names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", local_size]
     else:
         told = (x for x, names in _LAUNCHERS.items() if environment.keys() >= {*names[:2]})
         launcher = next(told, "python")
@@ -82,11 +77,7 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _launched_by(launcher: str) -> tuple[psutil.Process, ...]:
-    """Return the value of Launch.launched_by.
-
-    It leaves out a shell, which a run may outlive, and the daemons of srun and MPI, which end what
-    they started themselves.
-    """
+    # A run may outlive a shell, and the daemons of srun and MPI end what they started themselves.
     found = []
     with suppress(psutil.Error):
         parent = psutil.Process(os.getppid())
@@ -198,10 +189,7 @@ def _listen(address: str, port: int, launch: Launch) -> socket.socket:
 
 
 def _waiter(launch: Launch, place: str) -> Callable[[str], None]:
-    """Return a function that sleeps for a moment.
-
-    After PATIENCE it prints who is absent from `place`; after TIMEOUT it raises TimeoutError.
-    """
+    """Return a function that sleeps, says after PATIENCE for whom, and raises after TIMEOUT."""
     # One process a host prints it, and any whose environment may be left over from another run.
     silent = launch.local_rank > 0 and (launch.launcher != "deepspeed" or bool(launch.launched_by))
     begin = time.monotonic()
@@ -213,8 +201,7 @@ def _waiter(launch: Launch, place: str) -> Callable[[str], None]:
             raise TimeoutError(f"gave up waiting for {absent}")
         if waited > PATIENCE and not silent:
             silent = True
-            text = f"waiting for {absent} at {place}; {_NO_LAUNCHER}"
-            print(text, file=sys.stderr, flush=True)
+            print(f"waiting for {absent} at {place}; {_NO_LAUNCHER}", file=sys.stderr, flush=True)
         time.sleep(0.05)
 
     return wait

@@ -24,10 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Topology:
-    """This process's place in the grid of data-parallel x tensor-parallel processes.
-
-    Tensor-parallel peers have neighbouring global ranks, and so share a host.
-    """
+    """This process's place in the grid of processes; tensor-parallel peers have adjacent ranks."""
 
     launch: Launch
     device: torch.device
@@ -60,18 +57,16 @@ def connect(launch: Launch, store: Store | None = None) -> torch.device:
     )
     # megatron-core overlaps the reduction of input gradients with the product behind it only then.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    device = torch.device(device_type())
+    device, backend = torch.device(device_type()), "gloo"
     if device.type == "cuda":
+        backend = "nccl"
         device = torch.device("cuda", _gpu_index(launch, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_world_size))
+    store = store or open_store(launch)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store or open_store(launch),
-        rank=launch.rank,
-        world_size=launch.world_size,
-        timeout=TIMEOUT,
+        backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=TIMEOUT
     )
     return device
 

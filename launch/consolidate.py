@@ -20,8 +20,9 @@ def parse() -> Namespace:
 
 
 def main(arguments: Namespace) -> None:
+    from gpt_dist.checkpoint.format import Checkpoint
     from gpt_dist.checkpoint.opened import model_path, open_model, save_model
-    from gpt_dist.finetune.task_model import save_task_checkpoint
+    from gpt_dist.finetune.task_model import save_task_model
     from gpt_dist.model import num_parameters
 
     best = model_path(arguments.checkpoint)
@@ -32,7 +33,9 @@ def main(arguments: Namespace) -> None:
         )
     opened = open_model(arguments.checkpoint)
     with show_progress() as report:
-        if not save_task_checkpoint(opened.tokenizer_folder, arguments.output, report):
+        if opened.fine_tuned and opened.step is not None:
+            save_task_model(Checkpoint(opened.tokenizer_folder), arguments.output, report)
+        else:
             save_model(opened, arguments.output, report)
     parameters = num_parameters(opened.config)
     print(f"{arguments.output}: {parameters:,} parameters of {opened.tokenizer_folder}")

@@ -88,7 +88,7 @@ def main(arguments: Namespace) -> None:
 def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
     from gpt_dist.checkpoint.opened import inspect_model
     from gpt_dist.inference.assemble import assemble
-    from gpt_dist.inference.evaluate import (
+    from gpt_dist.inference.perplexity import (
         choose_stride,
         open_texts,
         open_validation_split,
@@ -132,7 +132,7 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
         raise ConfigError(f"--data: not given, and {arguments.zero_shot} has no data.path")
     folder = arguments.data or Path(str(config.data.path))
     opened = inspect_model(arguments.model)
-    task = ZeroShotTask(config.task, folder, arguments.split, opened.tokenizer, opened.config)
+    task = ZeroShotTask(config.task, folder, arguments.split, opened)
     model, opened, topology = assemble(opened, launch, arguments.tensor_parallel_size)
     group = topology.data_parallel_group
     with show_progress(topology.is_main) as report:

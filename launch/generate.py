@@ -54,8 +54,7 @@ def main(arguments: Namespace) -> None:
 
     from gpt_dist.checkpoint.opened import inspect_model
     from gpt_dist.inference.assemble import assemble
-    from gpt_dist.inference.generate import Sampling
-    from gpt_dist.inference.write import continue_texts, encode_prompts
+    from gpt_dist.inference.generate import Sampling, continue_texts, encode_prompts
     from gpt_dist.topology import disconnect
 
     opened = inspect_model(arguments.model)

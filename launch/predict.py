@@ -41,13 +41,15 @@ def main(arguments: Namespace) -> None:
     if arguments.input == STANDARD_INPUT and launch.world_size > 1:
         raise ConfigError("FILE: several processes cannot share the standard input; give a file")
 
+    from gpt_dist.data.tasks.examples import encode_split
     from gpt_dist.data.tasks.reading import read_unlabelled
     from gpt_dist.finetune.predict import describe, judge
-    from gpt_dist.finetune.task_model import encode, load_task_model, open_task_model
+    from gpt_dist.finetune.task_model import load_task_model, open_task_model
     from gpt_dist.topology import disconnect
 
     opened = open_task_model(arguments.model)
-    split = encode(opened, read_unlabelled(arguments.input, opened.task))
+    examples = read_unlabelled(arguments.input, opened.task)
+    split = encode_split(examples, opened.transformation)
     evaluate, topology = load_task_model(opened, launch, arguments.tensor_parallel_size)
     with show_progress(topology.is_main) as report:
         group = topology.data_parallel_group

@@ -159,13 +159,15 @@ def is_checkpoint(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file()
 
 
-def save_model(opened: OpenedModel, output: Path, report: Report = silent) -> None:
-    """Write a model and its tokenizer as a model folder; ModelError where that fails."""
+def save_model(
+    opened: OpenedModel, output: Path, report: Report = silent, more: Mapping[str, bytes] = {}
+) -> None:
+    """Write a model, its tokenizer and more files as a folder; ModelError where that fails."""
     write_model_folder(
         output,
         opened.config,
         opened.tensors.__getitem__,
-        tokenizer_files(opened.tokenizer_folder),
+        {**tokenizer_files(opened.tokenizer_folder), **more},
         end_of_text=opened.end_of_text,
         stated_loss=opened.probe_loss,
         report=report,

@@ -7,7 +7,6 @@ from gpt_dist.config.sections import Column as Column
 from gpt_dist.config.sections import Config as Config
 from gpt_dist.config.sections import ModelConfig as ModelConfig
 from gpt_dist.config.sections import OptimizerConfig as OptimizerConfig
-from gpt_dist.config.sections import ParallelConfig as ParallelConfig
 from gpt_dist.config.sections import ResolvedConfig as ResolvedConfig
 from gpt_dist.config.sections import ResolvedModelConfig as ResolvedModelConfig
 from gpt_dist.config.sections import ResolvedScheduleConfig as ResolvedScheduleConfig

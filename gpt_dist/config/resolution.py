@@ -4,12 +4,7 @@ import math
 from operator import attrgetter
 from typing import Any
 
-from gpt_dist.config.sections import (
-    Config,
-    ModelConfig,
-    ResolvedConfig,
-    ScheduleConfig,
-)
+from gpt_dist.config.sections import Config, ModelConfig, ResolvedConfig, ScheduleConfig
 from gpt_dist.errors import ConfigError
 
 _NOT_OF_WEIGHTS = ("vocab_size", "dropout", "source", "transferred_layers")
@@ -80,11 +75,7 @@ def _check_decay(schedule: ScheduleConfig, max_steps: int | None) -> None:
 
 
 def adopt_source(config: Config, source: ModelConfig) -> Config:
-    """Return the configuration with the family and sizes of model.source.
-
-    The vocabulary is left to the data. Raises ConfigError where the configuration contradicts the
-    source.
-    """
+    """Return the configuration with a source's family and sizes; ConfigError if it gives others."""
     for key in _SIZES:
         own, theirs = getattr(config.model, key), getattr(source, key)
         if key in config.model.model_fields_set and own not in (None, theirs):

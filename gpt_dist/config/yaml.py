@@ -49,10 +49,12 @@ def read_yaml(text: str) -> Any:
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = _Constructor
     try:
-        value = reader.load(text)
-        if _size(value, {}) > _MAX_SIZE:
-            raise ValueError(f"longer than {_MAX_SIZE} characters once aliases are replaced")
-        return json.loads(json.dumps(value, ensure_ascii=False).encode())
+        plain = ""
+        for part in json.JSONEncoder(ensure_ascii=False).iterencode(reader.load(text)):
+            plain += part
+            if len(plain) > _MAX_SIZE:
+                raise ValueError(f"longer than {_MAX_SIZE} characters once aliases are replaced")
+        return json.loads(plain.encode())
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{line}{error.problem}") from None
@@ -72,15 +74,3 @@ def write_yaml(value: Any) -> str:
     text = StringIO()
     writer.dump(value, text)
     return text.getvalue()
-
-
-def _size(value: Any, known: dict[int, int]) -> int:
-    """Return about how many characters a value has once its aliases are replaced."""
-    if isinstance(value, str):
-        return len(value)
-    if not isinstance(value, dict | list | tuple):
-        return 1
-    if id(value) not in known:
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(value)]

@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model, shared out over processes, and their metrics."""
+"""Predictions of a fine-tuned model, shared out over processes, and metrics of predictions."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from scipy.special import softmax
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -18,12 +20,12 @@ from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tasks.examples import EncodedSplit, collate
+from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import TrainingError
-from gpt_dist.finetune.head import head_shape, task_losses
-from gpt_dist.finetune.scores import score_splits
+from gpt_dist.finetune.objective import head_shape, task_losses
 from gpt_dist.progress import Report, silent
 
-Scores = list[NDArray[np.float32]]
+Scores = list[NDArray[Any]]
 """For each example, a score for each class or choice, or one score."""
 
 Evaluate = Callable[[TaskBatch[NDArray[Any]]], Tensor]
@@ -77,21 +79,6 @@ def judge(
     return Judged(scores, np.array(predictions), split.targets)
 
 
-def judge_splits(
-    evaluate: Evaluate,
-    splits: Mapping[str, EncodedSplit],
-    task: TaskConfig,
-    batch_size: int,
-    group: ProcessGroup,
-    report: Report = silent,
-) -> dict[str, Judged]:
-    """Judge several splits as `judge` does one."""
-    return {
-        name: judge(evaluate, split, task, batch_size, group, report)
-        for name, split in splits.items()
-    }
-
-
 def validate(
     evaluate: Evaluate,
     splits: Mapping[str, EncodedSplit],
@@ -104,7 +91,8 @@ def validate(
     They are the same for every layout. Every process must call this.
     """
     kind, _ = head_shape(task)
-    judged = judge_splits(evaluate, splits, task, batch_size, group)
+    how = task, batch_size, group
+    judged = {name: judge(evaluate, split, *how) for name, split in splits.items()}
     losses = []
     for one in judged.values():
         assert one.targets is not None, "dev splits have labels"
@@ -116,6 +104,17 @@ def validate(
     return row
 
 
+def metric_rows(judged: Mapping[str, Judged], task: TaskConfig) -> list[dict[str, Any]]:
+    """Return a row of metrics for each split with labels, and one for several dev splits."""
+    counts = {name: len(one.predictions) for name, one in judged.items()}
+    return [
+        {"task": task.name, "split": name, "examples": counts.get(name, sum(counts.values()))}
+        | metrics
+        for name, metrics in metrics_of(judged, task).items()
+        if name in judged or len(judged) > 1
+    ]
+
+
 def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict[str, float]]:
     """Return the metrics of each split with labels, and of all dev splits together as `dev`."""
     pairs = {
@@ -123,7 +122,34 @@ def metrics_of(judged: Mapping[str, Judged], task: TaskConfig) -> dict[str, dict
         for name, one in judged.items()
         if one.targets is not None
     }
-    return score_splits(task, pairs)
+    dev = [pair for name, pair in pairs.items() if name.startswith(DEV)]
+    if dev:
+        targets, predictions = map(np.concatenate, zip(*dev, strict=True))
+        pairs.setdefault(DEV, (targets, predictions))
+    return {name: score(task, *pair) for name, pair in pairs.items()}
+
+
+def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
+    """Return metrics of at least one example by name, task.metric among them, from -1 to 1.
+
+    Classes and choices, given by number, have accuracy, and f1 (class 1 is positive) or matthews
+    if that is task.metric. Scores have pearson and spearman. A correlation is 0 if targets or
+    predictions do not vary.
+    """
+    vary = np.ptp(targets) and np.ptp(predictions)
+    if task.metric in ("pearson", "spearman"):
+        pair = targets.astype(np.float64), predictions.astype(np.float64)
+        correlations = {"pearson": pearsonr, "spearman": spearmanr}
+        return {
+            name: float(correlation(*pair).statistic) if vary else 0.0
+            for name, correlation in correlations.items()
+        }
+    scores = {"accuracy": float(accuracy_score(targets, predictions))}
+    if task.metric == "f1":
+        scores["f1"] = float(f1_score(targets, predictions, zero_division=0.0))
+    if task.metric == "matthews":
+        scores["matthews"] = float(matthews_corrcoef(targets, predictions)) if vary else 0.0
+    return scores
 
 
 def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:

@@ -26,8 +26,16 @@ ScoresBySplit = dict[str, dict[str, FiniteFloat]]
 """Scores as fractions, by split, then by metric."""
 
 
-class RunFacts(Record):
-    """Facts of a run that its seeds share."""
+class SeedResult(Record):
+    """Result of one seed."""
+
+    seed: NonNegativeInt
+    best_step: NonNegativeInt
+    scores: ScoresBySplit
+
+
+class Results(Record):
+    """Content of `results.json`: the facts that the seeds of a run share, and their scores."""
 
     format: Literal["gpt_dist.results"] = "gpt_dist.results"
     version: Literal[1] = 1
@@ -55,29 +63,10 @@ class RunFacts(Record):
     versions: dict[str, str]
     paper: dict[str, float]
     """Scores that the paper reports, in per cent, by split."""
-
-
-class SeedResult(Record):
-    """Result of one seed."""
-
-    seed: NonNegativeInt
-    best_step: NonNegativeInt
-    scores: ScoresBySplit
-
-
-class Results(RunFacts):
-    """Content of `results.json`."""
-
     seeds: tuple[SeedResult, ...] = Field(min_length=1)
     median: ScoresBySplit
     spread: ScoresBySplit
     """Highest score minus lowest score of the seeds."""
-
-    @classmethod
-    def of(cls, facts: RunFacts, seeds: Sequence[SeedResult]) -> Self:
-        """Return the results of a run's seeds, each scored on the same splits."""
-        median, spread = _median_and_spread(seeds)
-        return cls(**facts.model_dump(), seeds=tuple(seeds), median=median, spread=spread)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -109,12 +98,13 @@ class Results(RunFacts):
         for one in self.seeds:
             if {split: metrics.keys() for split, metrics in one.scores.items()} != splits:
                 raise ValueError(f"seed {one.seed} has other scores than seed {self.seeds[0].seed}")
-        if (self.median, self.spread) != _median_and_spread(self.seeds):
+        if (self.median, self.spread) != median_and_spread(self.seeds):
             raise ValueError("median or spread is not that of the seeds")
         return self
 
 
-def _median_and_spread(seeds: Sequence[SeedResult]) -> tuple[ScoresBySplit, ScoresBySplit]:
+def median_and_spread(seeds: Sequence[SeedResult]) -> tuple[ScoresBySplit, ScoresBySplit]:
+    """Return the median of the seeds' scores, and the highest minus the lowest."""
     median: ScoresBySplit = {}
     spread: ScoresBySplit = {}
     for split, metrics in seeds[0].scores.items():

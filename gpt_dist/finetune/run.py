@@ -1,6 +1,7 @@
 """Fine-tuning on a task: the checks before it, a run for each seed, and their results."""
 
 import gc
+import hashlib
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -23,15 +24,14 @@ from gpt_dist.config import (
 )
 from gpt_dist.config.resolution import check_layout, resolve
 from gpt_dist.data.tasks.checks import check_task
-from gpt_dist.data.tasks.examples import TaskSamples
-from gpt_dist.data.tasks.reading import DEV, TRAIN, write_submission
+from gpt_dist.data.tasks.examples import EncodedSplit, TaskSamples, encode_split
+from gpt_dist.data.tasks.reading import DEV, TRAIN, present_splits, read_split, write_submission
+from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_file
 from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
-from gpt_dist.finetune.data import Splits, digest_of, read_splits
-from gpt_dist.finetune.head import TaskHead, head_shape
-from gpt_dist.finetune.objective import TaskObjective
-from gpt_dist.finetune.predict import judge_splits, metrics_of, validate
-from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.finetune.objective import TaskHead, TaskObjective, head_shape
+from gpt_dist.finetune.predict import judge, metrics_of, validate
+from gpt_dist.finetune.results import RESULTS_NAME, Results, SeedResult, median_and_spread
 from gpt_dist.finetune.task_model import save_task_model
 from gpt_dist.model import GPT, num_parameters
 from gpt_dist.rendezvous import Launch
@@ -39,9 +39,8 @@ from gpt_dist.topology import Topology, device_type, together
 from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.loop import Plan
-from gpt_dist.train.run import run
-from gpt_dist.train.source import open_source, share_source
+from gpt_dist.train.loop import Plan, run
+from gpt_dist.train.start import open_source, share_source
 
 _HYPERPARAMETERS = {
     "optimizer": tuple(OptimizerConfig.model_fields),
@@ -59,7 +58,10 @@ class Inputs:
 
     config: ResolvedConfig
     task: TaskConfig
-    splits: Splits
+    encoded: dict[str, EncodedSplit]
+    """Every split, without test splits that are missing."""
+    validation: dict[str, EncodedSplit]
+    """The dev splits, each up to validation.max_samples."""
     data: DataSource
     source: OpenedModel | None
 
@@ -93,15 +95,23 @@ def check(config: Config, launch: Launch) -> Inputs:
         source, tokenizer_folder = None, newest_path(path) or path
         tokenizer = open_tokenizer(tokenizer_folder)
         vocab_size = tokenizer.full_vocab_size
-    splits = read_splits(config, task, folder, tokenizer)
-    resolved = resolve(config, launch.world_size, vocab_size, len(splits.encoded[TRAIN]))
+    transformation = Transformation(task.form, tokenizer, config.model.sequence_length)
+    examples = {name: read_split(folder, task, name) for name in present_splits(folder, task)}
+    encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
+    limit = config.validation.max_samples
+    validation = {
+        name: encode_split(examples[name][:limit], transformation) if limit else split
+        for name, split in encoded.items()
+        if name.startswith(DEV)
+    }
+    resolved = resolve(config, launch.world_size, vocab_size, len(encoded[TRAIN]))
     keep = resolved.checkpoint.model_copy(update={"keep_best": True})
     resolved = resolved.model_copy(update={"checkpoint": keep})
     _check_same_kind(config)
     for one in _each_seed(config):
         check_writable(Path(one.run.directory))
-    data = DataSource(digest_of(splits.encoded), *tokenizer_file(tokenizer_folder))
-    return Inputs(resolved, task, splits, data, source)
+    data = DataSource(_digest(encoded), *tokenizer_file(tokenizer_folder))
+    return Inputs(resolved, task, encoded, validation, data, source)
 
 
 def _check_source_keys(config: Config) -> None:
@@ -131,6 +141,18 @@ def _check_same_kind(config: Config) -> None:
             f"run.directory: {directory} holds runs of run.seeds; give that key, or another "
             "directory"
         )
+
+
+def _digest(encoded: dict[str, EncodedSplit]) -> str:
+    """Return the SHA-256, in hexadecimal, of the splits that a trained model depends on."""
+    digest = hashlib.sha256()
+    for name, split in encoded.items():
+        if not name.startswith("test"):
+            assert split.targets is not None, "only test splits have no labels"
+            digest.update(name.encode())
+            for array in (split.tokens, split.sequence_starts, split.example_starts, split.targets):
+                digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _each_seed(config: AnyConfig) -> list[AnyConfig]:
@@ -173,7 +195,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     interruption.close()
 
     def leave() -> None:
-        results = Results.of(_facts(inputs), [result for result, _ in made])
+        results = _results(inputs, tuple(result for result, _ in made))
         _, best = max(made, key=lambda one: one[0].scores[DEV][inputs.task.metric])
         _replace_model(best, directory / "model")
         results.write(directory / RESULTS_NAME)
@@ -186,7 +208,7 @@ def _train_seed(
     inputs: Inputs, config: ResolvedConfig, topology: Topology, interruption: Interruption
 ) -> tuple[SeedResult, Checkpoint]:
     """Train, and judge the weights that validated best."""
-    task, splits = inputs.task, inputs.splits
+    task, encoded = inputs.task, inputs.encoded
 
     def objective(model: GPT) -> TaskObjective:
         dropout = config.objective.head_dropout
@@ -197,21 +219,21 @@ def _train_seed(
     batch_size = config.training.global_batch_size
     plan = Plan(
         objective=objective,
-        samples=TaskSamples(splits.encoded[TRAIN], batch_size, config.run.seed),
-        validate=lambda engine: validate(engine.evaluate, splits.validation, *how),
+        samples=TaskSamples(encoded[TRAIN], batch_size, config.run.seed),
+        validate=lambda engine: validate(engine.evaluate, inputs.validation, *how),
         data=inputs.data,
         source=inputs.source,
     )
     engine, best_first = run(config, plan, topology, interruption)
     best = _load_best(engine, best_first, config, topology)
-    others = {name: split for name, split in splits.encoded.items() if name != TRAIN}
-    judged = judge_splits(engine.evaluate, others, *how)
+    others = {name: split for name, split in encoded.items() if name != TRAIN}
+    judged = {name: judge(engine.evaluate, split, *how) for name, split in others.items()}
 
     def write_predictions() -> None:
         for name, one in judged.items():
             if one.targets is None:
-                examples, predictions = splits.examples[name], one.predictions.tolist()
-                write_submission(Path(config.run.directory), task, name, examples, predictions)
+                ids, predictions = encoded[name].ids, one.predictions.tolist()
+                write_submission(Path(config.run.directory), task, name, ids, predictions)
 
     together(lambda: write_predictions() if topology.is_main else None)
     scores = metrics_of(judged, task)
@@ -243,11 +265,12 @@ def _replace_model(best: Checkpoint, model: Path) -> None:
     new.rename(model)
 
 
-def _facts(inputs: Inputs) -> RunFacts:
-    config, task, encoded = inputs.config, inputs.task, inputs.splits.encoded
+def _results(inputs: Inputs, seeds: tuple[SeedResult, ...]) -> Results:
+    config, task, encoded = inputs.config, inputs.task, inputs.encoded
     model = config.model
     scored = {name: split for name, split in encoded.items() if name != TRAIN}
-    return RunFacts(
+    median, spread = median_and_spread(seeds)
+    return Results(
         task=task.name,
         metric=task.metric,
         form=task.form,
@@ -269,12 +292,15 @@ def _facts(inputs: Inputs) -> RunFacts:
         },
         versions=package_versions(),
         paper=task.paper,
+        seeds=seeds,
+        median=median,
+        spread=spread,
     )
 
 
 def _describe(inputs: Inputs) -> str:
     """Return the numbers of examples, and of those that are cut."""
-    splits, longest = inputs.splits.encoded, inputs.config.model.sequence_length
+    splits, longest = inputs.encoded, inputs.config.model.sequence_length
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     full = sum(int((split.lengths == longest).sum()) for split in splits.values())
     cut = f"; {full:,} fill model.sequence_length {longest}, or were cut to it" if full else ""

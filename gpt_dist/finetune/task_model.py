@@ -1,9 +1,9 @@
 """A fine-tuned model as a folder: a model folder with the task and its head beside the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -18,27 +18,26 @@ from gpt_dist.checkpoint.opened import (
     OpenedModel,
     describe_checkpoint,
     inspect_model,
-    is_checkpoint,
     model_path,
+    save_model,
 )
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.tasks.examples import EncodedSplit, encode_split
-from gpt_dist.data.tasks.reading import DEV, Example, dev_splits, read_split
+from gpt_dist.data.tasks.examples import encode_split
+from gpt_dist.data.tasks.reading import dev_splits, read_labelled
 from gpt_dist.data.tasks.transforms import Transformation
-from gpt_dist.data.tokenizers.folder import tokenizer_files
-from gpt_dist.errors import CheckpointError, ConfigError, ModelError, first_problem
+from gpt_dist.errors import CheckpointError, ModelError, first_problem
 from gpt_dist.files.entries import Record
-from gpt_dist.finetune.head import TaskHead, head_shape, task_scores
-from gpt_dist.finetune.predict import Evaluate, judge_splits, metrics_of
+from gpt_dist.finetune.objective import TaskHead, head_shape, task_scores
+from gpt_dist.finetune.predict import Evaluate, judge, metric_rows
 from gpt_dist.inference.assemble import assemble
-from gpt_dist.model import write_model_folder
 from gpt_dist.progress import Report, silent
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology
 from gpt_dist.train.objective import to_device
 
 HEAD_NAME = "head.safetensors"
+Content = TypeVar("Content")
 
 _HEAD = "head.linear."
 """An objective holds the head under this name."""
@@ -61,6 +60,7 @@ class TaskModel:
     task: TaskConfig
     head: TaskHead
     """In evaluation: without dropout."""
+    transformation: Transformation
 
 
 def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silent) -> None:
@@ -70,34 +70,13 @@ def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silen
     except ValidationError as error:
         reason = first_problem(error)
         raise CheckpointError(f"{checkpoint.path}: config.task: {reason}") from None
-    model = describe_checkpoint(checkpoint)
     head = {name: checkpoint.read_checked("weight", _HEAD + name) for name in ("weight", "bias")}
     content = _TaskFile(format="gpt_dist.task", version=1, task=task)
     files = {
-        **tokenizer_files(checkpoint.path),
         TASK_NAME: (content.model_dump_json(indent=2) + "\n").encode(),
         HEAD_NAME: save(head),
     }
-    write_model_folder(
-        output,
-        model.config,
-        model.tensors.__getitem__,
-        files,
-        end_of_text=model.end_of_text,
-        stated_loss=model.probe_loss,
-        report=report,
-    )
-
-
-def save_task_checkpoint(path: Path, output: Path, report: Report = silent) -> bool:
-    """Write the model folder of a fine-tuning checkpoint; return False for any other path."""
-    if not is_checkpoint(path):
-        return False
-    checkpoint = Checkpoint(path)
-    if checkpoint.manifest.config.get("task") is None:
-        return False
-    save_task_model(checkpoint, output, report)
-    return True
+    save_model(describe_checkpoint(checkpoint), output, report, files)
 
 
 def open_task_model(path: Path) -> TaskModel:
@@ -109,15 +88,16 @@ def open_task_model(path: Path) -> TaskModel:
             "launch/finetune.py, or its `model` folder"
         )
     opened = inspect_model(path)
-    task = _read_task(path / TASK_NAME)
+    task = _read(path / TASK_NAME, _TaskFile.model_validate_json, "task").task
     head = TaskHead(opened.config.hidden_size, *head_shape(task), dropout=0.0).eval()
     try:
-        head.linear.load_state_dict(_read_head(path / HEAD_NAME))
+        head.linear.load_state_dict(_read(path / HEAD_NAME, _head_tensors, "head"))
     except RuntimeError:
         raise ModelError(
             f"{path / HEAD_NAME}: not the head of {TASK_NAME}; copy the folder again"
         ) from None
-    return TaskModel(opened, task, head)
+    length = opened.config.sequence_length
+    return TaskModel(opened, task, head, Transformation(task.form, opened.tokenizer, length))
 
 
 def load_task_model(
@@ -132,13 +112,6 @@ def load_task_model(
             return task_scores(model, head, to_device(batch, topology.device))[0]
 
     return evaluate, topology
-
-
-def encode(opened: TaskModel, examples: Sequence[Example]) -> EncodedSplit:
-    """Encode examples for the model; raise DataError where one has no room for its answer."""
-    model = opened.opened
-    form, length = opened.task.form, model.config.sequence_length
-    return encode_split(examples, Transformation(form, model.tokenizer, length))
 
 
 def evaluate_task(
@@ -158,40 +131,28 @@ def evaluate_task(
     opened = open_task_model(path)
     task = opened.task
     names = [split] if split else dev_splits(task)
-    encoded = {name: encode(opened, read_split(folder, task, name)) for name in names}
-    if any(one.targets is None for one in encoded.values()):
-        raise ConfigError(f"--split: {names[0]} of {task.name} has no labels; give another")
+    encoded = {
+        name: encode_split(read_labelled(folder, task, name), opened.transformation)
+        for name in names
+    }
     evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
-    group = topology.data_parallel_group
-    judged = judge_splits(evaluate, encoded, task, batch_size, group, report)
-    counts = {name: len(one) for name, one in encoded.items()}
-    counts = {DEV: sum(counts.values()), **counts}
-    rows = [
-        {"task": task.name, "split": name, "examples": counts[name], **metrics}
-        for name, metrics in metrics_of(judged, task).items()
-    ]
-    return rows, topology
+    how = task, batch_size, topology.data_parallel_group, report
+    judged = {name: judge(evaluate, one, *how) for name, one in encoded.items()}
+    return metric_rows(judged, task), topology
 
 
-def _read_task(path: Path) -> TaskConfig:
+def _head_tensors(content: bytes) -> dict[str, Tensor]:
+    tensors = load(content)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError("it holds numbers that are not finite")
+    return tensors
+
+
+def _read(path: Path, parse: Callable[[bytes], Content], what: str) -> Content:
     try:
-        return _TaskFile.model_validate_json(_read(path)).task
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: no readable task ({reason}); copy the folder again") from None
-
-
-def _read_head(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load(_read(path))
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError("it holds numbers that are not finite")
-        return tensors
+        if path.stat().st_size > _LIMIT_BYTES:
+            raise ValueError(f"larger than {_LIMIT_BYTES} bytes")
+        return parse(path.read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{path}: no readable head ({error}); copy the folder again") from None
-
-
-def _read(path: Path) -> bytes:
-    if path.stat().st_size > _LIMIT_BYTES:
-        raise ValueError(f"larger than {_LIMIT_BYTES} bytes")
-    return path.read_bytes()
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: no readable {what} ({reason}); copy the folder again") from None

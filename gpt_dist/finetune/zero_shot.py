@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.utils.rnn import pad_sequence
 
+from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.config import ResolvedModelConfig, TaskConfig
-from gpt_dist.data.tasks.reading import DEV, TRAIN, Example, dev_splits, read_split
+from gpt_dist.data.tasks.reading import TRAIN, Example, dev_splits, read_labelled
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, ModelError
-from gpt_dist.finetune.scores import score, score_splits
+from gpt_dist.finetune.objective import sequence_losses
+from gpt_dist.finetune.predict import Judged, metric_rows, score
 from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.progress import Report
 
@@ -37,34 +39,31 @@ class Questions:
     targets: NDArray[Any]
     """Class or choice of each example."""
 
+    def by_example(self, values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Return a value for each sequence as an array for each example."""
+        return np.split(values, self.example_starts[1:-1])
+
 
 class ZeroShotTask:
-    """Examples of a task, encoded once for all models with one tokenizer and context length."""
+    """Examples of a task, encoded for a model."""
 
     def __init__(
-        self,
-        task: TaskConfig,
-        folder: Path,
-        split: str | None,
-        tokenizer: Tokenizer,
-        config: ResolvedModelConfig,
+        self, task: TaskConfig, folder: Path, split: str | None, opened: OpenedModel
     ) -> None:
         """Read and encode one split, or every one named dev or dev_….
 
-        Raises:
-            ConfigError: The task has no heuristic, or the split has no labels.
-            DataError: The input is bad.
+        Raises ConfigError where the task has no heuristic or a split no labels; DataError for bad
+        input.
         """
         check_zero_shot(task)
         self.task = task
         self._names = [split] if split else dev_splits(task)
         needed = self._names if _likely_class(task) is None else [TRAIN, *self._names]
-        self._splits = {}
-        for name in dict.fromkeys(needed):
-            examples = read_split(folder, task, name)
-            if examples[0].label is None:
-                raise ConfigError(f"--split: {name} of {task.name} has no labels; give another")
-            self._splits[name] = encode_questions(examples, task, tokenizer, config)
+        how = task, opened.tokenizer, opened.config
+        self._splits = {
+            name: encode_questions(read_labelled(folder, task, name), *how)
+            for name in dict.fromkeys(needed)
+        }
 
     def evaluate(
         self, model: GPT, batch_size: int, group: ProcessGroup, report: Report
@@ -83,16 +82,11 @@ class ZeroShotTask:
             threshold = _find_threshold(self.task, self._splits[TRAIN], found[TRAIN])
         judged = {}
         for name in self._names:
-            predictions = predict(self.task, self._splits[name], found[name], threshold)
-            judged[name] = self._splits[name].targets, predictions
-        counts = {name: len(targets) for name, (targets, _) in judged.items()}
-        counts.setdefault(DEV, sum(counts.values()))
+            questions, answers = self._splits[name], found[name]
+            predictions = predict(self.task, questions, answers, threshold)
+            judged[name] = Judged(questions.by_example(answers), predictions, questions.targets)
         chosen = {} if threshold is None else {"threshold": threshold}
-        return [
-            {"task": self.task.name, "split": name, "examples": counts[name], **scores, **chosen}
-            for name, scores in score_splits(self.task, judged).items()
-            if name in judged or len(judged) > 1
-        ]
+        return [row | chosen for row in metric_rows(judged, self.task)]
 
 
 def check_zero_shot(task: TaskConfig) -> None:
@@ -170,7 +164,9 @@ def log_probabilities(
         fitting = batch_size * model.config.sequence_length // (lengths[order[0]] - 1)
         batch, order = np.split(order, [fitting])
         inputs, labels = (part.to(device) for part in _collate(questions, batch))
-        total[torch.from_numpy(batch).to(device)] = _answer_log_probabilities(model, inputs, labels)
+        with torch.no_grad():
+            losses = sequence_losses(model, model(inputs), labels)
+        total[torch.from_numpy(batch).to(device)] = -losses.double()
         done += int(lengths[batch].sum())
         report(done, tokens)
     dist.all_reduce(total, group=group)
@@ -195,8 +191,7 @@ def predict(
         assert threshold is not None
         return np.where(averages > threshold, likely, 1 - likely)
     compared = averages if task.form == "multiple_choice" else log_probabilities
-    parts = np.split(compared, questions.example_starts[1:-1])
-    return np.array([part.argmax() for part in parts])
+    return np.array([part.argmax() for part in questions.by_example(compared)])
 
 
 def _find_threshold(
@@ -239,17 +234,6 @@ def _collate(questions: Questions, numbers: NDArray[np.int64]) -> tuple[Tensor, 
     positions = torch.arange(tokens.shape[1])
     asked = (begins <= positions) & (positions < ends)
     return tokens[:, :-1], tokens.where(asked, IGNORED_LABEL)[:, 1:]
-
-
-@torch.no_grad()
-def _answer_log_probabilities(model: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the log-probability [B] of the labels in each row [B, T], in fp64."""
-    hidden = model(inputs)  # [B, T, D]
-    asked = labels != IGNORED_LABEL  # [B, T], N of them
-    # Only these positions go through the head, whose output is by far the largest tensor.
-    losses = model.token_losses(hidden[asked][None], labels[asked][None])[0]  # [N]
-    total = torch.zeros(len(labels), dtype=torch.float64, device=losses.device)
-    return total.index_add(0, asked.nonzero()[:, 0], -losses.double())
 
 
 def _averages(questions: Questions, log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
-"""Continue token sequences with a model: greedily, or by sampling from filtered probabilities."""
+"""Continue prompts with a model: greedily, or by sampling from filtered probabilities."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from gpt_dist.checkpoint.opened import OpenedModel
+from gpt_dist.data.tokenizers.tokenizer import Tokenizer
+from gpt_dist.errors import ConfigError
 from gpt_dist.model import GPT
 from gpt_dist.model.layers import LayerCache
 
@@ -24,6 +27,57 @@ class Sampling:
     """Only the likeliest tokens that together reach this probability can be drawn."""
     seed: int = 42
     """Prompt i draws from its own generator, seeded with seed + i."""
+
+
+def encode_prompts(prompts: Sequence[str], opened: OpenedModel) -> list[list[int]]:
+    """Return the tokens of each prompt; an empty prompt is the beginning of a text.
+
+    ConfigError is raised if a prompt is not UTF-8 text, fills the model's context, or is empty
+    though the model has no end-of-text token.
+    """
+    tokenizer, longest = opened.tokenizer, opened.config.sequence_length
+    encoded = []
+    for prompt in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ConfigError(f"--prompt: {prompt[:40]!r} is not UTF-8 text; convert it")
+        ids = tokenizer.encode(prompt).tolist()
+        if not ids and opened.end_of_text is not None:
+            ids = [opened.end_of_text]
+        if not 0 < len(ids) < longest:
+            raise ConfigError(
+                f"--prompt: {prompt[:40]!r} has {len(ids)} tokens; the model needs at least one "
+                f"and continues {longest - 1} at most"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def continue_texts(
+    model: GPT,
+    prompts: Sequence[str],
+    encoded: list[list[int]],
+    max_tokens: int,
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+) -> Iterator[str]:
+    """Yield each prompt with its continuation, in pieces to print, with empty lines between.
+
+    The pieces of the first prompt come while they are generated.
+    """
+    made: list[list[int]] = [[] for _ in prompts]
+    steps = generate(model, encoded, max_tokens, sampling, tokenizer.end_of_text)
+
+    def first_tokens() -> Iterator[int]:
+        for row, token in steps:
+            made[row].append(token)
+            if row == 0:
+                yield token
+
+    for row, prompt in enumerate(prompts):
+        yield prompt if row == 0 else f"\n{prompt}"
+        tokens = made[row] if row else first_tokens()
+        yield from _decode_stream(encoded[row], tokens, tokenizer)
+        yield "\n"
 
 
 def generate(
@@ -86,6 +140,20 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         ranked = ranked.masked_fill(before >= sampling.top_p, 0)
     filtered = torch.zeros_like(ranked).scatter_(-1, order, ranked)
     return filtered / filtered.sum(-1, keepdim=True)
+
+
+def _decode_stream(prompt: list[int], tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """Decode tokens after their prompt, since a piece at the beginning loses its space."""
+    ids = list(prompt)
+    shown = len(tokenizer.decode(ids))
+    text = ""
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if not text.endswith("\ufffd"):  # which the bytes of half a character decode to
+            yield text[shown:]
+            shown = len(text)
+    yield text[shown:]
 
 
 def _next_probabilities(

@@ -40,7 +40,6 @@ class GPT(nn.Module):
         group: Group,
         activation_checkpointing: bool = False,
     ) -> None:
-        """Draw this process's slice of the tensor-parallel `group`."""
         super().__init__()
         self.config = config
         self.group = group
@@ -77,10 +76,7 @@ class GPT(nn.Module):
         return self.final_norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return this process's slice [..., V/tp] of the logits of hidden states [..., D].
-
-        Entries that only pad the vocabulary are -inf.
-        """
+        """Return this process's logits [..., V/tp] of hidden states [..., D]; padding gets -inf."""
         tied = self.token_embedding.weight if self.head.weight is None else None
         logits: Tensor = self.head(hidden, tied)
         width = logits.size(-1)

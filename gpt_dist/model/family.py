@@ -148,10 +148,7 @@ class Family:
         }
 
     def read(self, path: Path, values: Values, family: str) -> ResolvedModelConfig:
-        """Return the model that the content of the config.json at `path` describes.
-
-        Raises ModelError, which names the key, where the model is of other arithmetic.
-        """
+        """Return the model that the config.json at `path` describes; ModelError names a bad key."""
         values = self.flatten(values)
         found: dict[str, Any] = {"family": family}
         for ours, (default, *theirs) in self.keys.items():

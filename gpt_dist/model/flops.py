@@ -9,10 +9,7 @@ from gpt_dist.model.parameters import parameter_table
 
 PEAK_BF16_FLOPS = {
     "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "H800": 989e12,
-    "GH200": 989e12,
+    **dict.fromkeys(("H100", "H200", "H800", "GH200"), 989e12),
     "B200": 2250e12,
     "L40S": 362e12,
     "A10": 125e12,

@@ -211,10 +211,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each on a residual branch, with a norm of the branch or the sum.
-
-    With `norm_first` a norm comes before each branch, otherwise after each sum.
-    """
+    """Attention and feed-forward, each a residual branch with a norm before it or after the sum."""
 
     def __init__(
         self,

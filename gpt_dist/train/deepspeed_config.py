@@ -4,8 +4,6 @@ from typing import Any
 
 from gpt_dist.config import ResolvedConfig
 
-INITIAL_LOSS_SCALE_POWER = 16
-
 
 def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
     """Return the dictionary for `deepspeed.initialize`, from a resolved configuration.
@@ -33,5 +31,5 @@ def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
         if parallel.zero_stage:
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     elif training.precision == "fp16":
-        derived["fp16"] = {"enabled": True, "initial_scale_power": INITIAL_LOSS_SCALE_POWER}
+        derived["fp16"] = {"enabled": True, "initial_scale_power": 16}
     return derived

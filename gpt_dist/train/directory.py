@@ -66,8 +66,5 @@ def set_aside_earlier_run(directory: Path) -> None:
     aside.mkdir()
     for path in left:
         path.rename(aside / path.name)
-    print(
-        f"{directory} holds an earlier run: starting from scratch, its files are now in "
-        f"{aside.name}/",
-        file=sys.stderr,
-    )
+    text = f"{directory} holds an earlier run: starting from scratch, its files are now in"
+    print(text, f"{aside.name}/", file=sys.stderr)

@@ -10,12 +10,13 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.errors import LaunchError
+from gpt_dist.model.parameters import split_dimension
 from gpt_dist.topology import Topology, model_parallel_unit
 from gpt_dist.train.deepspeed_config import deepspeed_config
 from gpt_dist.train.gradients import check_gradients, name_ranks
@@ -136,7 +137,7 @@ class Engine:
             # DeepSpeed looks on the gradient for the mark that megatron-core put on the parameter.
             for parameter in engine.module.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.tensor_model_parallel = _is_shard(parameter)
+                    parameter.grad.tensor_model_parallel = split_dimension(parameter) is not None
         engine.step()
         return float(engine.get_global_grad_norm()) / scale, engine.was_step_applied()
 
@@ -154,7 +155,7 @@ class Engine:
         """Scale all gradients to the clip norm; drop them if the norm is not finite."""
         parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
         is_first = self._topology.tensor_parallel_rank == 0
-        owned = [p.grad for p in parameters if is_first or _is_shard(p)]
+        owned = [p.grad for p in parameters if is_first or split_dimension(p) is not None]
         # On the CPU, a norm summed in fp32 is off by a part in a thousand for a large embedding.
         square = torch.stack(torch._foreach_norm(owned, 2, torch.float64)).square().sum()
         dist.all_reduce(square, group=self._topology.tensor_parallel_group)
@@ -165,11 +166,6 @@ class Engine:
         elif self._clip_norm and norm > self._clip_norm:
             torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
         return norm
-
-
-def _is_shard(parameter: nn.Parameter) -> bool:
-    """Return whether tensor-parallel peers hold other parts of a parameter."""
-    return getattr(parameter, "tensor_model_parallel", False)
 
 
 def _prepare_deepspeed() -> None:

@@ -1,28 +1,33 @@
-"""The one training loop: batches in, updates out, figures reported on the way."""
+"""One run, of pre-training or of fine-tuning: the training loop, saved and reported on the way."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from gpt_dist.checkpoint.folder import warner
 from gpt_dist.checkpoint.opened import OpenedModel
+from gpt_dist.checkpoint.resume import find_checkpoint
 from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import GPT, flops_per_token, peak_flops
-from gpt_dist.topology import Topology
+from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine, Update
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.metrics import Reporter, Row
 from gpt_dist.train.objective import Objective
 from gpt_dist.train.optimizer import learning_rate
+from gpt_dist.train.start import start_engine
 
 MAX_SKIPPED_STEPS = 20
 """Steps in a row without a finite gradient after which training stops; fp16 needs a few at first,
@@ -69,7 +74,6 @@ class Trainer:
     _skipped: int = field(default=0, init=False)
     """Steps in a row, up to the last one, whose update was skipped."""
     _last_report: int = field(init=False)
-    """Step that was reported last."""
     _timer: float = field(init=False)
     """Time of the last report, plus the duration of validations since."""
 
@@ -116,8 +120,8 @@ class Trainer:
         self._skipped = 0 if update.applied else self._skipped + 1
         if self._skipped:
             self._report_skipped(step, loss, update, is_last)
-        if step % config.logging.interval == 0 or step == 1 or is_last:
-            self._report(step, loss, rate, update.grad_norm)
+        if self.reporter and (step % config.logging.interval == 0 or step == 1 or is_last):
+            self.reporter.training(self._row(step, loss, rate, update.grad_norm))
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
@@ -139,12 +143,11 @@ class Trainer:
             self.saver.save(step, best)
         return interrupted
 
-    def _report(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
+    def _row(self, step: int, loss: float, rate: float, grad_norm: float) -> Row:
+        """Return the figures of the steps since the last report."""
         now = time.perf_counter()
         seconds = (now - self._timer) / (step - self._last_report)
         self._last_report, self._timer = step, now
-        if self.reporter is None:
-            return
         config, topology = self.config, self.topology
         batch_tokens = config.training.global_batch_size * self.plan.samples.tokens_per_sample
         row: Row = {
@@ -160,7 +163,7 @@ class Trainer:
         if peak := peak_flops(topology.device):
             flops = flops_per_token(config.model) * batch_tokens / seconds
             row["mfu"] = flops / (peak * topology.launch.world_size)
-        self.reporter.training(row)
+        return row
 
     def _report_skipped(self, step: int, loss: float, update: Update, is_last: bool) -> None:
         """Report a skipped step; raise TrainingError if it is the last, or one too many."""
@@ -185,3 +188,50 @@ class Trainer:
             f"{text}, {reason}; lower optimizer.learning_rate, or use training.precision bf16 "
             "or fp32"
         )
+
+
+def run(
+    config: ResolvedConfig, plan: Plan, topology: Topology, interruption: Interruption
+) -> tuple[Engine, list[int]]:
+    """Train as a resolved configuration says, from a checkpoint if training.resume leads to one.
+
+    Returns the engine, and, on the reporting process, the validated steps, best first.
+    """
+    if config.training.deterministic:
+        # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.training.deterministic)
+    checkpoint = find_checkpoint(config, topology, plan.data.digest, warner(topology))
+    done = checkpoint.manifest.step if checkpoint else 0
+    engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
+    reporting = together(lambda: Reporter(config, done) if topology.is_main else None)
+    with reporting or nullcontext() as reporter:
+        if reporter:
+            reporter.say(_describe(config, topology, engine.num_parameters))
+            if checkpoint:
+                reporter.say(f"resumed from {checkpoint.path}")
+            elif plan.source:
+                reporter.say(f"starting from the weights of {config.model.source}")
+        saver = Saver(engine.state(), config, topology, plan.data)
+        Trainer(engine, plan, config, topology, saver, interruption, reporter).run(done)
+        saver.close()
+        if reporter:
+            reporter.summary()
+    return engine, reporter.best_first if reporter else []
+
+
+def _describe(config: ResolvedConfig, topology: Topology, parameters: int) -> str:
+    training, warmup_steps = config.training, config.schedule.warmup_steps
+    batch = "examples" if config.task else f"x {config.model.sequence_length} tokens"
+    text = (
+        f"{parameters:,} parameters a process, {training.precision}, {topology.device.type}; "
+        f"data parallel {topology.data_parallel_size} x tensor parallel "
+        f"{topology.tensor_parallel_size}, ZeRO {config.parallel.zero_stage}; "
+        f"global batch {training.global_batch_size} {batch}, {training.max_steps} steps"
+    )
+    if warmup_steps >= training.max_steps:
+        text += (
+            f"\nWARNING: schedule.warmup_steps {warmup_steps}: all {training.max_steps} steps are "
+            "warm-up, below optimizer.learning_rate"
+        )
+    return text

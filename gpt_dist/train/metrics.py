@@ -29,7 +29,7 @@ class Reporter:
         self._max_steps = config.training.max_steps
         self._done = done
         self._headline = f"{DEV}_{config.task.metric}" if config.task else "validation_perplexity"
-        self._higher_is_better = config.task is not None
+        self._sign = -1 if config.task else 1  # perplexity is better the lower it is
         self._values: dict[int, float] = {}
         if done:
             self._drop_rows_after(done)
@@ -86,8 +86,7 @@ class Reporter:
     @property
     def best_first(self) -> list[int]:
         """Return the validated steps after step 0, best first, and earlier first among equals."""
-        sign = -1 if self._higher_is_better else 1
-        return sorted(filter(None, self._values), key=lambda step: sign * self._values[step])
+        return sorted(filter(None, self._values), key=lambda step: self._sign * self._values[step])
 
     def summary(self) -> None:
         """Print the amount of training, the change of the headline and the files."""

@@ -29,11 +29,10 @@ from gpt_dist.topology import Topology, device_type
 from gpt_dist.train.directory import check_writable
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
-from gpt_dist.train.loop import Plan
+from gpt_dist.train.loop import Plan, run
 from gpt_dist.train.metrics import Row
 from gpt_dist.train.objective import LanguageModelObjective
-from gpt_dist.train.run import run
-from gpt_dist.train.source import open_source, share_source
+from gpt_dist.train.start import open_source, share_source
 
 VERIFIED_BYTES = 2**30
 """Token folders up to this size are hashed before training, which takes a second or two."""

@@ -17,13 +17,13 @@ from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.data.tokenizers.byte_pair import read_openai_gpt
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.errors import ConfigError, DataError
-from gpt_dist.inference.evaluate import (
+from gpt_dist.inference.perplexity import (
+    SlidingWindows,
     choose_stride,
     open_texts,
     open_validation_split,
     score_texts,
 )
-from gpt_dist.inference.perplexity import SlidingWindows
 from gpt_dist.model import load_model, write_model_folder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups

@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 
 from gpt_dist.checkpoint.folder import step_path
+from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import TaskConfig
 from gpt_dist.errors import CheckpointError
-from gpt_dist.finetune.task_model import save_task_checkpoint
+from gpt_dist.finetune.task_model import save_task_model
 from gpt_dist.rendezvous import Launch
 from tests.checkpoints import forge
 from tests.models import write_model_folders
@@ -200,7 +201,7 @@ def test_a_checkpoint_whose_task_is_not_understood_is_refused(reference, tmp_pat
     checkpoint = shutil.copytree(path, tmp_path / path.name)
     forge(checkpoint, ["config", "task", "form"], "riddle")
     with pytest.raises(CheckpointError, match=r"config\.task: form: "):
-        save_task_checkpoint(checkpoint, tmp_path / "model")
+        save_task_model(Checkpoint(checkpoint), tmp_path / "model")
 
 
 def test_what_a_run_leaves(reference):

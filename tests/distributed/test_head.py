@@ -47,8 +47,7 @@ def batch(lengths: list[list[int]]) -> TaskBatch[Tensor]:
 
 def objective(theirs: Any, launch: Launch, device: torch.device, tensor: int, **head: Any) -> Any:
     """Our objective with the weights of their transformer, and a head of random ones."""
-    from gpt_dist.finetune.head import TaskHead
-    from gpt_dist.finetune.objective import TaskObjective
+    from gpt_dist.finetune.objective import TaskHead, TaskObjective
     from gpt_dist.model import build_model, load_full_tensors
 
     topology = form_groups(launch, device, tensor)
@@ -212,7 +211,7 @@ def test_neighbours_padding_and_order_change_nothing(process_group, tensor_paral
 
 
 def test_the_choices_of_an_example_share_a_dropout_mask():
-    from gpt_dist.finetune.head import TaskHead
+    from gpt_dist.finetune.objective import TaskHead
 
     torch.manual_seed(0)
     head = TaskHead(64, "choices", 1, dropout=0.5)

@@ -250,7 +250,7 @@ def evaluate(
     split: str | None,
 ) -> list[dict[str, Any]]:
     opened = open_model(model)
-    solver = ZeroShotTask(task, data, split, opened.tokenizer, opened.config)
+    solver = ZeroShotTask(task, data, split, opened)
     topology = form_groups(launch, device, 1)
     gpt = load_model(opened.tensors, opened.config, topology.tensor_parallel_group).eval()
     return solver.evaluate(gpt, 8, topology.data_parallel_group, lambda *_: None)
@@ -360,7 +360,7 @@ def test_a_split_without_labels_is_refused(model_folders, tmp_path):
     splits = {"test": {"path": "test.jsonl", "columns": columns}}
     task = make_task("multiple_choice", splits=splits)
     with pytest.raises(ConfigError, match=r"^--split: test of mine has no labels"):
-        ZeroShotTask(task, tmp_path, "test", opened.tokenizer, opened.config)
+        ZeroShotTask(task, tmp_path, "test", opened)
 
 
 def diverge(launch: Launch, device: torch.device, folder: Path) -> str:

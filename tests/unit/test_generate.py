@@ -15,8 +15,13 @@ import torch
 from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.errors import ConfigError
 from gpt_dist.inference.arguments import seed
-from gpt_dist.inference.generate import Sampling, filtered_probabilities, generate
-from gpt_dist.inference.write import continue_texts, encode_prompts
+from gpt_dist.inference.generate import (
+    Sampling,
+    continue_texts,
+    encode_prompts,
+    filtered_probabilities,
+    generate,
+)
 from gpt_dist.model import load_model
 from gpt_dist.model.layers import LayerCache
 from gpt_dist.rendezvous import Launch

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt_dist.errors import DataError
-from gpt_dist.finetune.results import RESULTS_NAME, Results, RunFacts, SeedResult
+from gpt_dist.finetune.results import RESULTS_NAME, Results, SeedResult, median_and_spread
 from gpt_dist.finetune.scoreboard import ablation_tables, find_results, score_table
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,9 @@ def make(task: str, *scores: dict[str, float] | float, **keys: Any) -> Results:
         )
         for seed, one in enumerate(by_split)
     ]
-    return Results.of(RunFacts.model_validate(facts | keys), seeds)
+    median, spread = median_and_spread(seeds)
+    scores_of_seeds = {"seeds": seeds, "median": median, "spread": spread}
+    return Results.model_validate(facts | keys | scores_of_seeds)
 
 
 def cells(runs: list[Results], *columns: str) -> list[tuple[str, ...]]:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.finetune.predict import describe
-from gpt_dist.finetune.scores import score
+from gpt_dist.finetune.predict import Judged, describe, metric_rows, score
 
 
 def task(metric: str, **keys: Any) -> TaskConfig:
@@ -86,3 +85,22 @@ def test_a_score_is_shown_within_its_range():
     bounded = task("pearson", form="similarity", score_range=(0, 5))
     assert [one["score"] for one in describe(bounded, given)] == [0, 3.5, 5]
     assert next(describe(task("pearson", form="similarity"), given))["score"] == given[0]
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (["dev_b"], {"dev_b": (1, 0)}),
+        (["dev_a", "dev_b"], {"dev_a": (3, 1), "dev_b": (1, 0), "dev": (4, 0.75)}),
+        (["dev", "dev_b"], {"dev": (3, 1), "dev_b": (1, 0)}),
+        (["test"], {"test": (2, 1)}),
+    ],
+)
+def test_only_several_dev_splits_have_a_row_together(splits, expected):
+    counts = {"dev_a": 3, "dev": 3, "dev_b": 1, "test": 2}
+    judged = {
+        name: Judged([], np.full(counts[name], name != "dev_b"), np.ones(counts[name]))
+        for name in splits
+    }
+    rows = metric_rows(judged, task("accuracy", **BINARY))
+    assert {row["split"]: (row["examples"], row["accuracy"]) for row in rows} == expected

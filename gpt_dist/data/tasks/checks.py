@@ -9,11 +9,9 @@ from gpt_dist.errors import ConfigError, DataError
 
 
 def check_task(folder: Path, task: TaskConfig) -> None:
-    """Refuse a task that contradicts itself or whose files are missing, without reading them.
+    """Raise ConfigError, with the key, for a task that contradicts itself.
 
-    Raises:
-        ConfigError: The task contradicts itself; the message names the key.
-        DataError: A file is missing, other than a `test` file; the message names it.
+    DataError is raised for a missing file, other than a `test` file; none is read.
     """
     _check_splits(task)
     _check_submissions(task)

@@ -57,9 +57,8 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
     from the file of `train` by a hash of the first text. The order of the rows does not matter, and
     examples on the same passage stay together.
 
-    Raises:
-        ConfigError: The task does not have the split, or task.dev_fraction leaves it empty.
-        DataError: The input is bad; the message names file and line.
+    Raises ConfigError where the task does not have the split or task.dev_fraction leaves it empty;
+    DataError, with file and line, for bad input.
     """
     fraction = task.dev_fraction if name in (TRAIN, DEV) else 0
     split = split_of(task, TRAIN if fraction else name)
@@ -74,6 +73,14 @@ def read_split(folder: Path, task: TaskConfig, name: str) -> list[Example]:
             f"task.dev_fraction: {fraction} of {path} leaves no example for {name}; give another, "
             "or a file with more"
         )
+    return examples
+
+
+def read_labelled(folder: Path, task: TaskConfig, name: str) -> list[Example]:
+    """Read a split as `read_split` does; ConfigError where it has no labels."""
+    examples = read_split(folder, task, name)
+    if examples[0].label is None:
+        raise ConfigError(f"--split: {name} of {task.name} has no labels; give another")
     return examples
 
 
@@ -108,17 +115,17 @@ def write_submission(
     folder: Path,
     task: TaskConfig,
     split: str,
-    examples: Sequence[Example],
+    ids: Sequence[str],
     predictions: Sequence[int | float],
 ) -> Path:
-    """Write predictions in GLUE's format and return the file; raise DataError if that fails.
+    """Write predictions of examples in GLUE's format and return the file; DataError if that fails.
 
     Its name is the split's `submission` or else the split's own. A prediction is a score, or the
     number of a class or choice, written as task.labels names it.
     """
     path = folder / submission_name(task, split)
-    rows = zip(examples, predictions, strict=True)
-    lines = [f"{example.id}\t{_named(task, prediction)}\n" for example, prediction in rows]
+    rows = zip(ids, predictions, strict=True)
+    lines = [f"{index}\t{_named(task, prediction)}\n" for index, prediction in rows]
     write_result(path, "".join(["index\tprediction\n", *lines]))
     return path
 

@@ -40,8 +40,7 @@ class Transformation:
     def sequences(self, example: Example) -> list[Ids]:
         """Return one sequence, or one for each order (similarity) or choice (multiple choice).
 
-        Raises:
-            DataError: A question and its longest choice leave no room for the context.
+        Raises DataError where a question and its longest choice leave no room for the context.
         """
         texts = [self._encode(text) for text in example.texts]
         match self._form:

@@ -14,11 +14,7 @@ FAMILIES: dict[str, Family] = {"openai_gpt": OPENAI_GPT, "gpt2": GPT_2, "llama":
 
 
 def family_of(config: ModelConfig) -> Family:
-    """Return the family that a configuration names.
-
-    Raises ConfigError where there is no such family, where a key is given that only other families
-    read, or where a size does not fit.
-    """
+    """Return the family that a configuration names; ConfigError if a key or size does not fit."""
     family = FAMILIES.get(config.family)
     if family is None:
         raise ConfigError(
