@@ -1,6 +1,5 @@
 """Test that a build of a token folder survives kills at random moments and a full disk."""
 
-import os
 import random
 import shutil
 import signal
