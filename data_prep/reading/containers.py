@@ -13,6 +13,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import IO
@@ -114,7 +115,9 @@ class FileReader:
 
             yield from read_parquet(name, file, self._options, self._budget)
             return
-        with zipfile.ZipFile(_ZipStream(file)) as archive:
+        with _zip_faults():
+            archive = zipfile.ZipFile(_ZipStream(file))
+        with archive:
             if kind == "epub":
                 from data_prep.reading.epub import read_epub  # needs the extra `text`
 
@@ -125,7 +128,7 @@ class FileReader:
     def _read_zip(self, name: str, archive: zipfile.ZipFile, depth: int) -> Items:
         for member in archive.infolist():
             self._budget.count_member()
-            if member.is_dir():
+            if member.filename.endswith("/"):
                 continue
             label, title = _member_names(name, member.filename)
             mode = stat.S_IFMT(member.external_attr >> 16)
@@ -136,7 +139,9 @@ class FileReader:
             elif member.compress_type not in _ZIP_METHODS:
                 yield LeftOut(label, "zip method that is not read (unpack it)")
             else:
-                with archive.open(member) as content:
+                with _zip_faults():
+                    content = archive.open(member)
+                with content:
                     counted = buffered(content, self._budget)
                     yield from self.read(label, title, counted, depth + 1)
 
@@ -152,6 +157,15 @@ class FileReader:
             content = archive.extractfile(member)
             assert content is not None
             yield from self.read(label, title, buffered(content), depth + 1)
+
+
+@contextmanager
+def _zip_faults() -> Iterator[None]:
+    """Raise BadZipFile for any way in which zipfile shows damage."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise zipfile.BadZipFile(str(error)) from error
 
 
 def _tar_members(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

@@ -38,13 +38,13 @@ _REMEDIES = {
     **dict.fromkeys(["csv", "tsv", "arrow", "db", "sqlite"], "convert it to .jsonl or .parquet"),
 }
 _MAGIC: dict[bytes, Kind] = {
-    b"\x1f\x8b": "gz",
+    b"\x1f\x8b\x08": "gz",
     b"\xfd7zXZ\0": "xz",
-    b"BZh": "bz2",
     b"\x28\xb5\x2f\xfd": "zst",
     b"PK\x03\x04": "zip",
     b"PAR1": "parquet",
 }
+_BZ2 = re.compile(rb"BZh[1-9]1AY&SY")
 _HTML = re.compile(
     rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+)?html\b", re.I | re.S
 )
@@ -79,6 +79,8 @@ def sniff(head: bytes) -> Kind | None:
     """Return how a file with these first bytes is read; None if they are not text."""
     if head[257:262] == b"ustar":
         return "tar"
+    if _BZ2.match(head):
+        return "bz2"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return "epub" if head[38:58] == b"application/epub+zip" else kind

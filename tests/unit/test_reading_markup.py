@@ -14,7 +14,7 @@ PAGE = """<!DOCTYPE html>
 <html><head><title>Title</title><style>p {}</style></head><body>
 <h1>Chapter&nbsp;I</h1><!-- no -->
 <p>One
-   line, <i>with</i> <b>em</b>phasis &amp; caf&eacute;.<script>no()</script> More.
+   line, <i>with</i> <b>high</b>lights &amp; caf&eacute;.<script>no()</script> More.
 <p>Verse<br>in two<br/>
 <ul><li>first<li>second</ul>
 <pre>kept
@@ -23,7 +23,7 @@ PAGE = """<!DOCTYPE html>
 tail</body></html>"""
 LINES = [
     "Chapter\xa0I",
-    "One line, with emphasis & café. More.",
+    "One line, with highlights & café. More.",
     *("Verse", "in two", "first", "second", "kept", "  lines", "a b", "c", "tail"),
 ]
 
@@ -76,7 +76,7 @@ TEI = """<?xml version="1.0" encoding="utf-8"?>
 <TEI{}><teiHeader><titleStmt><title>No</title></titleStmt></teiHeader><text>
 <front><p>No</p></front>
 <body><div type="chapter"><head>I</head><pb n="1"/>
-<p>Words <hi rend="i">that</hi> follow,<note>A <q>note</q>.</note><lb/>on <choice><sic>teh</sic>
+<p>Words <hi rend="i">that</hi> follow,<note>A <q>note</q>.</note><lb/>on <choice><sic>zhe</sic>
 <corr>the</corr></choice> page &amp; after.</p><lg><l>One verse</l><l>Another</l></lg>
 <floatingText><body><p>A letter.</p></body></floatingText></div></body>
 <back><p>No</p></back></text></TEI>"""
