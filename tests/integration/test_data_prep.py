@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.clean import clean
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
 from gpt_dist.data.tokens.folder import TokenFolder
+from tests.texts import clean_text
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "data_prep/sample_books").glob("*.txt"))
@@ -90,7 +90,7 @@ def folder(books: Path) -> TokenFolder:
 
 
 def test_every_kept_document_comes_back(folder: TokenFolder) -> None:
-    expected = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES]
+    expected = [clean_text(file) for file in SAMPLES]
     (end,) = documents_of(folder, "validation")  # the end of a document that is cut
     found = [
         f"{text}\n{end}" if f"{text}\n{end}" in expected else text
@@ -159,7 +159,7 @@ def test_tokenizer_encodes_as_its_parts_do(folder: TokenFolder) -> None:
 
     tokenizer = SentencePieceTokenizer(folder.tokenizer_path)
     plain = sentencepiece.SentencePieceProcessor(model_file=str(folder.tokenizer_path))
-    text = clean(SAMPLES[0].read_bytes(), "book", lowercase=True).text + "\nunseen: ☃ 漢字 ǆ"
+    text = clean_text(SAMPLES[0]) + "\nunseen: ☃ 漢字 ǆ"
     ids = tokenizer.encode(text).tolist()
     assert ids == plain.encode(text.replace("\n", "\n "))
     line_end = plain.piece_to_id("<0x0A>")
@@ -284,7 +284,7 @@ def test_an_earlier_folder_s_tokenizer_is_used(
     assert other.manifest.options.tokenizer_sample_mb is None
     assert contents(other.path)["tokenizer.model"] == folder.tokenizer_path.read_bytes()
     encode = SentencePieceTokenizer(folder.tokenizer_path).encode
-    texts = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES[:2]]
+    texts = [clean_text(file) for file in SAMPLES[:2]]
     assert sorted(ids_of(other, "train")) == sorted(encode(text).tolist() for text in texts)
 
 
@@ -304,7 +304,7 @@ def test_the_released_vocabulary_gives_transformers_ids(
     shutil.copy(RELEASED / "encoder_bpe_40000.json", tmp_path / "vocab.json")
     shutil.copy(RELEASED / "vocab_40000.bpe", tmp_path / "merges.txt")
     theirs = transformers.OpenAIGPTTokenizer.from_pretrained(tmp_path)
-    texts = [clean(file.read_bytes(), "book", lowercase=True).text for file in SAMPLES[:2]]
+    texts = [clean_text(file) for file in SAMPLES[:2]]
     expected = sorted(theirs(text)["input_ids"] for text in texts)
     assert sorted(ids_of(released, "train")) == expected
     again = open_tokenizer(released.path)

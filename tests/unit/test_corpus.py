@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from data_prep.corpus import sample_lines, split_documents
-from data_prep.documents import Document
 from data_prep.jobs import CleanDocument, CleanJob, clean_batch
+from data_prep.reading.documents import Document
 
 WORDS = ["the", "grey", "harbour", "watched", "an", "old", "lantern", "before", "its", "crossed"]
 
 
 def documents_of(tmp_path: Path, texts: list[str]) -> list[CleanDocument]:
-    items = tuple(Document(str(n), text.encode(), "book") for n, text in enumerate(texts))
+    items = tuple(Document(str(n), text.encode(), "text") for n, text in enumerate(texts))
     output = tmp_path / f"{len(list(tmp_path.iterdir()))}.txt"
     return clean_batch(CleanJob(items, output, lowercase=True)).documents
 

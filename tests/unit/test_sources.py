@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import DOCUMENT_BYTES, Document, SourceReader, read_text
+from data_prep.documents import DOCUMENT_BYTES, SourceReader, read_text
+from data_prep.reading.documents import Document
 from data_prep.sources import find_sources
 from gpt_dist.errors import DataError
 
@@ -23,7 +24,8 @@ def read_all(*inputs: Path, text_field: str = "text") -> list[Document]:
 
 
 def texts_of(*inputs: Path) -> list[str]:
-    return [document.data.decode() for document in read_all(*inputs)]
+    contents = [document.content for document in read_all(*inputs)]
+    return [text if isinstance(text, str) else text.decode() for text in contents]
 
 
 def write_folder(path: Path) -> Path:
@@ -138,7 +140,7 @@ def test_malformed_jsonl_names_file_and_line(tmp_path: Path, line: str, message:
 
 def test_text_field_is_a_choice(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"body": "words"}\n')
-    assert read_all(tmp_path / "rows.jsonl", text_field="body")[0].data == b"words"
+    assert read_all(tmp_path / "rows.jsonl", text_field="body")[0].content == "words"
 
 
 @pytest.mark.parametrize("kind", ["books.tar", "books.tar.gz", "books.tar.xz", "books.jsonl.gz"])
@@ -207,9 +209,9 @@ SENTENCES = "".join(f"`` the {n} th sentence , '' she said .\n" for n in range(6
 def test_bookcorpus_form_is_cut_at_line_ends() -> None:
     documents = list(read_text("any.txt", io.BytesIO(SENTENCES.encode())))
     assert {document.form for document in documents} == {"sentences"}
-    assert b"".join(document.data for document in documents) == SENTENCES.encode()
-    assert all(len(document.data) <= 1 << 20 for document in documents)
-    assert all(document.data.endswith(b".\n") for document in documents)
+    assert b"".join(document.content for document in documents) == SENTENCES.encode()
+    assert all(len(document.content) <= 1 << 20 for document in documents)
+    assert all(document.content.endswith(b".\n") for document in documents)
     assert len({document.name for document in documents}) == len(documents) == 3
 
 
@@ -217,10 +219,10 @@ def test_bookcorpus_form_is_cut_at_line_ends() -> None:
     ("name", "text", "form"),
     [
         ("books_large_p1.txt", "few lines\n", "sentences"),
-        ("a.txt", SENTENCES.replace("she", "She"), "book"),
-        ("a.txt", SENTENCES.replace("\n", "\n\n"), "book"),
-        ("a.txt", SENTENCES.replace(" .\n", "\n"), "book"),
-        ("a.txt", "", "book"),
+        ("a.txt", SENTENCES.replace("she", "She"), "text"),
+        ("a.txt", SENTENCES.replace("\n", "\n\n"), "text"),
+        ("a.txt", SENTENCES.replace(" .\n", "\n"), "text"),
+        ("a.txt", "", "text"),
     ],
 )
 def test_bookcorpus_form_is_told_by_name_or_content(name: str, text: str, form: str) -> None:
@@ -235,12 +237,12 @@ def test_huge_text_is_cut_between_characters(unit: bytes) -> None:
     data = unit * (DOCUMENT_BYTES // len(unit) + 10)
     documents = list(read_text("huge.txt", io.BytesIO(data)))
     assert [document.name for document in documents] == ["huge.txt#1", "huge.txt#2"]
-    assert b"".join(document.data for document in documents) == data
+    assert b"".join(document.content for document in documents) == data
     for document in documents:
-        assert len(document.data) <= DOCUMENT_BYTES
-        document.data.decode()
+        assert len(document.content) <= DOCUMENT_BYTES
+        document.content.decode()
 
 
 def test_a_bare_gz_is_text(tmp_path: Path) -> None:
     (tmp_path / "book.gz").write_bytes(gzip.compress(b"words"))
-    assert [document.data for document in read_all(tmp_path / "book.gz")] == [b"words"]
+    assert [document.content for document in read_all(tmp_path / "book.gz")] == [b"words"]
