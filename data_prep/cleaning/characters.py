@@ -23,7 +23,8 @@ _INVISIBLE = re.compile(
 )
 _CHINESE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _LATIN = re.compile("[A-Za-zÀ-\u024f]")
-_UNDERSCORES = re.compile("_+")
+# Underscores after or before what is no word. Each run is looked at once, at its first underscore.
+_ITALICS = re.compile(r"_(?<!__)(?:(?<!\w_)_*+|_*+(?!\w))")
 _WORD_CHARACTERS = 4096
 _LONG_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS}}}(?=\S)")
 _PUNCTUATION = {
@@ -116,7 +117,7 @@ def remove_italics(text: str) -> tuple[str, int]:
     """Remove the underscores at the ends of words."""
     if "_" not in text:
         return text, 0
-    shorter = _UNDERSCORES.sub(_inside_word, text)
+    shorter = _ITALICS.sub("", text)
     return shorter, len(text) - len(shorter)
 
 
@@ -150,9 +151,3 @@ def _replace(text: str, replacements: dict[str, str]) -> tuple[str, int]:
             count += text.count(character)
             text = text.replace(character, replacement)
     return text, count
-
-
-def _inside_word(underscores: re.Match[str]) -> str:
-    text, begin, end = underscores.string, underscores.start(), underscores.end()
-    inside = text[max(0, begin - 1) : begin].isalnum() and text[end : end + 1].isalnum()
-    return underscores[0] if inside else ""

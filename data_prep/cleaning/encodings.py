@@ -61,7 +61,9 @@ _MAX_IMPLAUSIBLE = 0.01
 # because other encodings seldom look like UTF-8 there.
 _WHOLE_PER_BROKEN = 4
 _WHOLE_PER_BROKEN_IN_ASCII = 1
+_SPARSE_SHARE = 0.3
 _ASCII_SHARE = 0.9
+_MAX_SYMBOLS = 0.2
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ def _decode_utf8(data: bytes) -> Decoded | None:
     broken = len(_BROKEN.findall(text))
     high = len(_HIGH.findall(sample))
     whole = len(text) - (len(sample) - high) - sum(map(len, _BROKEN.findall(text)))
-    mostly_ascii = high < len(sample) * (1 - _ASCII_SHARE)
-    if whole < broken * (_WHOLE_PER_BROKEN_IN_ASCII if mostly_ascii else _WHOLE_PER_BROKEN):
+    is_sparse = high < len(sample) * _SPARSE_SHARE
+    if whole < broken * (_WHOLE_PER_BROKEN_IN_ASCII if is_sparse else _WHOLE_PER_BROKEN):
         return None
     text = data.decode("utf-8", "surrogateescape")
     text = _ALONE.sub(lambda match: _byte_of(match).decode("cp1252", "replace"), text)
@@ -197,12 +199,11 @@ def _detect_wide(data: bytes) -> str | None:
 
 
 def _is_plausible(text: str) -> bool:
-    """Tell whether nearly all characters are assigned and none of them is a control character."""
-    counts = Counter(text)
-    wrong = sum(
-        count
-        for character, count in counts.items()
-        if character == "\ufffd"
-        or (unicodedata.category(character) in ("Cc", "Cn", "Co") and not character.isspace())
-    )
-    return wrong <= len(text) * _MAX_IMPLAUSIBLE
+    """Tell whether nearly all characters are assigned and no controls, and not many are symbols."""
+    kinds: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        is_wrong = character == "\ufffd" or unicodedata.category(character) in ("Cn", "Co")
+        is_control = unicodedata.category(character) == "Cc" and not character.isspace()
+        kinds["wrong" if is_wrong or is_control else unicodedata.category(character)[0]] += count
+    few_wrong = kinds["wrong"] <= len(text) * _MAX_IMPLAUSIBLE
+    return few_wrong and kinds["S"] <= len(text) * _MAX_SYMBOLS

@@ -69,6 +69,8 @@ class _Wrapping:
     """Whether the text is wrapped, but for blocks that show the contrary."""
     separated: bool
     """Whether blank lines separate paragraphs."""
+    verse: bool
+    """Whether most lines begin with a capital."""
     indented: bool
     items: bool
     spaceless: bool
@@ -141,6 +143,7 @@ def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
         _quantile(reaches, _REACH_QUANTILE),
         everywhere,
         separated=text.count("\n") < _LONG_BLOCK * blocks,
+        verse=capitals > _VERSE_SHARE * breaks,
         indented="\n " in text,
         items=bool(_ITEM.search(text)),
         spaceless=spaceless > 0,
@@ -202,14 +205,14 @@ def _join(block: str, wrapping: _Wrapping) -> str:
 
 
 def _split(
-    lines: list[str], begins: Callable[[str, str, int, _Wrapping], bool], wrapping: _Wrapping
+    lines: list[str], begins: Callable[[str, str, _Wrapping], bool], wrapping: _Wrapping
 ) -> Iterator[str]:
     """Yield the paragraphs inside a block.
 
     Args:
         lines: The lines of the block.
-        begins: Tells of two lines, and the block's own column, whether the second one begins a
-            paragraph. Indented lines and items do so in any case, after the end of a sentence.
+        begins: Tells of two lines whether the second one begins a paragraph. Indented lines and
+            items do so in any case, after the end of a sentence.
         wrapping: The evidence of the whole text.
     """
     starts, items = _marked_starts(lines)
@@ -217,11 +220,7 @@ def _split(
     begin = 0
     for number, (line, following) in enumerate(pairwise(lines), start=1):
         is_end = line[-1] in _SENTENCE_END or _room(line, following, column) > _ROOM
-        if (
-            number in items
-            or (number in starts and is_end)
-            or begins(line, following, column, wrapping)
-        ):
+        if number in items or (number in starts and is_end) or begins(line, following, wrapping):
             yield _join("\n".join(map(str.lstrip, lines[begin:number])), wrapping)
             begin = number
     yield _join("\n".join(map(str.lstrip, lines[begin:])), wrapping)
@@ -242,18 +241,18 @@ def _marked_starts(lines: list[str]) -> tuple[set[int], set[int]]:
     return starts | items, items if 0 in items else set()
 
 
-def _begins_entry(line: str, following: str, column: int, wrapping: _Wrapping) -> bool:
+def _begins_entry(line: str, following: str, wrapping: _Wrapping) -> bool:
     """Tell whether a line of a list is no continuation of the line before it."""
-    is_filled = _room(line, following, min(column, wrapping.column)) <= _RAGGED
+    is_filled = _room(line, following, wrapping.column) <= _RAGGED
     return not (is_filled and line[-1] not in _SENTENCE_END and following.lstrip()[:1].islower())
 
 
-def _begins_paragraph(line: str, following: str, _column: int, wrapping: _Wrapping) -> bool:
+def _begins_paragraph(line: str, following: str, wrapping: _Wrapping) -> bool:
     """Tell whether a paragraph ends in a line that leaves room."""
     return line[-1] in _SENTENCE_END and _room(line, following, wrapping.reach) > 0
 
 
-def _never(_line: str, _following: str, _column: int, _wrapping: _Wrapping) -> bool:
+def _never(_line: str, _following: str, _wrapping: _Wrapping) -> bool:
     return False
 
 
@@ -292,7 +291,7 @@ def _is_verse(lines: list[str], wrapping: _Wrapping) -> bool:
     if 4 * sum(map(str.isupper, starts)) < 3 * len(starts):
         return False
     # A line of prose may begin with a capital, but it is filled.
-    return wrapping.column <= _VERSE_LINE or any(
+    return (wrapping.verse and wrapping.column <= _VERSE_LINE) or any(
         _room(line, following, wrapping.column) >= 0 for line, following in pairwise(lines)
     )
 

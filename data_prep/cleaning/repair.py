@@ -22,9 +22,8 @@ _ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
 _MARKS = "“”‘’—–…"
 _LETTERS = "ÀÁÄ-ÖØ-öø-ÿ"
 _OTHER_SCRIPTS = "\u0530-\u1dff\u2e80-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-_HARMLESS = re.compile(f"[{_MARKS}{_OTHER_SCRIPTS}\u200b-\u200f\ufeff]+|[{_LETTERS}]")
-_SUSPICIOUS = re.compile(f"[^\t\n -~{_MARKS}{_OTHER_SCRIPTS}]")
-_RUN = re.compile("[^\t\n -~]+")
+_SUSPICIOUS = re.compile(f"[^\t\n -~{_MARKS}{_OTHER_SCRIPTS}\u200b-\u200f\ufeff]+")
+_LETTER = re.compile(f"[{_LETTERS}]")
 
 
 def repair(text: str) -> tuple[str, int]:
@@ -57,10 +56,14 @@ def repair(text: str) -> tuple[str, int]:
 def _suspicions(text: str) -> list[int]:
     """Return the positions of what ftfy could change, in order."""
     found = [match.start() for match in _ENTITY.finditer(text)] if "&" in text else []
-    characters = unusual(text)
-    if not characters or not _SUSPICIOUS.search(characters):
-        return found
-    for match in _RUN.finditer(text):
-        if not _HARMLESS.fullmatch(match[0]):
-            found.append(match.start())
+    if _SUSPICIOUS.search(unusual(text)):
+        found += (run.start() for run in _SUSPICIOUS.finditer(text) if not _is_accent(run))
     return sorted(found)
+
+
+def _is_accent(run: re.Match[str]) -> bool:
+    """Tell whether a run is one letter between ASCII characters."""
+    begin, end = max(0, run.start() - 1), run.end() + 1
+    return (
+        bool(_LETTER.fullmatch(run[0])) and len(run.string[begin:end].encode()) <= end - begin + 1
+    )

@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from data_prep.clean import clean
 
 from data_prep.cli import main
 from gpt_dist.config import TaskConfig
 from gpt_dist.config.file import load_config
 from gpt_dist.data.tasks.checks import check_task
 from gpt_dist.data.tasks.reading import Example, read_split
+from tests.texts import clean_text
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_prep/sample_books"
@@ -68,10 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def books() -> dict[str, str]:
     """Return the clean text of the sample books on one line, by author and title."""
-    return {
-        file.stem: " ".join(clean(file.read_bytes(), "book", lowercase=True).text.split())
-        for file in SAMPLES.glob("*.txt")
-    }
+    return {file.stem: " ".join(clean_text(file).split()) for file in SAMPLES.glob("*.txt")}
 
 
 def test_the_shipped_configurations_read_them(made):
