@@ -56,13 +56,20 @@ def find_passages(job: LinkedDocuments) -> list[tuple[int, list[Cut]]]:
 
 
 def _first_sources(links: Records) -> Records:
-    """Leave only the link of each fingerprint of a document to the first document that has it."""
-    order = np.lexsort([links["earlier"], links["later_position"], links["later"]])
-    ordered = links[order]
-    again = (ordered["later"][1:] == ordered["later"][:-1]) & (
-        ordered["later_position"][1:] == ordered["later_position"][:-1]
+    """Leave only the link of each fingerprint to the first document that has it.
+
+    The links come sorted by document, then source, then position.
+    """
+    links = _sort(links, "later", "later_position", "earlier")
+    new = np.ones(len(links), np.bool_)
+    new[1:] = np.any(
+        [links[key][1:] != links[key][:-1] for key in ("later", "later_position")], axis=0
     )
-    return links[np.sort(order[np.concatenate(([True], ~again))[: len(order)]])]
+    return _sort(links[new], "later", "earlier", "later_position", "earlier_position")
+
+
+def _sort(links: Records, *keys: str) -> Records:
+    return links[np.lexsort([links[key] for key in reversed(keys)])]
 
 
 def _passages(links: Records) -> Iterator[_Passage]:

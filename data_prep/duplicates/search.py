@@ -1,8 +1,8 @@
 """Search a range of buckets for fingerprints that several documents share.
 
-Each document is linked to the first document that has the same fingerprint and to the four last
-ones before it: a fingerprint of a thousand documents gives five thousand links, not half a million.
-A document linked to a dropped one finds the next in the following round (see `find`).
+Each document is linked to the first document that has the same fingerprint and to the two last
+ones before it: a fingerprint of a thousand documents gives three thousand links, not half a
+million. A document linked to dropped ones alone finds others in the next round (see `find`).
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ LINK = np.dtype(
         ("earlier_position", "<u4"),
     ]
 )
-_NEIGHBOURS = 4
-_STEP = 1 << 20  # fingerprints read at a time
-_FLUSH = 4 << 20  # links held before they are written
+_NEIGHBOURS = 2
+_STEP = 1 << 19  # fingerprints read at a time
+_FLUSH = 1 << 20  # links held before they are written
 
 
 @dataclass(frozen=True)

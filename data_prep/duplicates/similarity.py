@@ -1,6 +1,7 @@
 """Compare the texts of documents that share many fingerprints."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from data_prep.duplicates.words import SHINGLE_WORDS, Hashes, words_of
 # were changed) and far more than what different books share (0.01).
 _CANDIDATE_SHARE = 0.1
 _CHANGED_WORDS = 16
+_LONG_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,9 @@ class LinkedDocuments:
     passage_words: int | None = None
 
     def read(self) -> Records:
-        """Read the links, sorted by later document, then earlier, then position."""
+        """Read the links."""
         parts = [read_buckets(path, LINK, self.begin, self.end) for path in self.links]
-        links = np.concatenate([np.empty(0, LINK), *parts])
-        keys = ("earlier_position", "later_position", "earlier", "later")
-        return links[np.lexsort([links[key] for key in keys])]
+        return np.concatenate([np.empty(0, LINK), *parts])
 
 
 class Similarity(NamedTuple):
@@ -51,26 +51,40 @@ class Similarity(NamedTuple):
 def compare(job: LinkedDocuments) -> list[Similarity]:
     """Return the pairs of which one document is repeated in the other.
 
-    Memory: 100 bytes for each link of the job, and 60 bytes for each word of the two longest
-    documents compared.
+    Memory: 80 bytes for each link of the job, and 60 bytes for each word of the longest document.
     """
     corpus = Corpus(job.corpus)
     links = job.read()
-    pairs, counts = np.unique(links[["later", "earlier"]], return_counts=True)
-    fingerprints = corpus.fingerprints
-    smaller = np.minimum(fingerprints[pairs["later"]], fingerprints[pairs["earlier"]])
+    pairs, counts = np.unique(
+        links["later"].astype(np.uint64) << np.uint64(32) | links["earlier"], return_counts=True
+    )
+    later, earlier = (pairs >> np.uint64(32)).astype(np.intp), pairs.astype(np.uint32)
+    smaller = np.minimum(corpus.fingerprints[later], corpus.fingerprints[earlier])
+    candidates = counts >= _CANDIDATE_SHARE * smaller
     similar: list[Similarity] = []
-    number, shingles = -1, np.empty(0, np.uint64)
-    for later, earlier in pairs[counts >= _CANDIDATE_SHARE * smaller].tolist():
-        if later != number:
-            number, shingles = later, words_of(corpus.read(later)).shingles()
-        others = words_of(corpus.read(earlier)).shingles()
-        pair = Similarity(
-            later, earlier, repeated_share(shingles, others), repeated_share(others, shingles)
-        )
-        if max(pair.later_share, pair.earlier_share) >= job.share:
-            similar.append(pair)
+    shingles = _ShingleReader(corpus)
+    for number, other in zip(later[candidates].tolist(), earlier[candidates].tolist(), strict=True):
+        ours, theirs = shingles.read(number), shingles.read(other)
+        shares = repeated_share(ours, theirs), repeated_share(theirs, ours)
+        if max(shares) >= job.share:
+            similar.append(Similarity(number, other, *shares))
     return similar
+
+
+class _ShingleReader:
+    """Reader of the runs of words of documents that remembers short ones and the last two long."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._long = lru_cache(maxsize=2)(self._hash)
+        self._short = lru_cache(maxsize=256)(self._hash)
+
+    def read(self, number: int) -> Hashes:
+        is_long = self._corpus.sizes[number] > _LONG_BYTES
+        return self._long(number) if is_long else self._short(number)
+
+    def _hash(self, number: int) -> Hashes:
+        return words_of(self._corpus.read(number)).shingles()
 
 
 def repeated_share(shingles: Hashes, others: Hashes) -> float:
