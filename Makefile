@@ -12,7 +12,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-faults check bench-checkpoint install clean
+.PHONY: demo test test-faults check bench-checkpoint bench-data install clean
 
 install: $(INSTALLED)
 
@@ -74,6 +74,12 @@ test-faults: install
 
 bench-checkpoint: install
 	python -m tests.benchmarks.checkpoint
+
+# `make bench-data DATA=FOLDER` builds from the .txt files of a folder instead of the bundled books.
+bench-data: install
+	$(VENV)/bin/python -m pip install --quiet \
+		--constraint constraints/python$(VERSION).txt --editable '.[bench]'
+	python -m tests.benchmarks.data $(DATA)
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,7 @@
 """Open a token folder: check its manifest and shards cheaply, then read ids by position."""
 
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -161,25 +162,38 @@ class TokenStream:
         self._starts = [0, *accumulate(shard.tokens for shard in split.shards)]
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._vocab_size = vocab_size
-        self._map = cache(partial(np.memmap, dtype=self._dtype, mode="r"))
+        self._open = cache(partial(open, mode="rb", buffering=0))
 
     def read(self, start: int, stop: int) -> Ids:
-        """Return a copy of ids `start` to `stop`; raise DataError for one beyond the vocabulary."""
+        """Return a copy of ids `start` to `stop`; raise DataError for one beyond the vocabulary.
+
+        Shards are read, not mapped: a window of a cold file would bring in all that the system
+        reads ahead for a mapping.
+        """
         assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
         ids = np.empty(stop - start, dtype=self._dtype)
         shard = bisect_right(self._starts, start) - 1
         position = start
         while position < stop:
             first, end = self._starts[shard], min(stop, self._starts[shard + 1])
-            part = self._map(self._paths[shard])[position - first : end - first]
+            part = ids[position - start : end - start]
+            self._read_into(part, self._paths[shard], position - first)
             if part.size and (part.max() >= self._vocab_size or part.min() < 0):
                 raise DataError(
                     f"{self._paths[shard]}: holds ids beyond the vocabulary of {self._vocab_size}: "
                     "the shard is corrupt; see `python -m data_prep verify`"
                 )
-            ids[position - start : end - start] = part
             position, shard = end, shard + 1
         return ids
+
+    def _read_into(self, ids: Ids, path: Path, first: int) -> None:
+        """Fill a vector with the ids of a shard from number `first` on."""
+        buffer, offset = memoryview(ids).cast("B"), first * self._dtype.itemsize
+        while buffer:
+            count = os.preadv(self._open(path).fileno(), [buffer], offset)
+            if not count:
+                raise DataError(f"{path}: ends before its id {first + len(ids)}{_REMEDY}")
+            buffer, offset = buffer[count:], offset + count
 
 
 class TokenFolder:
