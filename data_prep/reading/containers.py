@@ -21,6 +21,7 @@ from typing import IO
 from data_prep.reading.documents import Document, LeftOut, ReadOptions, printable
 from data_prep.reading.kinds import (
     ARCHIVES,
+    HEAD_BYTES,
     HIDDEN,
     NOT_REGULAR,
     NOT_TEXT,
@@ -48,7 +49,7 @@ Items = Iterator[Document | LeftOut]
 
 def kind_in(title: str, stream: BufferedReader) -> Kind | None:
     """Return how a file of this name is read; its content decides if the name does not."""
-    named, found = kind_of(title), sniff(stream.peek())
+    named, found = kind_of(title), sniff(stream.peek()[:HEAD_BYTES])
     return found if named is None or (named == "text" and found in ARCHIVES) else named
 
 

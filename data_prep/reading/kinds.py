@@ -10,7 +10,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 HEAD_BYTES = 8 << 10
-"""The number of first bytes that `sniff` should see."""
+"""Number of first bytes that `sniff` is given."""
 PACKED: frozenset[Kind] = frozenset({"gz", "xz", "bz2", "zst"})
 """Kinds that hold one file each."""
 ARCHIVES: frozenset[Kind] = PACKED | {"tar", "zip"}
