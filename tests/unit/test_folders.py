@@ -28,7 +28,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, number: int) -> None:
 
 def test_another_failure_names_its_file_and_leaves_nothing(tmp_path: Path) -> None:
     denied = PermissionError(errno.EACCES, "Permission denied", "/books/a.txt")
-    with pytest.raises(DataError, match=r"^/books/a\.txt: Permission denied; nothing was written"):
+    with pytest.raises(DataError, match=r"^/books/a\.txt: Permission denied; nothing was published"):
         write_and_fail(tmp_path / "tokens", denied)
     with pytest.raises(ZeroDivisionError):
         write_and_fail(tmp_path / "tokens", ZeroDivisionError())
@@ -38,7 +38,7 @@ def test_another_failure_names_its_file_and_leaves_nothing(tmp_path: Path) -> No
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     output = tmp_path / "file/tokens"
-    with pytest.raises(DataError, match=f"^{output}: Not a directory; nothing was written"):
+    with pytest.raises(DataError, match=f"^{output}: Not a directory; nothing was published"):
         write_and_fail(output, AssertionError("never entered"))
 
 

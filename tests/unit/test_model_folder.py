@@ -204,7 +204,7 @@ def test_a_failed_export_leaves_nothing(model_folders, tmp_path):
     def read(_name: str) -> Tensor:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(ModelError, match=r"disk is full.*nothing was written"):
+    with pytest.raises(ModelError, match=r"disk is full.*nothing was published"):
         write_model_folder(tmp_path / "out", opened.config, read, {}, end_of_text=None)
     assert not list(tmp_path.iterdir())
 

@@ -188,7 +188,7 @@ class TokenStream:
 
     def _read_into(self, ids: Ids, path: Path, first: int) -> None:
         """Fill a vector with the ids of a shard from number `first` on."""
-        buffer, offset = memoryview(ids).cast("B"), first * self._dtype.itemsize
+        buffer, offset = ids.data.cast("B"), first * self._dtype.itemsize
         while buffer:
             count = os.preadv(self._open(path).fileno(), [buffer], offset)
             if not count:
