@@ -89,7 +89,7 @@ def test_a_disk_too_full_for_a_model_folder(process_group, token_folder, tmp_pat
     refused = subprocess.run([*command, str(output)], capture_output=True, text=True, timeout=120)
     assert refused.returncode == USER_ERROR
     (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
-    assert f"{output}: the disk is full, and nothing was written" in line
+    assert f"{output}: the disk is full, and nothing was published" in line
     assert [path.name for path in small_disk.iterdir()] == ["other"]
     (small_disk / "other").unlink()
     subprocess.run([*command, str(output)], capture_output=True, timeout=120, check=True)

@@ -1,5 +1,6 @@
 """Test that a build of a token folder survives kills at random moments and a full disk."""
 
+import os
 import random
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,32 @@ def test_kills_at_random_moments(
                 time.sleep(0.05)
         assert contents(output) == expected
         assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a part of a build."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    tmpfs = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)]
+    if subprocess.run(tmpfs, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not allow mounts")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk(inputs: Path, expected: dict[str, bytes], small_disk: Path) -> None:
+    arguments = command(inputs, small_disk / "tokens", 2)
+    refused = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "the disk is full, and nothing was published; free about" in refused.stderr
+    assert "run the command again to continue" in refused.stderr
+    assert [path.name for path in small_disk.iterdir()] == [".tokens.building"]
+    done = {file.name for file in small_disk.glob(".tokens.building/text/*/*.json")}
+    assert done
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    assert contents(small_disk / "tokens") == expected
+    assert [path.name for path in small_disk.iterdir()] == ["tokens"]

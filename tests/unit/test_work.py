@@ -61,7 +61,7 @@ def test_a_torn_result_is_made_again(work: Work) -> None:
     assert done == [5]
 
 
-def test_a_slow_job_does_not_hold_the_others(tmp_path: Path) -> None:
+def test_a_slow_job_does_not_hold_the_others() -> None:
     def wait(seconds: float) -> float:
         time.sleep(seconds)
         return seconds
@@ -73,7 +73,7 @@ def test_a_slow_job_does_not_hold_the_others(tmp_path: Path) -> None:
         assert list(pool.map(wait, [0.2, 0.001, 0.1])) == [0.2, 0.001, 0.1]
 
 
-def test_a_job_may_come_later(tmp_path: Path) -> None:
+def test_a_job_may_come_later() -> None:
     def later() -> Iterator[int | None]:
         yield 1
         yield from [None] * 3
@@ -85,9 +85,8 @@ def test_a_job_may_come_later(tmp_path: Path) -> None:
 
 
 def test_a_work_folder_without_work_is_removed(tmp_path: Path) -> None:
-    with pytest.raises(DataError), work_folder(tmp_path / "tokens") as (folder, _):
-        assert folder == tmp_path / ".tokens.building"
-        raise DataError("an input is at fault")
+    with work_folder(tmp_path / "tokens") as (folder, _):
+        assert list(tmp_path.iterdir()) == [folder]
     assert not list(tmp_path.iterdir())
 
 
