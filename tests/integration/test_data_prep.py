@@ -107,7 +107,7 @@ def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> N
     assert manifest.dropped == {
         "duplicate": 1,
         "empty": 1,
-        "nothing but Project Gutenberg's notices": 1,
+        "emptied by the step gutenberg": 1,
         "too short": 1,
         "not a text, jsonl or archive file": 1,
     }
