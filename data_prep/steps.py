@@ -1,5 +1,7 @@
 """Steps that change a text between its file and its tokens, and recipes that choose them."""
 
+from pydantic import field_validator
+
 from gpt_dist.files.entries import Record
 
 
@@ -50,6 +52,15 @@ class Steps(Record, use_attribute_docstrings=True):
     """Cut words of more than 4,096 characters. Count: cuts."""
     lowercase: bool = True
     """Lower-case the text. Count: characters."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str | None) -> str | None:
+        try:
+            b" ".decode(encoding or "utf-8", "replace")
+        except LookupError as error:
+            raise ValueError(f"{error}; give one of Python's, such as cp1251") from error
+        return encoding
 
 
 def _only(*names: str) -> Steps:

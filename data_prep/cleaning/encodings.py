@@ -52,6 +52,7 @@ _SAMPLE_BYTES = 64 << 10
 _HIGH = re.compile(rb"[\x80-\xff]")
 # A broken byte, as Python's handler "surrogateescape" gives it.
 _BROKEN = re.compile("[\udc80-\udcff]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ALONE = re.compile("(?<![^\x00-\x7f])[\udc80-\udcff](?![^\x00-\x7f])")
 # White space and punctuation, of which a text in any script has a few percent.
 _FREQUENT = frozenset(" \n\r\t,.。、，　")
@@ -85,8 +86,8 @@ def decode(content: bytes | str, encoding: str | None = None, guess: bool = True
         guess: Whether to accept an encoding that is neither stated nor UTF-8.
     """
     if isinstance(content, str):
-        text = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return Decoded(text, "utf-8", text.count("\ufffd") - content.count("\ufffd"))
+        text, broken = _SURROGATE.subn("\ufffd", content)
+        return Decoded(text, "utf-8", broken)
     named = encoding or next(
         (name for mark, name in _MARKS.items() if content.startswith(mark)), None
     )

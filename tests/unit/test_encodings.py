@@ -6,6 +6,7 @@ import random
 import pytest
 
 from data_prep.cleaning.encodings import decode
+from data_prep.steps import Steps
 from tests.texts import SHARED, TEXTS, cleaned
 
 CHINESE = "老船长把灯放在窗边，望着河面。他说，如果明天天气好，我们就一起去城里买一些书。"
@@ -83,6 +84,12 @@ def test_the_encoding_can_be_said() -> None:
     assert cleaned(data, encoding="koi8-r", recipe="plain").text == RUSSIAN
     wrong = cleaned(data, encoding="utf-8")
     assert (wrong.text, wrong.fault) == ("", "not text in utf-8")
+
+
+@pytest.mark.parametrize("name", ["klingon", "base64"])
+def test_an_unknown_encoding_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}.* give one of Python's"):
+        Steps(encoding=name)
 
 
 def test_guesses_can_be_refused() -> None:

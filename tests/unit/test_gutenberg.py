@@ -125,7 +125,7 @@ def test_notes_at_head_and_tail_go(note: str) -> None:
 
 
 def test_a_long_list_of_corrections_at_the_end_goes() -> None:
-    changes = "\n\n\n".join(f'Page {n}: "teh" was changed to "the".' for n in range(300))
+    changes = "\n\n\n".join(f'Page {n}: "colour" was "color".' for n in range(300))
     book = HEADER + START + BOOK * 2 + "\n\n\nTRANSCRIBER'S NOTES\n\n\n" + changes + END
     assert clean_text(book) == clean_text(BOOK * 2)
 
