@@ -1,6 +1,7 @@
 """Parse and run the commands `python -m data_prep build`, `verify` and `tasks`."""
 
 import argparse
+import codecs
 import os
 import signal
 import sys
@@ -286,6 +287,7 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--encoding",
+        type=_encoding,
         metavar="NAME",
         help="encoding of all files, instead of one found out for each document",
     )
@@ -370,6 +372,13 @@ def _natural(value: str) -> int:
     if not value.isdecimal():
         raise argparse.ArgumentTypeError(f"{value} is not a whole number of 0 or more")
     return int(value)
+
+
+def _encoding(value: str) -> str:
+    try:
+        return codecs.lookup(value).name
+    except LookupError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give one of Python's, such as cp1251") from error
 
 
 def _share(value: str) -> float:
