@@ -111,9 +111,14 @@ def strip_notes(text: str, has_marks: bool) -> str:
     spans = list(_notes(text, has_marks)) if "transcriber" in ends else []
     if has_marks:
         spans += _credits(text)
-    for begin, end in sorted(spans, reverse=True):
-        text = text[:begin] + text[end:].lstrip("\n")
-    return text
+    pieces: list[str] = []
+    done = 0
+    for begin, end in sorted(spans):
+        if begin >= done:
+            pieces.append(text[done:begin])
+        done = max(done, end)
+    kept = text[done:]
+    return "".join(piece.lstrip("\n") if n else piece for n, piece in enumerate([*pieces, kept]))
 
 
 def _cut_before(end: re.Pattern[str], text: str) -> str:

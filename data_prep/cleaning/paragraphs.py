@@ -22,7 +22,7 @@ rules, for lines that may be indented:
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 _VERSE_LINE = 62
@@ -56,6 +56,23 @@ _SPACELESS = (
 _FIRST_SPACELESS = "\u0e00"
 _SPACELESS_END = re.compile(rf"(?<=[{_SPACELESS}])\n(?=[{_SPACELESS}])")
 _SPACELESS_START = re.compile(f"[{_SPACELESS}]")
+
+
+@dataclass
+class _Breaks:
+    """Counts of line ends inside blocks."""
+
+    all: int = 0
+    unended: int = 0
+    """Those without punctuation."""
+    capitals: int = 0
+    """Those without punctuation, before a capital."""
+    code: int = 0
+    spaceless: int = 0
+    lengths: list[int] = field(default_factory=list)
+    """The lengths of the lines before those that divide a sentence."""
+    reaches: list[int] = field(default_factory=list)
+    """The same with the first word of the next line."""
 
 
 @dataclass(frozen=True)
@@ -106,48 +123,50 @@ def join_sentences(text: str) -> tuple[str, int]:
 
 def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
     """Return how a text is hard-wrapped, or None if it is not."""
-    breaks = unended = capitals = code = 0
-    lengths: list[int] = []
-    reaches: list[int] = []
-    spaceless = 0
-    for line, following in _sample_pairs(text):
-        breaks += 1
-        code += line.endswith(_CODE_ENDS)
-        if line[-1] in _SENTENCE_END:
-            continue
-        unended += 1
-        start = following.lstrip()
-        if start[0].isupper():
-            capitals += 1
-        elif start[0].isalpha():
-            lengths.append(len(line))
-            spaceless += bool(_SPACELESS_START.match(start))
-            reaches.append(-_room(line, following, 0))
-    if not lengths or code > _CODE_SHARE * breaks:
+    breaks = _count_breaks(text)
+    if not breaks.lengths or breaks.code > _CODE_SHARE * breaks.all:
         return None
-    is_spaceless = spaceless * 2 > len(lengths)
-    column = _quantile(lengths, _COLUMN_QUANTILE)
-    filled = sum(reach >= column - _RAGGED for reach in reaches)
-    narrowest = _NARROW_COLUMN if len(lengths) >= _MANY else _COLUMN
+    is_spaceless = breaks.spaceless * 2 > len(breaks.lengths)
+    column = _quantile(breaks.lengths, _COLUMN_QUANTILE)
+    filled = sum(reach >= column - _RAGGED for reach in breaks.reaches)
+    narrowest = _NARROW_COLUMN if len(breaks.lengths) >= _MANY else _COLUMN
     if column * (1 + is_spaceless) < narrowest:
         return None
     everywhere = (
-        filled >= _FILLED_SHARE * len(reaches)
-        and len(reaches) >= _DIVIDED_SHARE * breaks
-        and unended >= _UNENDED_SHARE * breaks
+        filled >= _FILLED_SHARE * len(breaks.reaches)
+        and len(breaks.reaches) >= _DIVIDED_SHARE * breaks.all
+        and breaks.unended >= _UNENDED_SHARE * breaks.all
     )
-    if not everywhere and (column < _COLUMN or capitals < _VERSE_SHARE * breaks):
+    if not everywhere and (column < _COLUMN or breaks.capitals < _VERSE_SHARE * breaks.all):
         return None
     return _Wrapping(
         column,
-        _quantile(reaches, _REACH_QUANTILE),
+        _quantile(breaks.reaches, _REACH_QUANTILE),
         everywhere,
         separated=text.count("\n") < _LONG_BLOCK * blocks,
-        verse=capitals > _VERSE_SHARE * breaks,
+        verse=breaks.capitals > _VERSE_SHARE * breaks.all,
         indented="\n " in text,
         items=bool(_ITEM.search(text)),
-        spaceless=spaceless > 0,
+        spaceless=breaks.spaceless > 0,
     )
+
+
+def _count_breaks(text: str) -> _Breaks:
+    breaks = _Breaks()
+    for line, following in _sample_pairs(text):
+        breaks.all += 1
+        breaks.code += line.endswith(_CODE_ENDS)
+        if line[-1] in _SENTENCE_END:
+            continue
+        breaks.unended += 1
+        start = following.lstrip()
+        if start[0].isupper():
+            breaks.capitals += 1
+        elif start[0].isalpha():
+            breaks.spaceless += bool(_SPACELESS_START.match(start))
+            breaks.lengths.append(len(line))
+            breaks.reaches.append(-_room(line, following, 0))
+    return breaks
 
 
 def _sample_pairs(text: str) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,8 @@
 import re
 
 import ftfy
+from ftfy.badness import is_bad
+from ftfy.chardata import LIGATURES
 
 from data_prep.cleaning.characters import unusual
 
@@ -23,6 +25,8 @@ _MARKS = "“”‘’—–…"
 _LETTERS = "ÀÁÄ-ÖØ-öø-ÿ"
 _OTHER_SCRIPTS = "\u0530-\u1dff\u2e80-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _SUSPICIOUS = re.compile(f"[^\t\n -~{_MARKS}{_OTHER_SCRIPTS}\u200b-\u200f\ufeff]+")
+# ftfy changes no line without these characters that does not look like mojibake.
+_CHANGED = re.compile(f"[&\x1b\x80-\x9f\ud800-\udfff{''.join(map(chr, LIGATURES))}]")
 _LETTER = re.compile(f"[{_LETTERS}]")
 
 
@@ -43,7 +47,8 @@ def repair(text: str) -> tuple[str, int]:
         end = text.find("\n", position)
         end = len(text) if end < 0 else end
         line = text[begin:end]
-        fixed = ftfy.fix_text(line, _CONFIG)
+        changes = _CHANGED.search(line) or is_bad(line)
+        fixed = ftfy.fix_text(line, _CONFIG) if changes else line
         if fixed != line:
             pieces += text[done:begin], fixed
             changed += 1

@@ -111,6 +111,7 @@ NOTES = {
     "brackets": f"[Transcriber's Note: {SPELLING}\n\nA [second] one.\n\n{SPELLING}]\n\n",
     "box": "+------+\n| Transcriber's Notes: |\n| Spelling was kept.   |\n+------+\n\n",
     "indented": "TRANSCRIBER'S NOTES\n\n    Spelling was kept.\n\n    Pictures were moved.\n\n\n\n",
+    "credit": f"Transcriber's Note:\n\n{SPELLING}\n\nProduced by A. V.\n\n{SPELLING}\n\n\n",
     "long": "Transcriber’s Note\n\n" + f"{SPELLING}\n\n" * 30 + "\n\n",
 }
 
