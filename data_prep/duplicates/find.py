@@ -21,7 +21,7 @@ from data_prep.duplicates.passages import Cut, find_passages
 from data_prep.duplicates.search import SearchJob, search
 from data_prep.duplicates.similarity import LinkedDocuments, Similarity, compare
 
-THRESHOLD = 0.85
+THRESHOLD = 0.8
 PASSAGE_WORDS = 100
 
 NEAR_DUPLICATE = "near-duplicate"
@@ -83,8 +83,8 @@ def find_duplicates(
             must have for it to be dropped or cut; None or 0 finds nothing.
         pool_map: Runs jobs. A job takes at most 600 MB for documents of at most 32 MiB (see
             `search`, `compare` and `find_passages` for the formulas).
-        work_folder: An empty or missing folder for intermediate files, 16 bytes for each shared
-            fingerprint and link; it is removed at the end.
+        work_folder: A folder for intermediate files alone, which is removed at the end: 24 bytes a
+            document, and at most 48 bytes a fingerprint that another document shares.
         advance: Called with 1 after each job.
         passage_words: The least number of repeated words that are cut as a passage; None or 0 cuts
             nothing. Passages of less than 49 words may be missed.
@@ -97,14 +97,15 @@ def find_duplicates(
     while True:
         links = _search(corpus, pool_map, advance)
         jobs = _linked(corpus, links, threshold, passage_words)
-        similar = [pair for pairs in _run(pool_map, compare, jobs, advance) for pair in pairs]
-        new = decide(similar, corpus, threshold)
+        results = list(_run(pool_map, compare, jobs, advance))
+        new = decide((pair for result in results for pair in result.similar), corpus, threshold)
         if not new:
             break
         dropped |= new
         kept = corpus.kept()
         kept[list(new)] = False
-        corpus.keep(kept)
+        compared = np.concatenate([corpus.compared(), *(result.pairs for result in results)])
+        corpus.record(kept, compared)
     cuts: dict[int, list[Cut]] = {}
     if passage_words:
         for found in _run(pool_map, find_passages, jobs, advance):
