@@ -263,6 +263,12 @@ def test_of_many_near_copies_one_is_kept(tmp_path: Path) -> None:
     assert {dropped.kept for dropped in findings.dropped.values()} == {0}
 
 
+def test_the_document_named_as_kept_is_kept_in_the_end(tmp_path: Path) -> None:
+    texts = [story(0, 500), change_words(story(0, 500), 0.02), story(0, 2000)]
+    findings = find(texts, tmp_path)
+    assert {number: each.kept for number, each in findings.dropped.items()} == {0: 2, 1: 2}
+
+
 def test_workers_and_batches_make_no_difference(books: list[str], tmp_path: Path) -> None:
     texts = [*books, *(make(books[0]) for make in PARTS.values()), change_words(books[1])]
     texts += [f"{story(seed)}\n{LICENCE}" for seed in range(20)]
