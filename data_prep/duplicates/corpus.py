@@ -66,17 +66,23 @@ class Corpus:
         corpus = cls(folder)
         kept = np.ones(len(documents), np.bool_)
         kept[list(left_out)] = False
-        corpus.keep(kept)
+        corpus.record(kept, np.empty(0, np.uint64))
         return corpus
 
-    def keep(self, kept: NDArray[np.bool_]) -> None:
-        """Record which documents are still kept."""
+    def record(self, kept: NDArray[np.bool_], compared: NDArray[np.uint64]) -> None:
+        """Record which documents are still kept, and which pairs have been compared."""
         np.save(self.folder / "kept.npy", kept)
+        np.save(self.folder / "compared.npy", compared)
 
     def kept(self) -> NDArray[np.bool_]:
         """Return which documents are still kept."""
         kept: NDArray[np.bool_] = np.load(self.folder / "kept.npy")
         return kept
+
+    def compared(self) -> NDArray[np.uint64]:
+        """Return the pairs that have been compared (see `similarity.Comparisons`)."""
+        compared: NDArray[np.uint64] = np.load(self.folder / "compared.npy")
+        return compared
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -18,6 +18,7 @@ from data_prep.duplicates.words import SHINGLE_WORDS, Hashes, words_of
 # were changed) and far more than what different books share (0.01).
 _CANDIDATE_SHARE = 0.1
 _CHANGED_WORDS = 16
+_OWN_WORDS = 1000
 _LONG_BYTES = 1 << 16
 
 
@@ -48,8 +49,15 @@ class Similarity(NamedTuple):
     earlier_share: float
 
 
-def compare(job: LinkedDocuments) -> list[Similarity]:
-    """Return the pairs of which one document is repeated in the other.
+class Comparisons(NamedTuple):
+    """Pairs of documents that were compared, as later << 32 | earlier, and the similar ones."""
+
+    pairs: NDArray[np.uint64]
+    similar: list[Similarity]
+
+
+def compare(job: LinkedDocuments) -> Comparisons:
+    """Compare documents that share many fingerprints, but no pair that an earlier round compared.
 
     Memory: 80 bytes for each link of the job, and 60 bytes for each word of the longest document.
     """
@@ -60,7 +68,7 @@ def compare(job: LinkedDocuments) -> list[Similarity]:
     )
     later, earlier = (pairs >> np.uint64(32)).astype(np.intp), pairs.astype(np.uint32)
     smaller = np.minimum(corpus.fingerprints[later], corpus.fingerprints[earlier])
-    candidates = counts >= _CANDIDATE_SHARE * smaller
+    candidates = (counts >= _CANDIDATE_SHARE * smaller) & ~np.isin(pairs, corpus.compared())
     similar: list[Similarity] = []
     shingles = _ShingleReader(corpus)
     for number, other in zip(later[candidates].tolist(), earlier[candidates].tolist(), strict=True):
@@ -68,7 +76,7 @@ def compare(job: LinkedDocuments) -> list[Similarity]:
         shares = repeated_share(ours, theirs), repeated_share(theirs, ours)
         if max(shares) >= job.share:
             similar.append(Similarity(number, other, *shares))
-    return similar
+    return Comparisons(pairs[candidates], similar)
 
 
 class _ShingleReader:
@@ -88,8 +96,16 @@ class _ShingleReader:
 
 
 def repeated_share(shingles: Hashes, others: Hashes) -> float:
-    """Return the share of the words of a text that are repeated in another text."""
-    return float(repeated_words(is_in(shingles, others)).mean()) if len(shingles) else 0.0
+    """Return the share of the words of a text that are repeated in another text.
+
+    A text with a thousand words in a row that the other lacks counts as not repeated, so that it is
+    never dropped for the other and loses only the paragraphs that both have.
+    """
+    if not len(shingles):
+        return 0.0
+    repeated = repeated_words(is_in(shingles, others))
+    places = np.flatnonzero(np.pad(repeated, 1, constant_values=True))
+    return 0.0 if np.diff(places).max() > _OWN_WORDS else float(repeated.mean())
 
 
 def is_in(hashes: Hashes, others: Hashes) -> NDArray[np.bool_]:

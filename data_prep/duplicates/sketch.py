@@ -11,7 +11,7 @@ contained in another, nor which passages they share. Measured on 50 MB of books,
 of 8 words: this sketch 90 MB/s; rensa 0.5 with 128 permutations 23 MB/s from words in Python and
 67 MB/s from the hashes of this package; datasketch 2.0 3.4 and 36 MB/s.
 
-A sketch takes 16 bytes a fingerprint: about 0.27 byte for a byte of a book, 0.8 byte for a byte of
+A sketch takes 16 bytes a fingerprint: about 0.27 byte for a byte of a book, 0.7 byte for a byte of
 short texts.
 """
 

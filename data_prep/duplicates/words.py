@@ -158,10 +158,12 @@ def _fold_match(match: re.Match[bytes]) -> bytes:
 
 
 def _fold_run(text: bytes) -> bytes:
-    return text.decode("utf-8", "replace").translate(_FOLDS).encode()
+    return text.decode("utf-8", "surrogateescape").translate(_FOLDS).encode()
 
 
 def _fold_character(character: str) -> str:
+    if "\ud800" <= character <= "\udfff":  # a byte that is not UTF-8
+        return " "
     size = len(character.encode())
     plain = unicodedata.normalize("NFKD", character).casefold().translate(_LIGATURES)
     plain = "".join(mark for mark in plain if not unicodedata.combining(mark))
