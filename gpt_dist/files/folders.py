@@ -49,9 +49,7 @@ def check_new(output: Path, error: type[GptDistError]) -> Path:
 
 
 @contextmanager
-def explained(
-    output: Path, hidden: Path, error: type[GptDistError], room: str
-) -> Iterator[None]:
+def explained(output: Path, hidden: Path, error: type[GptDistError], room: str) -> Iterator[None]:
     """Turn a failure of the file system into an `error` that says what to do (see `new_folder`).
 
     Args:
