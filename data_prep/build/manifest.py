@@ -52,6 +52,7 @@ def make_manifest(
             documents_read=sum(entry.documents_read for entry in entries),
             documents_kept=len(corpus.kept),
             text_bytes=corpus.text_bytes,
+            all_cleaned_bytes=sum(place.size for place in corpus.places),
             cleaned_bytes=sum(document.size for document in corpus.kept),
             tokens=sum(split.tokens for split in splits.values()),
         ),

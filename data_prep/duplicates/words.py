@@ -68,12 +68,22 @@ class Words:
 
     def shingles(self) -> Hashes:
         """Return the hash of each run of eight words; run i begins with word i."""
-        hashes = self.hashes
-        for width in (1, 2, 4):
-            if len(hashes) <= width:
-                return hashes[:0]
+        return self.runs(SHINGLE_WORDS)
+
+    def runs(self, count: int) -> Hashes:
+        """Return the hash of each run of `count` words; run i begins with word i."""
+        number = max(0, len(self) - count + 1)
+        hashes, width, covered = self.hashes, 1, 0
+        total = np.zeros(number, np.uint64)
+        while number:
+            if count & width:
+                total += hashes[covered : covered + number] * _POWERS[covered]
+                covered += width
+            if covered == count:
+                break
             hashes = hashes[:-width] + hashes[width:] * _POWERS[width]
-        return _mix(hashes)
+            width *= 2
+        return _mix(total)
 
 
 def words_of(data: bytes) -> Words:
@@ -172,3 +182,13 @@ def _fold_character(character: str) -> str:
     if len(plain.encode()) > size:
         plain = character
     return plain + chr(_IGNORED) * (size - len(plain.encode()))
+
+
+def spelled(data: bytes) -> list[bytes]:
+    """Return the words of a text themselves, folded as for their hashes."""
+    folded = _fold(data).translate(_FOLD_ASCII)
+    bounds = [*words_of(data).begins.tolist(), len(data)]
+    spaced = (
+        folded[begin:end].translate(None, bytes([_IGNORED])) for begin, end in pairwise(bounds)
+    )
+    return [word.strip() for word in spaced]

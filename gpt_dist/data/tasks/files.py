@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from gpt_dist.config import Column, TaskConfig
+from gpt_dist.config import Column
 from gpt_dist.errors import DataError
 
 
@@ -25,19 +25,24 @@ class FileRow:
 
 
 def read_rows(
-    path: Path, task: TaskConfig, header: bool, columns: Collection[Column]
+    path: Path,
+    form: str,
+    header: bool,
+    columns: Collection[Column] = (),
+    quoting: bool | None = None,
 ) -> Iterator[FileRow]:
     """Yield the rows of one file, or of one folder of RACE, in order.
 
     A byte order mark and blank last lines are skipped. A row of RACE has its parts by role.
-    DataError, with the line, is raised for a file that is not as the task says.
+    `quoting` says whether delimited text has quoted fields; by default, csv has. DataError, with
+    the line, is raised for a file that is not of its format, or lacks one of `columns`.
     """
-    if task.format == "race":
+    if form == "race":
         return _passages(path)
-    if task.format == "jsonl":
+    if form == "jsonl":
         return _json_lines(path)
-    delimiter = {"tsv": "\t", "csv": ","}[task.format]
-    quoting = task.format == "csv" if task.quoting is None else task.quoting
+    delimiter = {"tsv": "\t", "csv": ","}[form]
+    quoting = form == "csv" if quoting is None else quoting
     return _delimited(_split_fields(path, delimiter, quoting), path, header, columns)
 
 

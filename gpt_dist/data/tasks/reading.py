@@ -145,8 +145,9 @@ def _examples(path: Path, task: TaskConfig, split: SplitConfig) -> Iterator[Exam
     columns = columns_of(task, split)
     header = task.header if split.header is None else split.header
     needed = [column for named in columns.values() for column in named]
+    rows = read_rows(path, task.format, header, needed, task.quoting)
     allowed = task.malformed_rows if "label" in columns else 0
-    for number, row in enumerate(read_rows(path, task, header, needed)):
+    for number, row in enumerate(rows):
         try:
             example = _example(row, number, task, columns)
         except _MalformedRowError as error:

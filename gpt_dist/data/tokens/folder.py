@@ -3,7 +3,7 @@
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -123,6 +123,8 @@ class Totals(Record):
     """Only in version 1; since then `read_as` names every encoding."""
     text_bytes: NonNegativeInt = 0
     """Bytes of the unpacked sources' text; 0 in version 1."""
+    all_cleaned_bytes: NonNegativeInt = 0
+    """Bytes of clean text before any document was left out; 0 in version 1."""
     cleaned_bytes: NonNegativeInt
     tokens: NonNegativeInt
 
@@ -241,16 +243,26 @@ _REMEDY = "; copy the token folder again, or prepare it with `python -m data_pre
 
 
 def find_damage(
-    folder: TokenFolder, progress: Callable[[int], None] = lambda _size: None
+    folder: TokenFolder,
+    run: Callable[..., Iterable[bool]] = map,
+    progress: Callable[[int], None] = lambda _size: None,
 ) -> Iterator[str]:
     """Hash every file of the manifest and yield the names of those that differ from it.
 
-    `progress` is called with the size in bytes of each file after it was read.
+    `run`, like `map`, calls a function of this module, perhaps in other processes. `progress` is
+    called with the size in bytes of each file after it was read.
     """
-    for name, entry in files_of(folder.manifest):
-        if file_sha256(folder.path / name) != entry.sha256:
+    names = list(files_of(folder.manifest))
+    checks = ((folder.path / name, entry) for name, entry in names)
+    for (name, entry), damaged in zip(names, run(_is_damaged, checks), strict=True):
+        if damaged:
             yield name
         progress(entry.bytes)
+
+
+def _is_damaged(check: tuple[Path, FileEntry]) -> bool:
+    path, entry = check
+    return file_sha256(path) != entry.sha256
 
 
 def files_of(manifest: TokenManifest) -> Iterator[tuple[str, FileEntry]]:

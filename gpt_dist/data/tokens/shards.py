@@ -105,3 +105,8 @@ def read_index(path: Path) -> tuple[np.dtype[Any], int]:
             "copy the token folder or prepare it again"
         )
     return dtype, entries - 1
+
+
+def read_lengths(path: Path) -> Ids:
+    """Return the number of ids of each document of an index."""
+    return np.fromfile(path, "<i4", count=read_index(path)[1], offset=_HEADER.size)

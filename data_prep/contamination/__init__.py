@@ -1,0 +1,1 @@
+"""Contamination: the texts of tests that occur in a token folder."""

@@ -1,0 +1,1 @@
+"""A page about a token folder: what is in it, and what became of its sources."""
