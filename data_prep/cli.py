@@ -15,6 +15,7 @@ from rich.table import Table
 from data_prep.arguments import make_parser
 from data_prep.book_tasks import BookTasks, make_tasks
 from data_prep.build.build import BuildRequest, build
+from data_prep.build.estimate import estimate, print_estimate
 from data_prep.build.summary import print_summary
 from data_prep.contamination.overlap import find_contamination, read_contamination
 from data_prep.contamination.table import print_contamination
@@ -75,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> int:
     begin = time.monotonic()
     request = _request(options)
+    if options.dry_run:
+        made = estimate(request, options.workers, Progress())
+        print_estimate(made, options.output, options.workers)
+        return 0
     with open_pool(options.workers) as pool:
         if pool is None:
             return 0

@@ -39,7 +39,10 @@ def read_task_files(files: TaskFiles) -> TaskTexts:
 
     Takes about 100 bytes a word.
     """
-    where, file, test, parts = [], [], [], []
+    where: list[str] = []
+    file: list[int] = []
+    test: list[int] = []
+    parts: list[bytes] = []
     for index, path in enumerate(files.paths):
         for text in read_texts(path, files):
             test += [len(where)] * len(text.parts)

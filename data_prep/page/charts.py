@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from data_prep.page.html import Html, text
 
 _WIDTH = 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 18, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 18, 36
 _PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT
 _PLOT_HEIGHT = 170
 _LABEL_CHARACTERS = 40
@@ -52,8 +52,7 @@ def histogram(title: str, counts: Sequence[int], edges: Sequence[float], x_label
             f'y="{_TOP + _PLOT_HEIGHT - height:.1f}" width="{max(1, step - 1):.1f}" '
             f'height="{height:.1f}"><title>{label}</title></rect>'
         )
-    every = max(1, -(-len(edges) // 7))
-    for number in range(0, len(edges), every):
+    for number in range(0, len(edges), 2 * -(-len(edges) // 14)):
         parts.append(_tick(_LEFT + number * step, short(edges[number])))
     return _figure(title, _TOP + _PLOT_HEIGHT + _BOTTOM, [*parts, _x_label(x_label)])
 
@@ -92,7 +91,7 @@ def _tick(x: float, label: str) -> str:
 
 
 def _x_label(label: str) -> str:
-    return f'<text class="dim" x="{_LEFT}" y="{_TOP + _PLOT_HEIGHT + 27}">{text(label)}</text>'
+    return f'<text class="dim" x="{_LEFT}" y="{_TOP + _PLOT_HEIGHT + 31}">{text(label)}</text>'
 
 
 def _figure(title: str, height: int, parts: Sequence[str]) -> Html:

@@ -40,8 +40,9 @@ def _funnel(manifest: TokenManifest) -> Iterator[Html]:
     if manifest.version > 1:
         steps += [
             ("text in them", totals.text_bytes, f"{totals.documents_read:,} documents"),
-            ("clean text", totals.all_cleaned_bytes, "of all documents"),
         ]
+        if totals.all_cleaned_bytes:
+            steps.append(("clean text", totals.all_cleaned_bytes, "of all documents"))
     steps.append(("kept text", totals.cleaned_bytes, f"{totals.documents_kept:,} documents"))
     steps.append((f"tokens as {manifest.dtype}", token_bytes, f"{totals.tokens:,} tokens"))
     yield bars(
@@ -121,7 +122,7 @@ def _duplicates(manifest: TokenManifest) -> Iterator[Html]:
         yield paragraph("Only documents with the same text were searched.")
     pairs = [drop for drop in manifest.drops if drop.reason in _DUPLICATES]
     if pairs:
-        rows = [(drop.name, drop.reason, _detail(drop)) for drop in pairs]
+        rows = [(names([drop.name]), drop.reason, names([_detail(drop)])) for drop in pairs]
         yield table(("left out", "as", "because"), rows, _PAIRS)
     yield paragraph(f"{count:,} documents were left out as duplicates.")
 
@@ -140,7 +141,7 @@ def _passages(manifest: TokenManifest) -> Iterator[Html]:
             "of the text."
         )
         if found.names:
-            yield table(("from",), [(name,) for name in found.names[:10]])
+            yield table(("from",), [(names(found.names, count=20),)])
 
 
 def _contamination(result: Contamination) -> Iterator[Html]:

@@ -25,14 +25,17 @@ h3 { font-size: 1rem; margin: 1.2rem 0 0.3rem; } p { margin: 0.4rem 0; max-width
 .wide { overflow-x: auto; margin: 0.6rem 0; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.8rem 0.25rem 0;
-  border-bottom: 1px solid var(--line); min-width: 3.5rem; }
+  border-bottom: 1px solid var(--line); min-width: 3.5rem;
+  overflow-wrap: normal; }
+.names { display: block; overflow-wrap: anywhere; min-width: 11rem; }
 th { font-weight: 600; color: var(--dim); } td.number, th.number { text-align: right;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: var(--shade); padding: 0.7rem; border-radius: 6px; white-space: pre-wrap;
   font: 0.85rem/1.45 ui-monospace, monospace; margin: 0.3rem 0 1rem; }
 code { background: var(--shade); padding: 0 0.25em; border-radius: 3px; white-space: pre-wrap; }
 figure { margin: 0.6rem 0; } svg { display: block; width: 100%; max-width: 40rem; height: auto; }
-svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .dim { fill: var(--dim); }
+svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .dim { fill: var(--dim);
+  font-size: 11px; }
 svg .bar { fill: var(--bar); } svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .back { fill: var(--shade); }
 svg .curve { fill: none; stroke: var(--bar); stroke-width: 2; stroke-linejoin: round; }
@@ -71,10 +74,9 @@ def paragraph(content: str, kind: str = "") -> Html:
 def names(some: Sequence[str], total: int | None = None, count: int = 3) -> Html:
     """Return the first names, and the number of the others."""
     more = (len(some) if total is None else total) - min(count, len(some))
-    shown = [str(text(name)) for name in some[:count]]
-    return Html(
-        "<br>".join([*shown, *[f'<span class="dim">and {more:,} more</span>'] * (more > 0)])
-    )
+    shown: list[str] = [text(name) for name in some[:count]]
+    shown += [f'<span class="dim">and {more:,} more</span>'] * (more > 0)
+    return Html(f'<span class="names">{"<br>".join(shown)}</span>')
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], limit: int = ROWS) -> Html:

@@ -40,7 +40,7 @@ def _lengths(lengths: Lengths) -> Iterator[Html]:
     bins = lengths.bins
     if not bins.any():
         return
-    first = int(np.flatnonzero(bins)[0])
+    first = int(np.flatnonzero(bins)[0]) // BINS_AN_OCTAVE * BINS_AN_OCTAVE
     edges = [2 ** (index / BINS_AN_OCTAVE) for index in range(first, len(bins) + 1)]
     title = "Number of documents by length"
     yield histogram(title, bins[first:].tolist(), edges, "tokens in a document, log scale")

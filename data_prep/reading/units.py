@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 
 from data_prep.reading.containers import FileReader, kind_in
 from data_prep.reading.documents import DOCUMENT_BYTES, EMPTY, Document, LeftOut, ReadOptions
@@ -46,9 +47,14 @@ def read_unit(unit: Unit, options: ReadOptions) -> Iterator[Document | LeftOut]:
     Raises:
         DataError: The file is damaged, or goes beyond a limit; the message names it.
     """
-    with damage_named(unit.source.path):
-        for item in _items(unit, options):
-            yield from _separated(item, options.separator)
+    return (item for _, item in read_placed(unit, options))
+
+
+def read_placed(unit: Unit, options: ReadOptions) -> Iterator[tuple[int, Document | LeftOut]]:
+    """Yield what `read_unit` does, each with the place in the file up to which bytes were used."""
+    with damage_named(unit.source.path), opened(unit.source.path) as stream:
+        for item in _items(unit, stream, options):
+            yield from ((stream.tell(), part) for part in _separated(item, options.separator))
 
 
 def _divides(source: Source, options: ReadOptions) -> bool:
@@ -59,16 +65,16 @@ def _divides(source: Source, options: ReadOptions) -> bool:
         return kind == "text" or has_lines(stream.peek(), kind)
 
 
-def _items(unit: Unit, options: ReadOptions) -> Iterator[Document | LeftOut]:
-    source = unit.source
-    with opened(source.path) as stream:
-        if unit.end is None:
-            reader = FileReader(source.path, options)
-            yield from reader.read(source.name, source.name, stream)
-        elif kind_in(source.name, stream) == "text":
-            yield from read_text_range(source.name, stream, unit.begin, unit.end, options)
-        else:
-            yield from read_json_range(source.name, stream, unit.begin, unit.end, options)
+def _items(
+    unit: Unit, stream: BufferedReader, options: ReadOptions
+) -> Iterator[Document | LeftOut]:
+    name, path = unit.source.name, unit.source.path
+    if unit.end is None:
+        yield from FileReader(path, options).read(name, name, stream)
+    elif kind_in(name, stream) == "text":
+        yield from read_text_range(name, stream, unit.begin, unit.end, options)
+    else:
+        yield from read_json_range(name, stream, unit.begin, unit.end, options)
 
 
 def _separated(item: Document | LeftOut, separator: str) -> Iterator[Document | LeftOut]:

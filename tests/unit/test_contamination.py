@@ -68,7 +68,7 @@ def test_planted_sentences_with_other_case_and_marks(tokens, tmp_path, pool):
     short = " ".join(words(BOOK.read_text())[9000:9009])
     changed = ", ".join(line.upper().split()).replace(", ", "... “", 3)
     rows = [CLEAN + " " + CLEAN, changed, f"{CLEAN} {line} {CLEAN}", short.title() + "!"]
-    rows += [CLEAN[:60], "much too short", " ".join(line.split()[:12] + ["zebra"])]
+    rows += [CLEAN[:60], "much too short", " ".join([*line.split()[:12], "zebra"])]
     (tmp_path / "test.txt").write_text("\n".join(rows) + "\n")
     (file,) = search(tokens, pool, tmp_path / "test.txt").files
     assert (file.texts, file.not_judged) == (7, 1)
@@ -187,7 +187,7 @@ def test_files_of_every_form(tmp_path):
         texts = [words(" ".join(text.parts)) for text in read_texts(tmp_path / name, files)]
         assert texts == [["he", "said", "yes"], ["b", "c"]], name
     files = TaskFiles((tmp_path / "a.tsv",), ("1",), header=False)
-    assert [text.parts[0] for text in read_texts(tmp_path / "a.tsv", files)][0] == "sentence"
+    assert next(text.parts[0] for text in read_texts(tmp_path / "a.tsv", files)) == "sentence"
     files = TaskFiles((tmp_path / "a.tsv",))
     assert next(read_texts(tmp_path / "a.tsv", files)).parts == ("1", 'he said "yes')
 

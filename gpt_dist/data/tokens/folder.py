@@ -17,12 +17,12 @@ from gpt_dist.errors import DataError, first_problem
 from gpt_dist.files.entries import FileEntry, Record, Sha256, file_sha256
 
 MANIFEST_NAME = "manifest.json"
-SPLITS = ("train", "validation")
 FORMAT = "gpt_dist.tokens"
 VERSION = 2
 
 TokenizerName = Literal["tokenizer.model", "tokenizer.json"]
 SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
 
 
 class TokenizerEntry(FileEntry):
