@@ -130,7 +130,7 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
         raise ConfigError(f"{arguments.zero_shot}: has no task; see configs/finetune/")
     if not (arguments.data or config.data.path):
         raise ConfigError(f"--data: not given, and {arguments.zero_shot} has no data.path")
-    folder = arguments.data or Path(str(config.data.path))
+    folder = arguments.data or Path(config.data.folders[0].path)
     opened = inspect_model(arguments.model)
     task = ZeroShotTask(config.task, folder, arguments.split, opened)
     model, opened, topology = assemble(opened, launch, arguments.tensor_parallel_size)

@@ -57,6 +57,6 @@ def start(launch: Launch, device: torch.device, overrides: dict[str, Any], direc
 
     inputs, topology = prepare(launch, device, overrides, directory)
     config, data = inputs.config, inputs.data
-    checkpoint = find_checkpoint(config, topology, data.digest, print)
+    checkpoint = find_checkpoint(config, topology, data, print)
     engine = start_engine(config, topology, LanguageModelObjective, None, checkpoint)
     return Run(engine, Saver(engine.state(), config, topology, data), topology)

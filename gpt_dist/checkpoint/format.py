@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gpt_dist.checkpoint.fingerprint import KINDS, Kind, Place, fingerprint
 from gpt_dist.data.tokens.folder import TokenizerName
+from gpt_dist.data.tokens.mixture import Phase
 from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.files.entries import ChunkedEntry, Record, SealedRecord
 from gpt_dist.files.shared import SharedFiles
@@ -91,6 +92,9 @@ class Manifest(SealedRecord):
     versions: dict[str, str]
     data_digest: str
     """Stands for the whole training data and its tokenizer."""
+    phases: tuple[Phase, ...] = ()
+    """The weights by which samples were drawn from token folders, and those planned; of earlier
+    versions and of fine-tuning there are none."""
     probe_loss: FiniteFloat | None = None
     """In version 1: what `gpt_dist.model.probe.probe_loss` gives for the weights."""
     files: dict[FileName, ChunkedEntry]

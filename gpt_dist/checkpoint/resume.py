@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpt_dist.checkpoint.folder import first_valid, open_shared, paths, step_path, sweep
-from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint
+from gpt_dist.checkpoint.format import MANIFEST_NAME, Checkpoint, Manifest
+from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config, ResolvedConfig
+from gpt_dist.data.tokens.mixture import Phase, continue_phases
 from gpt_dist.errors import CheckpointError, first_problem
 from gpt_dist.topology import Topology, together
 
@@ -26,7 +29,7 @@ so that there another source is another run."""
 
 
 def find_checkpoint(
-    config: ResolvedConfig, topology: Topology, data_digest: str, say: Callable[[str], None]
+    config: ResolvedConfig, topology: Topology, data: DataSource, say: Callable[[str], None]
 ) -> Checkpoint | None:
     """Open the checkpoint that training.resume asks for; None to start from scratch.
 
@@ -53,7 +56,7 @@ def find_checkpoint(
         raise CheckpointError(f"{key}{error}; {remedy}") from None
     if checkpoint is None:
         return None
-    together(partial(_check_same_run, checkpoint, config, data_digest))
+    together(partial(_check_same_run, checkpoint, config, data))
     newer = candidates if topology.is_main else []
     why = "damaged" if auto else "superseded"
     together(partial(_set_aside_newer, newer, checkpoint.manifest.step, why))
@@ -75,6 +78,22 @@ def find_begun(config: Config) -> Checkpoint | None:
     return None
 
 
+def resume_data(data: DataSource, manifest: Manifest) -> DataSource:
+    """Return the data with the weights that a checkpoint's samples were drawn by, then its own."""
+    if not data.phases:
+        return data
+    phases = continue_phases(_history(manifest, data), data.phases, manifest.consumed_samples)
+    return replace(data, phases=phases)
+
+
+def _history(manifest: Manifest, data: DataSource) -> tuple[Phase, ...]:
+    """Return the phases of a checkpoint that had begun; without any, all was of its one digest."""
+    digest = data.folders.get(manifest.data_digest, manifest.data_digest)
+    phases = manifest.phases or (Phase(from_sample=0, weights={digest: 1}),)
+    begun = phases[1:]
+    return phases[0], *(one for one in begun if one.from_sample < manifest.consumed_samples)
+
+
 def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:
     """Rename what is newer than `step`: a later resume must not take it up again, nor pruning."""
     for path in candidates:
@@ -85,7 +104,7 @@ def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:
             path.rename(aside)
 
 
-def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data_digest: str) -> None:
+def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data: DataSource) -> None:
     saved, own = _saved_config(checkpoint), config.model_dump(mode="json")
     fixed, free = (_FIXED + _FIXED_OF_TASKS, ()) if config.task else (_FIXED, _FREE)
     changes = [
@@ -95,8 +114,12 @@ def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data_digest:
         and name not in free
         and (name, config.schedule.shape) != ("schedule.decay_steps", "constant")
     ]
-    if checkpoint.manifest.data_digest != data_digest:
-        changes.append(f"data.path: other tokens or another tokenizer in {config.data.path}")
+    needed = _history(checkpoint.manifest, data)[-1].weights.keys()
+    if not needed <= {data.digest, *data.folders}:
+        paths = ", ".join(folder.path for folder in config.data.folders)
+        changes.append(f"data.path: other tokens or another tokenizer in {paths}")
+        if len(needed) > 1:
+            changes.append("or a folder is missing, which goes by weight 0 first")
     max_steps = config.training.max_steps
     if checkpoint.manifest.step > max_steps:
         changes.append(

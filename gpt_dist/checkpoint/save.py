@@ -1,9 +1,9 @@
 """Checkpoint writer: in the background, each published atomically."""
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from gpt_dist.checkpoint.format import (
 )
 from gpt_dist.checkpoint.state import TrainingState, fingerprint_parts, snapshot
 from gpt_dist.config import ResolvedConfig
+from gpt_dist.data.tokens.mixture import Phase
 from gpt_dist.errors import CheckpointError
 from gpt_dist.files.entries import ChunkedEntry, HashedFile
 from gpt_dist.files.folders import publish
@@ -49,6 +50,10 @@ class DataSource:
     tokenizer_name: str
     tokenizer: bytes
     """The tokenizer's file: a checkpoint is enough to use the model."""
+    phases: tuple[Phase, ...] = ()
+    """Weights of the token folders, in pre-training."""
+    folders: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the token folders, by those and by the ones that earlier versions recorded."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ class Saver:
             ),
             versions=package_versions(),
             data_digest=self._data.digest,
+            phases=self._data.phases,
             files={},
             parameters={},
         )

@@ -5,6 +5,7 @@ from gpt_dist.config.sections import AnyConfig as AnyConfig
 from gpt_dist.config.sections import CheckpointConfig as CheckpointConfig
 from gpt_dist.config.sections import Column as Column
 from gpt_dist.config.sections import Config as Config
+from gpt_dist.config.sections import DataConfig as DataConfig
 from gpt_dist.config.sections import ModelConfig as ModelConfig
 from gpt_dist.config.sections import OptimizerConfig as OptimizerConfig
 from gpt_dist.config.sections import ResolvedConfig as ResolvedConfig

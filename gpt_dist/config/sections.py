@@ -118,11 +118,34 @@ class ResolvedModelConfig(ModelConfig):
         return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
+class FolderConfig(Section):
+    path: str
+    """Token folder."""
+    weight: float = Field(ge=0)
+    """Number of samples to draw from this folder, relative to the others."""
+
+
+class ChangeConfig(Section):
+    step: int = Field(ge=1)
+    """Number of steps after which the weights hold."""
+    weights: list[Annotated[float, Field(ge=0)]]
+    """A weight for each folder of data.path, in the same order."""
+
+
 class DataConfig(Section):
-    path: str | None = None
-    """Token folder made by `data_prep build`; in fine-tuning, the folder of the task's files."""
+    path: str | Annotated[list[FolderConfig], Field(min_length=1)] | None = None
+    """Token folder made by `data_prep build`, or a list of several with their weights; in
+    fine-tuning, the folder of the task's files."""
+    changes: list[ChangeConfig] = []
+    """Other weights of a list of token folders, from stated steps on."""
     tokenizer: str | None = None
     """Folder with a tokenizer, such as a model's; for fine-tuning without model.source."""
+
+    @property
+    def folders(self) -> list[FolderConfig]:
+        """The folders of `path`, be it a list or not."""
+        one = self.path
+        return [FolderConfig(path=one, weight=1)] if isinstance(one, str) else one or []
 
 
 class ParallelConfig(Section):
@@ -167,7 +190,8 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(default=None, ge=1)
     """Number of optimiser steps; give this or epochs."""
     epochs: float | None = Field(default=None, gt=0)
-    """Number of passes over the training data; 100 if max_steps is left out too."""
+    """Number of passes over the training data; 100 if max_steps is left out too. With several token
+    folders, a pass is as many samples as these have windows together."""
     global_batch_size: int = Field(default=64, ge=1)
     """Number of sequences in an optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -198,7 +222,8 @@ class ValidationConfig(Section):
     """Number of steps between validations; the untrained and the final model are validated too.
     Left out, 1000 in pre-training and one epoch in fine-tuning."""
     max_samples: int | None = Field(default=None, ge=1)
-    """Number of windows or examples to validate on, counted from the first. Left out, all."""
+    """Number of windows or examples to validate on, counted from the first; of several token
+    folders, the windows of each. Left out, all."""
 
 
 class ResolvedValidationConfig(ValidationConfig):

@@ -77,7 +77,7 @@ def check(config: Config, launch: Launch) -> Inputs:
         raise ConfigError("task: not given; see configs/finetune/ for examples")
     if config.data.path is None:
         raise ConfigError("data.path: not given; it is the folder of the task's files")
-    folder = Path(config.data.path)
+    folder = Path(config.data.folders[0].path)
     check_task(folder, task)
     _check_source_keys(config)
     if config.model.source_path:
@@ -217,9 +217,10 @@ def _train_seed(
 
     how = task, config.training.micro_batch_size, topology.data_parallel_group
     batch_size = config.training.global_batch_size
+    samples = TaskSamples(encoded[TRAIN], batch_size, config.run.seed)
     plan = Plan(
         objective=objective,
-        samples=TaskSamples(encoded[TRAIN], batch_size, config.run.seed),
+        draw=lambda _: samples,
         validate=lambda engine: validate(engine.evaluate, inputs.validation, *how),
         data=inputs.data,
         source=inputs.source,

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from gpt_dist.checkpoint.folder import warner
 from gpt_dist.checkpoint.opened import OpenedModel
-from gpt_dist.checkpoint.resume import find_checkpoint
+from gpt_dist.checkpoint.resume import find_checkpoint, resume_data
 from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.loader import micro_batches, prefetch
+from gpt_dist.data.tokens.mixture import Phase
 from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import GPT, flops_per_token, peak_flops
 from gpt_dist.topology import Topology, together
@@ -51,7 +52,8 @@ class Plan:
     """Objective, data and validation of a run."""
 
     objective: Callable[[GPT], Objective[Any]]
-    samples: Samples
+    draw: Callable[[Sequence[Phase]], Samples]
+    """Returns the training samples, for the weights of token folders if there are any."""
     validate: Callable[[Engine], Row]
     """Returns validation figures by name; every process calls it."""
     data: DataSource
@@ -65,6 +67,7 @@ class Trainer:
 
     engine: Engine
     plan: Plan
+    samples: Samples
     config: ResolvedConfig
     topology: Topology
     saver: Saver
@@ -110,7 +113,7 @@ class Trainer:
         size = training.global_batch_size
         for start in range(done * size, max_steps * size, size):
             parts = micro_batches(start, start + size, training.micro_batch_size, *share)
-            yield [self.plan.samples.batch(part) for part in parts]
+            yield [self.samples.batch(part) for part in parts]
 
     def _train(self, step: int, batch: list[MicroBatch], is_last: bool) -> None:
         """Make a step, and report it where that is due."""
@@ -149,7 +152,7 @@ class Trainer:
         seconds = (now - self._timer) / (step - self._last_report)
         self._last_report, self._timer = step, now
         config, topology = self.config, self.topology
-        batch_tokens = config.training.global_batch_size * self.plan.samples.tokens_per_sample
+        batch_tokens = config.training.global_batch_size * self.samples.tokens_per_sample
         row: Row = {
             "step": step,
             "samples": step * config.training.global_batch_size,
@@ -201,8 +204,10 @@ def run(
         # cuBLAS reads it when it starts; without it, torch refuses its matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.training.deterministic)
-    checkpoint = find_checkpoint(config, topology, plan.data.digest, warner(topology))
-    done = checkpoint.manifest.step if checkpoint else 0
+    checkpoint = find_checkpoint(config, topology, plan.data, warner(topology))
+    data, done = plan.data, 0
+    if checkpoint:
+        data, done = resume_data(data, checkpoint.manifest), checkpoint.manifest.step
     engine = start_engine(config, topology, plan.objective, plan.source, checkpoint)
     reporting = together(lambda: Reporter(config, done) if topology.is_main else None)
     with reporting or nullcontext() as reporter:
@@ -210,10 +215,15 @@ def run(
             reporter.say(_describe(config, topology, engine.num_parameters))
             if checkpoint:
                 reporter.say(f"resumed from {checkpoint.path}")
+                if any(
+                    one.from_sample == checkpoint.manifest.consumed_samples for one in data.phases
+                ):
+                    reporter.say("from here on, token folders have other weights")
             elif plan.source:
                 reporter.say(f"starting from the weights of {config.model.source}")
-        saver = Saver(engine.state(), config, topology, plan.data)
-        Trainer(engine, plan, config, topology, saver, interruption, reporter).run(done)
+        saver = Saver(engine.state(), config, topology, data)
+        samples = plan.draw(data.phases)
+        Trainer(engine, plan, samples, config, topology, saver, interruption, reporter).run(done)
         saver.close()
         if reporter:
             reporter.summary()

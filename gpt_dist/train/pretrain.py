@@ -1,7 +1,8 @@
 """Pre-training on a token folder: the checks before it, its plan and its validation."""
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
-from gpt_dist.config import Config, ResolvedConfig
+from gpt_dist.config import Config, DataConfig, ResolvedConfig
 from gpt_dist.config.resolution import check_layout, resolve
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.data.loader import micro_batches, prefetch
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.data.tokens.folder import TokenFolder, files_of
+from gpt_dist.data.tokens.mixture import Mixture, Phase, plan_phases
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows, split_labels
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.files.shared import SharedFiles
@@ -43,8 +45,10 @@ class Inputs:
     """Opened and checked inputs of a run; the source is None if its weights are not needed."""
 
     config: ResolvedConfig
-    folder: TokenFolder
-    samples: ShuffledWindows
+    folders: Sequence[TokenFolder]
+    """The folders of data.path, all of one tokenizer."""
+    draw: Callable[[Sequence[Phase]], Mixture]
+    """Returns the training samples for weights of the folders."""
     data: DataSource
     source: OpenedModel | None
 
@@ -58,11 +62,12 @@ def check(config: Config, launch: Launch) -> Inputs:
     if config.task or config.run.seeds:
         key = "task" if config.task else "run.seeds"
         raise ConfigError(f"{key}: of fine-tuning; use launch/finetune.py, or leave it out")
-    if config.data.path is None:
+    if not config.data.folders:
         raise ConfigError(
             "data.path: not given; make a token folder by `python -m data_prep build`"
         )
-    folder, source = TokenFolder.open(Path(config.data.path)), None
+    folders, source = _open_folders(config.data), None
+    folder = folders[0]
     if config.model.source_path:
         config, model, source = open_source(config, [config])
         if tokenizer_files(folder.path) != tokenizer_files(model.tokenizer_folder):
@@ -71,24 +76,63 @@ def check(config: Config, launch: Launch) -> Inputs:
                 f"than {config.model.source}; prepare them by `python -m data_prep build … "
                 f"--tokenizer {model.tokenizer_folder}`"
             )
-    windows = Windows(folder.split("train"), config.model.sequence_length)
-    samples = ShuffledWindows(windows, config.run.seed)
-    resolved = resolve(config, launch.world_size, folder.vocab_size, len(windows))
+    samples = {one.digest: _shuffle(one, config) for one in folders}
+    number = sum(map(len, samples.values()))
+    resolved = resolve(config, launch.world_size, folder.vocab_size, number)
     check_writable(Path(config.run.directory))
-    tokenizer = folder.tokenizer_path
-    data = DataSource(folder.digest, tokenizer.name, tokenizer.read_bytes())
-    return Inputs(resolved, folder, samples, data, source)
+    digests, tokenizer = list(samples), folder.tokenizer_path
+    data = DataSource(
+        digest=hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        if digests[1:]
+        else digests[0],
+        tokenizer_name=tokenizer.name,
+        tokenizer=tokenizer.read_bytes(),
+        phases=plan_phases(config.data, digests, config.training.global_batch_size),
+        folders={key: one.digest for one in folders for key in (one.digest, one.manifest_digest)},
+    )
+    return Inputs(resolved, folders, partial(Mixture, samples), data, source)
+
+
+def _open_folders(data: DataConfig) -> list[TokenFolder]:
+    """Open the folders of data.path; ConfigError if their tokenizers differ, or two are equal."""
+    folders = [TokenFolder.open(Path(one.path)) for one in data.folders]
+    first = folders[0]
+    for number, folder in enumerate(folders):
+        if folder.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
+            raise ConfigError(
+                f"data.path: {folder.path} has another tokenizer than {first.path}; prepare it by "
+                f"`python -m data_prep build … --tokenizer {first.path}`"
+            )
+        for other in folders[:number]:
+            if folder.digest == other.digest:
+                raise ConfigError(
+                    f"data.path: {other.path} and {folder.path} hold the same tokens; leave one "
+                    "out, and add its weight to the other's"
+                )
+    return folders
+
+
+def _shuffle(folder: TokenFolder, config: Config) -> ShuffledWindows:
+    windows = Windows(folder.split("train"), config.model.sequence_length)
+    try:
+        return ShuffledWindows(windows, config.run.seed)
+    except DataError as error:
+        raise DataError(f"{folder.path}: {error}") from None
 
 
 def pretrain(inputs: Inputs, topology: Topology) -> None:
     """Train a model on a token folder, from scratch, from model.source or from a checkpoint."""
-    _check_hashes(inputs.folder, topology)
+    for folder in inputs.folders:
+        _check_hashes(folder, topology)
     config, source = share_source(inputs.config, inputs.source, topology)
-    held_out = Windows(inputs.folder.split("validation"), config.model.sequence_length)
+    held_out = {
+        str(folder.path): Windows(folder.split("validation"), config.model.sequence_length)
+        for folder in inputs.folders
+    }
     plan = Plan(
         objective=LanguageModelObjective,
-        samples=inputs.samples,
-        validate=partial(validate, windows=held_out, config=config, topology=topology),
+        draw=inputs.draw,
+        validate=partial(validate, held_out=held_out, config=config, topology=topology),
         data=inputs.data,
         source=source,
     )
@@ -97,14 +141,37 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
     interruption.close()
 
 
-def validate(engine: Engine, windows: Windows, config: ResolvedConfig, topology: Topology) -> Row:
-    """Return loss and perplexity of the first windows of a split, the same for every layout.
+def validate(
+    engine: Engine, held_out: Mapping[str, Windows], config: ResolvedConfig, topology: Topology
+) -> Row:
+    """Return loss and perplexity of the held-out windows of all folders, the same for every layout.
 
-    The loss is in nats per token. Every process must call this; without windows the row is empty.
+    The loss is in nats per token; where there are several folders, that of each is added. Every
+    process must call this; without windows the row is empty.
     """
+    totals = {
+        path: total
+        for path, windows in held_out.items()
+        if (total := _total_loss(engine, windows, config, topology))[1]
+    }
+    if not totals:
+        return {}
+    loss, tokens = map(sum, zip(*totals.values(), strict=True))
+    mean = loss / tokens
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    row: Row = {"validation_loss": mean, "validation_perplexity": perplexity}
+    if len(held_out) > 1:
+        row |= {f"validation_loss/{path}": loss / tokens for path, (loss, tokens) in totals.items()}
+    return row
+
+
+def _total_loss(
+    engine: Engine, windows: Windows, config: ResolvedConfig, topology: Topology
+) -> tuple[float, float]:
+    """Return the sum of the losses over the first windows, and their number of tokens."""
     count = min(len(windows), config.validation.max_samples or len(windows))
     if count == 0:
-        return {}
+        return 0, 0
 
     def read() -> Iterator[TokenBatch[NDArray[np.int64]]]:
         share = topology.data_parallel_size, topology.data_parallel_rank
@@ -119,9 +186,7 @@ def validate(engine: Engine, windows: Windows, config: ResolvedConfig, topology:
             total[0] += engine.evaluate(batch).double().sum()
             total[1] += int((batch.labels != IGNORED_LABEL).sum())
     dist.all_reduce(total, group=topology.data_parallel_group)
-    loss = float(total[0] / total[1])
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {"validation_loss": loss, "validation_perplexity": perplexity}
+    return float(total[0]), float(total[1])
 
 
 def _check_hashes(folder: TokenFolder, topology: Topology) -> None:

@@ -1,6 +1,7 @@
 """Open a token folder: check its manifest and shards cheaply, then read ids by position."""
 
 import hashlib
+import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -201,24 +202,23 @@ class TokenStream:
 class TokenFolder:
     """A folder made by `python -m data_prep build`, checked to be complete."""
 
-    def __init__(self, path: Path, manifest: TokenManifest, digest: str) -> None:
+    def __init__(self, path: Path, manifest: TokenManifest, manifest_digest: str) -> None:
         """Use `TokenFolder.open` instead."""
         self.path = path
         self.manifest = manifest
-        self.digest = digest
+        self.manifest_digest = manifest_digest
+        """SHA-256 of the manifest, which checkpoints of earlier versions recorded."""
         self.vocab_size = manifest.vocab_size
 
     @classmethod
     def open(cls, path: Path) -> "TokenFolder":
         """Read the manifest and check every file's size and every index header, but no tokens.
 
-        `digest`, the SHA-256 of the manifest, stands for the whole content.
-
         Raises:
             DataError: The folder or one of its files is missing, has another format, or does not
                 have the size that the manifest states.
         """
-        manifest, digest = _read_manifest(path)
+        manifest, manifest_digest = _read_manifest(path)
         for name, entry in files_of(manifest):
             _check_size(path / name, entry.bytes)
         for split in manifest.splits.values():
@@ -226,7 +226,18 @@ class TokenFolder:
                 _check_index(path, shard, np.dtype(manifest.dtype))
             if split.tokens != sum(shard.tokens for shard in split.shards):
                 raise DataError(f"{path / MANIFEST_NAME}: totals and shards disagree{_REMEDY}")
-        return cls(path, manifest, digest)
+        return cls(path, manifest, manifest_digest)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what makes up training data: the tokens and the tokenizer alone."""
+        manifest = self.manifest
+        shards = {
+            name: [[shard.tokens, shard.bin.sha256] for shard in split.shards]
+            for name, split in manifest.splits.items()
+        }
+        content = json.dumps([manifest.dtype, manifest.tokenizer.sha256, shards], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def tokenizer_path(self) -> Path:

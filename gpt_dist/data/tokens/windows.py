@@ -53,6 +53,10 @@ class ShuffledWindows:
         self._seed = seed
         self.tokens_per_sample = float(windows.sequence_length)
 
+    def __len__(self) -> int:
+        """Return the number of samples in an epoch."""
+        return len(self._windows)
+
     def window_numbers(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the window of each sample."""
         size = len(self._windows)
