@@ -52,7 +52,7 @@ def train_with_poisoned_steps(
     """
     from gpt_dist.config.file import load_config
     from gpt_dist.config.resolution import resolve
-    from gpt_dist.model import build_model
+    from gpt_dist.model import GPT
     from gpt_dist.train.engine import Engine
 
     small = ["model.hidden_size=16", "model.num_heads=2", "model.sequence_length=8"]
@@ -63,7 +63,7 @@ def train_with_poisoned_steps(
     config = resolve(config, launch.world_size, vocab_size=200, samples=100)
     topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
     torch.manual_seed(0)
-    model = build_model(config.model, topology.tensor_parallel_group)
+    model = GPT(config.model, topology.tensor_parallel_group)
     accumulation = 4 // topology.data_parallel_size
     poisons = {accumulation + 1: "loss", 3 * accumulation + 1: "gradient"}
     is_last = launch.rank == launch.world_size - 1

@@ -48,11 +48,11 @@ def batch(lengths: list[list[int]]) -> TaskBatch[Tensor]:
 def objective(theirs: Any, launch: Launch, device: torch.device, tensor: int, **head: Any) -> Any:
     """Our objective with the weights of their transformer, and a head of random ones."""
     from gpt_dist.finetune.objective import TaskHead, TaskObjective
-    from gpt_dist.model import build_model, load_full_tensors
+    from gpt_dist.model import GPT, load_full_tensors
 
     topology = form_groups(launch, device, tensor)
     config = model_config("openai_gpt")
-    model = build_model(config, topology.tensor_parallel_group)
+    model = GPT(config, topology.tensor_parallel_group)
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     made = TaskHead(48, dropout=0.0, **head)
     torch.manual_seed(2)
