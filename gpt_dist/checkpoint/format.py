@@ -128,20 +128,14 @@ class Checkpoint:
             raise CheckpointError(f"{file}: damaged, its digest is another")
         for name, parameter in self.manifest.parameters.items():
             _check_coverage(file, name, parameter, self.manifest)
-        listed = self.manifest.files
-        ranks = {name: listed[name] for name in listed if name not in _TOKENIZER_NAMES}
+        ranks = dict(self.manifest.files)
+        tokenizer = {name: ranks.pop(name) for name in _TOKENIZER_NAMES if name in ranks}
+        for name in _TOKENIZER_NAMES:  # another one could be opened in place of the listed one
+            if name not in tokenizer and (path / name).exists():
+                raise CheckpointError(f"{path / name}: not of this checkpoint; remove it")
+        SharedFiles(path, tokenizer, _refuse).verify()
         self.files = SharedFiles(path, ranks, _refuse)
         """The files of the ranks, which hold all tensors: to be verified or shared."""
-        self._verify_tokenizer()
-
-    def _verify_tokenizer(self) -> None:
-        """Hash the tokenizer, and refuse another beside it, which could be opened in its place."""
-        files = self.manifest.files
-        for name in _TOKENIZER_NAMES:
-            if name not in files and (self.path / name).exists():
-                raise CheckpointError(f"{self.path / name}: not of this checkpoint; remove it")
-        listed = {name: files[name] for name in files if name in _TOKENIZER_NAMES}
-        SharedFiles(self.path, listed, _refuse).verify()
 
     def read(
         self, kind: str, name: str, wanted: Sequence[FragmentEntry | None] | None = None

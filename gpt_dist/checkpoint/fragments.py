@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self
 
 import torch
@@ -55,22 +56,20 @@ def fragments_of(engine: DeepSpeedEngine) -> Iterator[Fragment]:
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _stage_3(engine, optimizer)
-    if isinstance(optimizer, FP16_UnfusedOptimizer):
-        return _half_without_zero(optimizer)
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return _plain(engine, optimizer)
+    if isinstance(optimizer, FP16_UnfusedOptimizer | torch.optim.Optimizer):
+        return _without_zero(engine, optimizer)
     return _stage_1_and_2(engine, optimizer)
 
 
-def _plain(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
-    for parameter in engine.module.parameters():
-        yield Fragment(parameter, 0, parameter.numel(), parameter, 0, optimizer, replicated=True)
-
-
-def _half_without_zero(optimizer: FP16_UnfusedOptimizer) -> Iterator[Fragment]:
-    for halves, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for half, master in zip(halves, masters, strict=True):
-            yield Fragment(half, 0, half.numel(), master, 0, optimizer.optimizer, replicated=True)
+def _without_zero(
+    engine: DeepSpeedEngine, optimizer: FP16_UnfusedOptimizer | torch.optim.Optimizer
+) -> Iterator[Fragment]:
+    parameters = masters = list(engine.module.parameters())
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        parameters, masters = [*chain(*optimizer.fp16_groups)], [*chain(*optimizer.fp32_groups)]
+        optimizer = optimizer.optimizer
+    for parameter, master in zip(parameters, masters, strict=True):
+        yield Fragment(parameter, 0, parameter.numel(), master, 0, optimizer, replicated=True)
 
 
 def _stage_1_and_2(engine: DeepSpeedEngine, optimizer: object) -> Iterator[Fragment]:

@@ -72,8 +72,8 @@ class ShardWriter:
             name="/".join(self._prefix.parts[-2:]),
             tokens=tokens,
             documents=count,
-            bin=self._bin.close().unchunked,
-            idx=index_file.close().unchunked,
+            bin=self._bin.close(),
+            idx=index_file.close(),
         )
 
 
