@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -29,9 +29,7 @@ from gpt_dist.errors import CheckpointError
 from gpt_dist.files.entries import ChunkedEntry, describe_file
 from gpt_dist.files.folders import publish
 from gpt_dist.files.tensor_file import write_tensor_file
-from gpt_dist.topology import Topology, gloo_group
-
-Result = TypeVar("Result")
+from gpt_dist.topology import Result, Topology, gather, gloo_group
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
 
@@ -204,13 +202,12 @@ class Saver:
 
     def _on_all(self, action: Callable[[], Result]) -> tuple[list[Result], list[str]]:
         """Run an action on all processes; return what it gave, and what failed, on each."""
-        result, failure = None, None
+        report: tuple[Any, str | None]
         try:
-            result = action()
+            report = action(), None
         except Exception as error:  # noqa: BLE001 -- every rank must learn of any
-            failure = f"rank {self._topology.launch.rank}: {error}"
-        reports: list[Any] = [None] * self._topology.launch.world_size
-        dist.all_gather_object(reports, (result, failure), group=self._group)
+            report = None, f"rank {self._topology.launch.rank}: {error}"
+        reports: list[Any] = gather(report, self._group)
         return [result for result, _ in reports], [failure for _, failure in reports if failure]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
 from gpt_dist.model.parameters import split_dimension
-from gpt_dist.topology import Topology, together
+from gpt_dist.topology import Topology, gather, together
 
 _RNG = ("cpu", "cuda")
 _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -43,15 +42,12 @@ class TrainingState:
         """Every parameter as a manifest states it, without fragments."""
         names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
         self._fragments = {names[id(one.parameter)]: one for one in fragments_of(engine)}
-        self._owned = dict(self._share_out())
-        self.places = self._places(self._owned)
-        """The part of each parameter that this process writes."""
+        self.owned = dict(self._share_out())
+        """The fragments that this process writes: all together write each element once."""
+        self.places = self._places(self.owned)
 
     def _share_out(self) -> Iterator[tuple[str, Fragment]]:
-        """Yield the fragments that this process writes: all together write each element once.
-
-        What all data-parallel processes hold is shared out among them.
-        """
+        """Yield `owned`; what all data-parallel processes hold is shared out among them."""
         topology = self._topology
         for name, fragment in self._fragments.items():
             if not self._is_split(name) and topology.tensor_parallel_rank > 0:
@@ -63,11 +59,11 @@ class TrainingState:
             if fragment.length:
                 yield name, fragment
 
-    def owned(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Return live flat views of what this process writes, by name in its file."""
         return {
             f"{kind}/{name}": tensor
-            for name, fragment in self._owned.items()
+            for name, fragment in self.owned.items()
             for kind, tensor in fragment.tensors().items()
         }
 
@@ -88,8 +84,7 @@ class TrainingState:
         own_shapes = {name: entry.shape for name, entry in self.entries.items()}
         remedy = "take the model section of its configuration"
         checkpoint.check_shapes(own_shapes, "this model wants", remedy)
-        places: list[dict[str, FragmentEntry]] = [{}] * self._topology.launch.world_size
-        dist.all_gather_object(places, self._places(self._fragments))
+        places = gather(self._places(self._fragments))
         saved_size = checkpoint.manifest.topology.tensor_parallel_size
         same_shards = saved_size == self._topology.tensor_parallel_size
         saved: Fingerprints = {}
@@ -136,7 +131,7 @@ class TrainingState:
 
     def fingerprints(self) -> Fingerprints:
         """Return those of the state of all processes together, and of its weights once rounded."""
-        return _total_of(None, self.fingerprint_own(self.owned(), rounded=True))
+        return total(gather(self.fingerprint_own(self.tensors(), rounded=True)))
 
     def fingerprint_own(self, tensors: Mapping[str, Tensor], rounded: bool) -> Fingerprints:
         """Return the fingerprints of what this process writes, given by name in its file.
@@ -168,7 +163,7 @@ class TrainingState:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._partitioned):
                 if dimension is not None or peers.rank() == 0:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
-        return _total_of(peers, found)
+        return total(gather(found, peers))
 
     def _places(self, fragments: Mapping[str, Fragment]) -> dict[str, FragmentEntry]:
         """Return the places of fragments, but empty ones, as a manifest states them."""
@@ -193,13 +188,6 @@ class TrainingState:
         return unfused or getattr(optimizer, "loss_scaler", None)
 
 
-def _total_of(group: dist.ProcessGroup | None, own: Fingerprints) -> Fingerprints:
-    """Add up what the processes of a group have, by default all."""
-    parts: list[Fingerprints] = [{}] * dist.get_world_size(group)
-    dist.all_gather_object(parts, own, group)
-    return total(parts)
-
-
 def _entry_of(parameter: nn.Parameter, topology: Topology) -> ParameterEntry:
     """Return the entry of a parameter, without fragments."""
     # Under ZeRO 3 the parameter itself is empty between uses.
@@ -215,7 +203,7 @@ def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:
 
     Buffers are made at the first call and used again: fresh memory would take longer than the copy.
     """
-    for name, tensor in state.owned().items():
+    for name, tensor in state.tensors().items():
         if name not in buffers:
             buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         buffers[name].copy_(tensor, non_blocking=True)

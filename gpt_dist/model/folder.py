@@ -73,8 +73,12 @@ class ModelFolder(FullTensors):
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [self._read(theirs) for theirs in self._stored[name]]
-        if name == _EMBEDDING and _HEAD not in self._wanted:
-            self._check_tied(parts[0])
+        head = self._paths.get(_HEAD) if name == _EMBEDDING else None
+        if head and _HEAD not in self._wanted and not self._read(_HEAD).equal(parts[0]):
+            raise ModelError(
+                f"{head}: {_HEAD} differs from {self._stored[name][0]}; only models whose head is "
+                "tied to the embedding can be opened"
+            )
         return self._table[name].stored.join(parts)
 
     def _read(self, theirs: str) -> Tensor:
@@ -136,14 +140,6 @@ class ModelFolder(FullTensors):
             )
         self._wanted = wanted
         return names
-
-    def _check_tied(self, embedding: Tensor) -> None:
-        """Refuse a head that is stored beside the embedding and differs from it."""
-        if _HEAD in self._paths and not self._read(_HEAD).equal(embedding):
-            raise ModelError(
-                f"{self._paths[_HEAD]}: {_HEAD} differs from {self._stored[_EMBEDDING][0]}; "
-                "only models whose head is tied to the embedding can be opened"
-            )
 
 
 def write_model_folder(

@@ -23,8 +23,6 @@ class ParameterSpec:
 
     shape: Shape
     """Of the full tensor, with the padding of the vocabulary."""
-    split_dimension: int | None
-    """The dimension that tensor parallelism splits; None where every process holds all."""
     stored: Stored
     """Its form in a Hugging Face model."""
 
@@ -45,9 +43,7 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
     with torch.device("meta"):
         model = GPT(config, SingleProcess())
     return {
-        name: ParameterSpec(
-            tuple(parameter.shape), split_dimension(parameter), stored(name, config)
-        )
+        name: ParameterSpec(tuple(parameter.shape), stored(name, config))
         for name, parameter in model.named_parameters()
     }
 

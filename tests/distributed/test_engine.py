@@ -70,7 +70,7 @@ def train_with_poisoned_steps(
     engine = Engine(Poisoned(model, poisons if is_last else {}), config, topology)
 
     def state(tokens: torch.Tensor) -> list[torch.Tensor]:
-        fragments = [fragment.tensors().values() for _, fragment in engine.state().owned()]
+        fragments = [fragment.tensors().values() for fragment in engine.state().owned.values()]
         return [part.clone() for parts in fragments for part in parts] + [
             engine.evaluate(TokenBatch(tokens, tokens))
         ]

@@ -117,7 +117,7 @@ def save_not_a_number(
 ) -> str:
     run = start(launch, device, overrides, directory)
     if launch.rank == 1:
-        for _, fragment in run.engine.state().owned():
+        for fragment in run.engine.state().owned.values():
             fragment.tensors()["weight"][-1] = torch.nan
     try:
         run.saver.save(1)
