@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
-from pydantic import (
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from gpt_dist.checkpoint.fingerprint import KINDS, Kind, Place, fingerprint
@@ -53,6 +46,11 @@ class FragmentEntry(Record):
     def stop(self) -> int:
         """The first element behind it."""
         return self.offset + self.length
+
+    def overlaps(self, other: Self) -> bool:
+        """Return whether two fragments of a parameter have an element in common."""
+        same_shard = self.tensor_parallel_rank == other.tensor_parallel_rank
+        return same_shard and self.offset < other.stop and other.offset < self.stop
 
 
 class ParameterEntry(Record):
@@ -91,7 +89,7 @@ class Manifest(SealedRecord):
     versions: dict[str, str]
     data_digest: str
     """Stands for the whole training data and its tokenizer."""
-    probe_loss: FiniteFloat | None = None
+    probe_loss: float | None = Field(default=None, allow_inf_nan=False)
     """In version 1: what `gpt_dist.model.probe.probe_loss` gives for the weights."""
     files: dict[FileName, ChunkedEntry]
     parameters: dict[str, ParameterEntry]
@@ -155,7 +153,9 @@ class Checkpoint:
         for fragment in entry.fragments:
             if fragment.tensor_parallel_rank < size:
                 shard = shards[fragment.tensor_parallel_rank].view(-1)
-                users = None if wanted is None else _users(fragment, wanted)
+                users = None
+                if wanted is not None:
+                    users = {n for n, one in enumerate(wanted) if one and one.overlaps(fragment)}
                 file = self.files.tensors(fragment.file)
                 file.read_into(f"{kind}/{name}", shard[fragment.offset : fragment.stop], users)
         return shards[0] if dimension is None else torch.cat(shards, dimension)
@@ -206,18 +206,6 @@ class Checkpoint:
                 f"{self.path / MANIFEST_NAME}: has no {name}; take another checkpoint"
             )
         return self.manifest.parameters[name]
-
-
-def _users(fragment: FragmentEntry, wanted: Sequence[FragmentEntry | None]) -> set[int]:
-    """Return the ranks of those who want some element of a fragment."""
-    return {
-        rank
-        for rank, one in enumerate(wanted)
-        if one
-        and one.tensor_parallel_rank == fragment.tensor_parallel_rank
-        and one.offset < fragment.stop
-        and fragment.offset < one.stop
-    }
 
 
 def rank_file(rank: int) -> str:

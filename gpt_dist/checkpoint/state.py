@@ -1,6 +1,7 @@
 """The training state of a process as fragments: described, copied, filled and proven."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import deepspeed
 import torch
@@ -23,7 +24,6 @@ from gpt_dist.errors import CheckpointError
 from gpt_dist.model.parameters import split_dimension
 from gpt_dist.topology import Topology, gather, together
 
-_RNG = ("cpu", "cuda")
 _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -35,12 +35,10 @@ class TrainingState:
         self._topology = topology
         self._precision = next(engine.module.parameters()).dtype
         self._partitioned = bool(engine.zero_optimization_partition_weights())
-        self.entries = {
-            name: _entry_of(parameter, topology)
-            for name, parameter in engine.module.named_parameters()
-        }
+        parameters = dict(engine.module.named_parameters())
+        self.entries = {name: _entry_of(one, topology) for name, one in parameters.items()}
         """Every parameter as a manifest states it, without fragments."""
-        names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+        names = {id(parameter): name for name, parameter in parameters.items()}
         self._fragments = {names[id(one.parameter)]: one for one in fragments_of(engine)}
         self.owned = dict(self._share_out())
         """The fragments that this process writes: all together write each element once."""
@@ -54,8 +52,9 @@ class TrainingState:
                 continue
             if fragment.replicated:
                 size, rank = topology.data_parallel_size, topology.data_parallel_rank
-                bounds = [fragment.length * part // size for part in (rank, rank + 1)]
-                fragment = fragment.part(*bounds)
+                first, last = (fragment.length * part // size for part in (rank, rank + 1))
+                offset, start = fragment.offset + first, fragment.start + first
+                fragment = replace(fragment, offset=offset, start=start, length=last - first)
             if fragment.length:
                 yield name, fragment
 
@@ -219,14 +218,13 @@ def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
     In another layout, or on another kind of device, there is none such; then the draws follow from
     the step, and differ between data-parallel processes as they must.
     """
-    manifest, rank = checkpoint.manifest, topology.launch.rank
+    manifest, ranks = checkpoint.manifest, range(topology.launch.world_size)
     layout = (manifest.topology.world_size, manifest.topology.tensor_parallel_size)
-    states: dict[str, Tensor | None] = {}
-    if layout == (topology.launch.world_size, topology.tensor_parallel_size):
-        for number in range(topology.launch.world_size):  # all read the same
-            found = {kind: checkpoint.read_saved(number, f"rng/{kind}") for kind in _RNG}
-            states = found if number == rank else states
-    cpu, cuda = map(states.get, _RNG)
+    cpu = cuda = None
+    if layout == (len(ranks), topology.tensor_parallel_size):
+        names = ("rng/cpu", "rng/cuda")
+        found = [[checkpoint.read_saved(rank, name) for name in names] for rank in ranks]
+        cpu, cuda = found[topology.launch.rank]  # all read the same
     if cpu is None or (cuda is None) == torch.cuda.is_available():
         torch.manual_seed(torch.initial_seed() + (manifest.step << 20))
         return

@@ -57,11 +57,8 @@ def split_dimension(parameter: nn.Parameter) -> int | None:
 
 def num_parameters(config: ResolvedModelConfig) -> int:
     """Return the number of weights of a model, without the padding of its vocabulary."""
-    return sum(
-        math.prod(shape)
-        for spec in parameter_table(config).values()
-        for shape in spec.stored_shapes
-    )
+    specs = parameter_table(config).values()
+    return sum(math.prod(shape) for spec in specs for shape in spec.stored_shapes)
 
 
 class FullTensors(Mapping[str, Tensor]):
