@@ -77,7 +77,6 @@ class Saver:
         self._topology = topology
         self._data = data
         self._folder = Path(config.run.directory) / "checkpoints"
-        self._compared = False
         self._buffers: dict[str, Tensor] = {}
         self._group = gloo_group()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -91,8 +90,8 @@ class Saver:
         Raises CheckpointError if this save, or the one before it, failed.
         """
         self.wait()
-        live = {} if self._compared else self._state.live_fingerprints()
-        self._compared = True
+        is_first = not self._buffers
+        live = self._state.live_fingerprints() if is_first else {}
         snapshot(self._state, self._buffers)
         self._writing = self._thread.submit(self._write, self._manifest(step), live, keep)
         if not self._config.checkpoint.asynchronous:

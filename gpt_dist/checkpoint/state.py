@@ -34,6 +34,8 @@ class TrainingState:
         self._engine = engine
         self._topology = topology
         self._precision = next(engine.module.parameters()).dtype
+        scaler = getattr(engine.optimizer, "loss_scaler", None)
+        self._scaler = getattr(engine.optimizer, "loss_scale_config", None) or scaler
         self._partitioned = bool(engine.zero_optimization_partition_weights())
         parameters = dict(engine.module.named_parameters())
         self.entries = {name: _entry_of(one, topology) for name, one in parameters.items()}
@@ -71,7 +73,7 @@ class TrainingState:
         fragment = next(iter(self._fragments.values()))
         fragment.tensors()
         steps = int(fragment.optimizer.state[fragment.master]["step"])
-        scaler = {key: getattr(self._scaler(), key, None) for key in _SCALER_KEYS}
+        scaler = {key: getattr(self._scaler, key, None) for key in _SCALER_KEYS}
         return steps, {key: value for key, value in scaler.items() if value is not None}
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -105,9 +107,9 @@ class TrainingState:
         if self._partitioned:
             self._engine.optimizer.checkpoint_event_epilogue()
         for key, value in checkpoint.manifest.loss_scaler.items():
-            if hasattr(self._scaler(), key):
-                number_type = type(getattr(self._scaler(), key))
-                setattr(self._scaler(), key, number_type(value))
+            if hasattr(self._scaler, key):
+                number_type = type(getattr(self._scaler, key))
+                setattr(self._scaler, key, number_type(value))
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
@@ -181,11 +183,6 @@ class TrainingState:
     def _is_split(self, name: str) -> bool:
         return self.entries[name].tensor_parallel_dimension is not None
 
-    def _scaler(self) -> object:
-        optimizer = self._engine.optimizer
-        unfused = getattr(optimizer, "loss_scale_config", None)
-        return unfused or getattr(optimizer, "loss_scaler", None)
-
 
 def _entry_of(parameter: nn.Parameter, topology: Topology) -> ParameterEntry:
     """Return the entry of a parameter, without fragments."""
@@ -222,9 +219,10 @@ def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
     layout = (manifest.topology.world_size, manifest.topology.tensor_parallel_size)
     cpu = cuda = None
     if layout == (len(ranks), topology.tensor_parallel_size):
+        # Each process reads those of all: reading shared files is collective.
         names = ("rng/cpu", "rng/cuda")
         found = [[checkpoint.read_saved(rank, name) for name in names] for rank in ranks]
-        cpu, cuda = found[topology.launch.rank]  # all read the same
+        cpu, cuda = found[topology.launch.rank]
     if cpu is None or (cuda is None) == torch.cuda.is_available():
         torch.manual_seed(torch.initial_seed() + (manifest.step << 20))
         return

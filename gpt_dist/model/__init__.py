@@ -14,5 +14,4 @@ from gpt_dist.model.parameters import num_parameters as num_parameters
 from gpt_dist.model.parameters import parameter_table as parameter_table
 from gpt_dist.model.probe import agrees as agrees
 from gpt_dist.model.probe import probe_loss as probe_loss
-from gpt_dist.model.probe import probe_tokens as probe_tokens
 from gpt_dist.model.released import ReleasedWeights as ReleasedWeights
