@@ -50,13 +50,14 @@ def judge(
     batch_size: int,
     group: ProcessGroup,
     report: Report = silent,
+    limit: int | None = None,
 ) -> Judged:
-    """Score the examples of a split, and predict from the scores.
+    """Score the examples of a split, or the first `limit` ones, and predict from the scores.
 
     `group` is the data-parallel one: its processes must all call this, share the examples, and get
     all results. Raises TrainingError if a score is not finite.
     """
-    order = np.argsort(split.lengths, kind="stable")
+    order = np.argsort(split.lengths[:limit], kind="stable")
     places = micro_batches(0, len(order), batch_size, group.size(), group.rank())
     parts = (order[part % len(order)] for part in places)
     own: dict[int, NDArray[np.float32]] = {}
@@ -76,7 +77,8 @@ def judge(
         )
     is_score = head_shape(task)[0] == "score"
     predictions = [_within(row, task.score_range) if is_score else row.argmax() for row in scores]
-    return Judged(scores, np.array(predictions), split.targets)
+    targets = None if split.targets is None else split.targets[:limit]
+    return Judged(scores, np.array(predictions), targets)
 
 
 def validate(
@@ -85,19 +87,22 @@ def validate(
     task: TaskConfig,
     batch_size: int,
     group: ProcessGroup,
+    limit: int | None,
 ) -> dict[str, float]:
-    """Return `validation_loss` of all examples of dev splits, and `SPLIT_METRIC` of each split.
+    """Return `validation_loss` of the examples of dev splits, and `SPLIT_METRIC` of each split.
 
-    They are the same for every layout. Every process must call this.
+    Only the first `limit` examples of a split count. The figures are the same for every layout.
+    Every process must call this.
     """
-    kind, _ = head_shape(task)
-    how = task, batch_size, group
-    judged = {name: judge(evaluate, split, *how) for name, split in splits.items()}
+    how = task, batch_size, group, silent, limit
+    dev = [name for name in splits if name.startswith(DEV)]
+    judged = {name: judge(evaluate, splits[name], *how) for name in dev}
     losses = []
     for one in judged.values():
         assert one.targets is not None, "dev splits have labels"
         scores, targets = map(torch.tensor, one.scores), torch.tensor(one.targets)
-        losses += [float(task_losses(kind, *pair)) for pair in zip(scores, targets, strict=True)]
+        for pair in zip(scores, targets, strict=True):
+            losses.append(float(task_losses(head_shape(task)[0], *pair)))
     row = {"validation_loss": float(np.mean(losses))}
     for name, metrics in metrics_of(judged, task).items():
         row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
