@@ -10,6 +10,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt_dist import command
 from gpt_dist.config.file import load_config
@@ -111,14 +112,14 @@ def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
 
 def judge_task(arguments: Namespace, launch: Launch) -> None:
     from gpt_dist.finetune.task_model import evaluate_task
+    from gpt_dist.inference.assemble import assemble
 
-    size = arguments.tensor_parallel_size
     what = arguments.model, arguments.task, arguments.split
+    size = arguments.tensor_parallel_size
+    load = partial(assemble, launch=launch, tensor_parallel_size=size)
     with show_progress(launch.rank == 0) as report:
-        rows, topology = evaluate_task(*what, launch, size, arguments.batch_size, report)
-    if topology.is_main:
-        for row in rows:
-            print(json.dumps(row), flush=True)
+        rows = evaluate_task(*what, load, arguments.batch_size, report)
+    print_rows(rows, launch)
 
 
 def solve_task(arguments: Namespace, launch: Launch) -> None:
@@ -137,6 +138,10 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
     load = partial(assemble, launch=launch, tensor_parallel_size=size)
     with show_progress(launch.rank == 0) as report:
         rows = evaluate_zero_shot(*what, load, arguments.batch_size, report)
+    print_rows(rows, launch)
+
+
+def print_rows(rows: list[dict[str, Any]], launch: Launch) -> None:
     if launch.rank == 0:
         for row in rows:
             print(json.dumps(row), flush=True)

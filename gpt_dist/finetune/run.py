@@ -30,7 +30,7 @@ from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_file
 from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
 from gpt_dist.finetune.objective import TaskHead, TaskObjective, head_shape
-from gpt_dist.finetune.predict import judge, metrics_of, validate
+from gpt_dist.finetune.predict import Evaluator, metrics_of
 from gpt_dist.finetune.results import RESULTS_NAME, Results, SeedResult, median_and_spread
 from gpt_dist.finetune.task_model import save_task_model
 from gpt_dist.model import GPT, num_parameters
@@ -219,14 +219,15 @@ def _train_seed(
     plan = Plan(
         objective=objective,
         samples=TaskSamples(encoded[TRAIN], batch_size, config.run.seed),
-        validate=lambda engine: validate(engine.evaluate, encoded, *how, limit),
+        validate=lambda engine: Evaluator(engine.evaluate, *how).validate(encoded, limit),
         data=inputs.data,
         source=inputs.source,
     )
     engine, best_first = run(config, plan, topology, interruption)
     best = _load_best(engine, best_first, config, topology)
     others = {name: split for name, split in encoded.items() if name != TRAIN}
-    judged = {name: judge(engine.evaluate, split, *how) for name, split in others.items()}
+    evaluator = Evaluator(engine.evaluate, *how)
+    judged = {name: evaluator.judge(split) for name, split in others.items()}
 
     def write_predictions() -> None:
         for name, one in judged.items():

@@ -22,9 +22,9 @@ from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.objective import sequence_losses
 from gpt_dist.finetune.predict import Judged, metric_rows, score
+from gpt_dist.inference.assemble import Load
 from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.progress import Report
-from gpt_dist.topology import Topology
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +46,15 @@ def evaluate_zero_shot(
     folder: Path,
     split: str | None,
     opened: OpenedModel,
-    load: Callable[[OpenedModel], tuple[GPT, OpenedModel, Topology]],
+    load: Load,
     batch_size: int,
     report: Report,
 ) -> list[dict[str, Any]]:
     """Return a row of scores for one split, or for every one named dev or dev_….
 
-    All processes call this and get the same; `load` connects them, as `assemble` does, once the
-    data are read. A batch holds as many tokens as batch_size windows of the model's whole context.
-    Raises ConfigError where the task has no heuristic or a split no labels; DataError for bad
-    input.
+    All processes call this and get the same; `load` connects them once the data are read. A batch
+    holds as many tokens as batch_size windows of the model's whole context. Raises ConfigError
+    where the task has no heuristic or a split no labels; DataError for bad input.
     """
     check_zero_shot(task)
     names, likely = [split] if split else dev_splits(task), _likely_class(task)
