@@ -30,9 +30,10 @@ class Poisoned(LanguageModelObjective):
         replicated = model.blocks[0].feed_forward_norm.bias
         replicated.register_hook(lambda gradient: self.poison(gradient, "gradient"))
 
-    def loss(self, batch: TokenBatch[torch.Tensor]) -> torch.Tensor:
-        self.count += 1
-        return self.poison(super().loss(batch), "loss")
+    def forward(self, batch: TokenBatch[torch.Tensor]) -> torch.Tensor:
+        self.count += self.training
+        result = super().forward(batch)
+        return self.poison(result, "loss") if self.training else result
 
     def poison(self, tensor: torch.Tensor, kind: str) -> torch.Tensor:
         return tensor * float("nan") if self.poisons.get(self.count) == kind else tensor

@@ -84,10 +84,10 @@ def compare_choices(
         labels=labels.view(shape),
         mc_labels=inputs.targets,
     )
-    loss = ours.loss(inputs) / ours.weight(inputs)
-    differences = {"scores": float((ours.scores(inputs) - result.mc_logits).abs().max())}
+    loss = ours.train()(inputs) / inputs.weight
+    differences = {"scores": float((ours.eval()(inputs) - result.mc_logits).abs().max())}
     ours.auxiliary_weight = 0.0
-    class_loss = ours.loss(inputs) / ours.weight(inputs)
+    class_loss = ours.train()(inputs) / inputs.weight
     differences["class loss"] = float((class_loss - result.mc_loss).abs())
     differences["language-model loss"] = float((loss - class_loss - 0.5 * result.loss).abs() * 2)
     loss.backward()
@@ -136,8 +136,8 @@ def compare_pooled(
         if kind == "score"
         else torch.nn.functional.cross_entropy(scores, inputs.targets)
     )
-    ours_scores = ours.scores(inputs)
-    loss = ours.loss(inputs) / ours.weight(inputs)
+    ours_scores = ours.eval()(inputs)
+    loss = ours.train()(inputs) / inputs.weight
     loss.backward()
     expected.backward()
     found = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
@@ -189,7 +189,7 @@ def alone_and_together(
 
     @torch.no_grad()
     def scores(numbers: list[int]) -> list[Tensor]:
-        found = ours.scores(to_device(collate(split, np.array(numbers)), device))
+        found = ours.eval()(to_device(collate(split, np.array(numbers)), device))
         return [row[row != -torch.inf] for row in found]  # fewer choices than another example's
 
     alone = [scores([number])[0] for number in range(len(split))]

@@ -65,7 +65,7 @@ def mean_loss(model: Any, tokens: Tensor) -> Tensor:
 
     objective = LanguageModelObjective(model)
     batch = TokenBatch(tokens[:, :-1], tokens[:, 1:])
-    return objective.loss(batch) / objective.weight(batch)
+    return objective(batch) / batch.weight
 
 
 def compare_with_reference(
