@@ -153,18 +153,17 @@ def open_store(launch: Launch) -> "Store":
 
 def _meeting_place(launch: Launch) -> tuple[str, int, socket.socket | None]:
     """Return the address and port of rank 0, and on rank 0 the socket that listens there."""
-    environment = os.environ
-    address = environment.get("MASTER_ADDR") or _default_address(launch)
-    port = _integer(environment, "MASTER_PORT") if "MASTER_PORT" in environment else 0
+    address = os.environ.get("MASTER_ADDR") or _default_address(launch)
+    port = _integer(os.environ, "MASTER_PORT") if "MASTER_PORT" in os.environ else 0
     if port > 65_535:
         raise LaunchError(f"MASTER_PORT: {port} is no port; choose one from 1024 to 65535")
     if not port and launch.launcher == "srun":
         # The same on every rank; steps of one job that run together get different ports.
-        job, step = (_integer(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        job, step = (_integer(os.environ, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
         port = 20_000 + (job * 61 + step) % 20_000
     if not port and launch.launcher not in _MPI:
         raise LaunchError(f"MASTER_PORT: not set; set it to rank 0's port, or, {_NO_LAUNCHER}")
-    hosts_store = launch.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    hosts_store = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     listener = _listen(address, port, launch) if hosts_store else None
     port = port or int(_mpi_world(launch).bcast(listener and listener.getsockname()[1]))
     return address, port, listener

@@ -107,12 +107,17 @@ def together(action: Callable[[], Result]) -> Result:
         error = failure
     except OSError as failure:
         error = GptDistError(f"{failure.filename or 'a file'}: {failure.strerror or failure}")
-    errors: list[GptDistError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    for found in errors:
+    for found in gather(error):
         if found:
             raise found
     return cast(Result, result)
+
+
+def gather(own: Result, group: dist.ProcessGroup | None = None) -> list[Result]:
+    """Return what the processes of a group, by default all, have, in the order of their ranks."""
+    found = [own] * dist.get_world_size(group)
+    dist.all_gather_object(found, own, group)
+    return found
 
 
 def disconnect() -> None:

@@ -8,7 +8,9 @@ scores are a line of JSON for each split.
 import json
 import os
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt_dist import command
 from gpt_dist.config.file import load_config
@@ -110,19 +112,19 @@ def measure_perplexity(arguments: Namespace, launch: Launch) -> None:
 
 def judge_task(arguments: Namespace, launch: Launch) -> None:
     from gpt_dist.finetune.task_model import evaluate_task
+    from gpt_dist.inference.assemble import assemble
 
-    size = arguments.tensor_parallel_size
     what = arguments.model, arguments.task, arguments.split
+    size = arguments.tensor_parallel_size
+    load = partial(assemble, launch=launch, tensor_parallel_size=size)
     with show_progress(launch.rank == 0) as report:
-        rows, topology = evaluate_task(*what, launch, size, arguments.batch_size, report)
-    if topology.is_main:
-        for row in rows:
-            print(json.dumps(row), flush=True)
+        rows = evaluate_task(*what, load, arguments.batch_size, report)
+    print_rows(rows, launch)
 
 
 def solve_task(arguments: Namespace, launch: Launch) -> None:
     from gpt_dist.checkpoint.opened import inspect_model
-    from gpt_dist.finetune.zero_shot import ZeroShotTask
+    from gpt_dist.finetune.zero_shot import evaluate_zero_shot
     from gpt_dist.inference.assemble import assemble
 
     config = load_config(arguments.zero_shot, [])
@@ -131,16 +133,18 @@ def solve_task(arguments: Namespace, launch: Launch) -> None:
     if not (arguments.data or config.data.path):
         raise ConfigError(f"--data: not given, and {arguments.zero_shot} has no data.path")
     folder = arguments.data or Path(config.data.folders[0].path)
-    opened = inspect_model(arguments.model)
-    task = ZeroShotTask(config.task, folder, arguments.split, opened)
-    model, opened, topology = assemble(opened, launch, arguments.tensor_parallel_size)
-    group = topology.data_parallel_group
-    with show_progress(topology.is_main) as report:
-        rows = task.evaluate(model, arguments.batch_size, group, report)
-    step = {} if opened.step is None else {"step": opened.step}
-    if topology.is_main:
+    what = config.task, folder, arguments.split, inspect_model(arguments.model)
+    size = arguments.tensor_parallel_size
+    load = partial(assemble, launch=launch, tensor_parallel_size=size)
+    with show_progress(launch.rank == 0) as report:
+        rows = evaluate_zero_shot(*what, load, arguments.batch_size, report)
+    print_rows(rows, launch)
+
+
+def print_rows(rows: list[dict[str, Any]], launch: Launch) -> None:
+    if launch.rank == 0:
         for row in rows:
-            print(json.dumps({**step, **row}), flush=True)
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

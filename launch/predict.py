@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from gpt_dist import command
@@ -43,19 +44,20 @@ def main(arguments: Namespace) -> None:
 
     from gpt_dist.data.tasks.examples import encode_split
     from gpt_dist.data.tasks.reading import read_unlabelled
-    from gpt_dist.finetune.predict import describe, judge
+    from gpt_dist.finetune.predict import describe
     from gpt_dist.finetune.task_model import load_task_model, open_task_model
+    from gpt_dist.inference.assemble import assemble
     from gpt_dist.topology import disconnect
 
     opened = open_task_model(arguments.model)
     examples = read_unlabelled(arguments.input, opened.task)
     split = encode_split(examples, opened.transformation)
-    evaluate, topology = load_task_model(opened, launch, arguments.tensor_parallel_size)
-    with show_progress(topology.is_main) as report:
-        group = topology.data_parallel_group
-        size = arguments.batch_size
-        scores = judge(evaluate, split, opened.task, size, group, report).scores
-    if topology.is_main:
+    size = arguments.tensor_parallel_size
+    load = partial(assemble, launch=launch, tensor_parallel_size=size)
+    with show_progress(launch.rank == 0) as report:
+        evaluator = load_task_model(opened, load, arguments.batch_size, report)
+        scores = evaluator.judge(split).scores
+    if launch.rank == 0:
         for prediction in describe(opened.task, scores):
             print(json.dumps(prediction))
         print(f"{len(scores)} predictions by {arguments.model}", file=sys.stderr)

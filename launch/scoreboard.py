@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gpt_dist import command
-from gpt_dist.finetune.scoreboard import ablation_tables, find_results, score_table
+from gpt_dist.finetune.scoreboard import ablation_tables, find_results, markdown, score_table
 
 EXAMPLE = "python launch/scoreboard.py runs/* --markdown"
 PIPE_WIDTH = 200
@@ -37,9 +37,9 @@ def main(arguments: Namespace) -> None:
         if number:
             print()
         if arguments.markdown:
-            print(table.markdown())
+            print(markdown(table))
         else:
-            console.print(table.rich())
+            console.print(table)
     if skipped:
         print(f"skipped: {skipped} without results of fine-tuning", file=sys.stderr)
 

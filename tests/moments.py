@@ -22,7 +22,7 @@ def gradient_differences(
     first moment is a tenth of the gradient.
     """
     differences = {}
-    for name, fragment in engine.state().owned():
+    for name, fragment in engine.state().owned.items():
         shard = gradients[name]
         if getattr(fragment.parameter, "tensor_model_parallel", False):
             dimension = fragment.parameter.partition_dim

@@ -8,12 +8,10 @@ from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
-import torch.distributed as dist
-
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.config import CheckpointConfig
 from gpt_dist.errors import CheckpointError
-from gpt_dist.topology import Topology, together
+from gpt_dist.topology import Topology, gather, together
 
 _STEP = re.compile(r"step-(\d{8})")
 
@@ -46,10 +44,7 @@ def paths(folder: Path, topology: Topology | None = None) -> list[Path]:
     With a topology all its processes call this, and get what the first of them finds.
     """
     found = [step_path(folder, step) for step in steps(folder)]
-    if topology:
-        dist.broadcast_object_list(whole := [found], src=0)
-        (found,) = whole
-    return found
+    return gather(found)[0] if topology else found
 
 
 def first_valid(
@@ -80,10 +75,8 @@ def open_newest(
         candidates, whole = paths(folder, topology), None
         with suppress(CheckpointError):
             whole = first_valid(candidates, warner(topology), opened)
-        if whole and whole.path == candidates[0]:
-            return whole
         # The run may have removed the newest by now, and written a newer one.
-        if candidates == paths(folder, topology):
+        if (whole and whole.path == candidates[0]) or candidates == paths(folder, topology):
             break
     if whole is None:
         raise CheckpointError(

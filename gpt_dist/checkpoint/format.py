@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
-from pydantic import (
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from gpt_dist.checkpoint.fingerprint import KINDS, Kind, Place, fingerprint
@@ -54,6 +47,11 @@ class FragmentEntry(Record):
     def stop(self) -> int:
         """The first element behind it."""
         return self.offset + self.length
+
+    def overlaps(self, other: Self) -> bool:
+        """Return whether two fragments of a parameter have an element in common."""
+        same_shard = self.tensor_parallel_rank == other.tensor_parallel_rank
+        return same_shard and self.offset < other.stop and other.offset < self.stop
 
 
 class ParameterEntry(Record):
@@ -95,7 +93,7 @@ class Manifest(SealedRecord):
     phases: tuple[Phase, ...] = ()
     """The weights by which samples were drawn from token folders, and those planned; of earlier
     versions and of fine-tuning there are none."""
-    probe_loss: FiniteFloat | None = None
+    probe_loss: float | None = Field(default=None, allow_inf_nan=False)
     """In version 1: what `gpt_dist.model.probe.probe_loss` gives for the weights."""
     files: dict[FileName, ChunkedEntry]
     parameters: dict[str, ParameterEntry]
@@ -132,20 +130,14 @@ class Checkpoint:
             raise CheckpointError(f"{file}: damaged, its digest is another")
         for name, parameter in self.manifest.parameters.items():
             _check_coverage(file, name, parameter, self.manifest)
-        listed = self.manifest.files
-        ranks = {name: listed[name] for name in listed if name not in _TOKENIZER_NAMES}
+        ranks = dict(self.manifest.files)
+        tokenizer = {name: ranks.pop(name) for name in _TOKENIZER_NAMES if name in ranks}
+        for name in _TOKENIZER_NAMES:  # another one could be opened in place of the listed one
+            if name not in tokenizer and (path / name).exists():
+                raise CheckpointError(f"{path / name}: not of this checkpoint; remove it")
+        SharedFiles(path, tokenizer, _refuse).verify()
         self.files = SharedFiles(path, ranks, _refuse)
         """The files of the ranks, which hold all tensors: to be verified or shared."""
-        self._verify_tokenizer()
-
-    def _verify_tokenizer(self) -> None:
-        """Hash the tokenizer, and refuse another beside it, which could be opened in its place."""
-        files = self.manifest.files
-        for name in _TOKENIZER_NAMES:
-            if name not in files and (self.path / name).exists():
-                raise CheckpointError(f"{self.path / name}: not of this checkpoint; remove it")
-        listed = {name: files[name] for name in files if name in _TOKENIZER_NAMES}
-        SharedFiles(self.path, listed, _refuse).verify()
 
     def read(
         self, kind: str, name: str, wanted: Sequence[FragmentEntry | None] | None = None
@@ -165,7 +157,9 @@ class Checkpoint:
         for fragment in entry.fragments:
             if fragment.tensor_parallel_rank < size:
                 shard = shards[fragment.tensor_parallel_rank].view(-1)
-                users = None if wanted is None else _users(fragment, wanted)
+                users = None
+                if wanted is not None:
+                    users = {n for n, one in enumerate(wanted) if one and one.overlaps(fragment)}
                 file = self.files.tensors(fragment.file)
                 file.read_into(f"{kind}/{name}", shard[fragment.offset : fragment.stop], users)
         return shards[0] if dimension is None else torch.cat(shards, dimension)
@@ -216,18 +210,6 @@ class Checkpoint:
                 f"{self.path / MANIFEST_NAME}: has no {name}; take another checkpoint"
             )
         return self.manifest.parameters[name]
-
-
-def _users(fragment: FragmentEntry, wanted: Sequence[FragmentEntry | None]) -> set[int]:
-    """Return the ranks of those who want some element of a fragment."""
-    return {
-        rank
-        for rank, one in enumerate(wanted)
-        if one
-        and one.tensor_parallel_rank == fragment.tensor_parallel_rank
-        and one.offset < fragment.stop
-        and fragment.offset < one.stop
-    }
 
 
 def rank_file(rank: int) -> str:

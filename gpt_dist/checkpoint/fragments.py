@@ -1,8 +1,9 @@
 """The parts of the training state that a process holds, located for every ZeRO stage."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,7 @@ class Fragment:
     master: Tensor
     start: int
     optimizer: torch.optim.Optimizer
-    replicated: bool
+    replicated: bool = False
     """Whether every data-parallel process holds the same elements."""
 
     def tensors(self) -> dict[str, Tensor]:
@@ -44,53 +45,38 @@ class Fragment:
         end = self.start + self.length
         return {kind: tensor.view(-1)[self.start : end] for kind, tensor in whole.items()}
 
-    def part(self, first: int, last: int) -> Self:
-        """Return the elements first to last of this fragment."""
-        offset, start = self.offset + first, self.start + first
-        return replace(self, offset=offset, start=start, length=last - first)
-
 
 def fragments_of(engine: DeepSpeedEngine) -> Iterator[Fragment]:
     """Yield all fragments that this process holds."""
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _stage_3(engine, optimizer)
-    if isinstance(optimizer, FP16_UnfusedOptimizer):
-        return _half_without_zero(optimizer)
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return _plain(engine, optimizer)
+    if isinstance(optimizer, FP16_UnfusedOptimizer | torch.optim.Optimizer):
+        return _without_zero(engine, optimizer)
     return _stage_1_and_2(engine, optimizer)
 
 
-def _plain(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
-    for parameter in engine.module.parameters():
-        yield Fragment(parameter, 0, parameter.numel(), parameter, 0, optimizer, replicated=True)
+def _without_zero(
+    engine: DeepSpeedEngine, optimizer: FP16_UnfusedOptimizer | torch.optim.Optimizer
+) -> Iterator[Fragment]:
+    parameters = masters = list(engine.module.parameters())
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        parameters, masters = [*chain(*optimizer.fp16_groups)], [*chain(*optimizer.fp32_groups)]
+        optimizer = optimizer.optimizer
+    for parameter, master in zip(parameters, masters, strict=True):
+        yield Fragment(parameter, 0, parameter.numel(), master, 0, optimizer, replicated=True)
 
 
-def _half_without_zero(optimizer: FP16_UnfusedOptimizer) -> Iterator[Fragment]:
-    for halves, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for half, master in zip(halves, masters, strict=True):
-            yield Fragment(half, 0, half.numel(), master, 0, optimizer.optimizer, replicated=True)
-
-
-def _stage_1_and_2(engine: DeepSpeedEngine, optimizer: object) -> Iterator[Fragment]:
-    groups = (
-        optimizer.fp32_groups_flat_partition
-        if isinstance(optimizer, BF16_Optimizer)
-        else optimizer.single_partition_of_fp32_groups  # type: ignore[attr-defined]
-    )
+def _stage_1_and_2(engine: DeepSpeedEngine, optimizer: Any) -> Iterator[Fragment]:
+    is_bf16 = isinstance(optimizer, BF16_Optimizer)
+    name = "fp32_groups_flat_partition" if is_bf16 else "single_partition_of_fp32_groups"
+    groups = getattr(optimizer, name)
     for parameter in engine.module.parameters():
         mapping = parameter._hp_mapping
         if mapping is not None:
-            yield Fragment(
-                parameter,
-                mapping.lp_fragment_address.start,
-                mapping.lp_fragment_address.numel,
-                groups[mapping.param_group_index],
-                mapping.hp_fragment_address.start,
-                optimizer.optimizer,  # type: ignore[attr-defined]
-                replicated=False,
-            )
+            own, start = mapping.lp_fragment_address, mapping.hp_fragment_address.start
+            master = groups[mapping.param_group_index]
+            yield Fragment(parameter, own.start, own.numel, master, start, optimizer.optimizer)
 
 
 def _stage_3(
@@ -99,12 +85,6 @@ def _stage_3(
     for parameter in engine.module.parameters():
         group, start, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
         offset = size * dist.get_rank(optimizer.dp_process_group)
-        yield Fragment(
-            parameter,
-            offset,
-            max(0, min(size, parameter.ds_numel - offset)),
-            optimizer.fp32_partitioned_groups_flat[group],
-            start,
-            optimizer.optimizer,
-            replicated=False,
-        )
+        length = max(0, min(size, parameter.ds_numel - offset))
+        master = optimizer.fp32_partitioned_groups_flat[group]
+        yield Fragment(parameter, offset, length, master, start, optimizer.optimizer)

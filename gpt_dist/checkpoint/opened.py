@@ -71,8 +71,16 @@ class SavedWeights(FullTensors):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Check its configuration and shapes; CheckpointError where it holds no known model."""
-        self.checkpoint = checkpoint
-        self.config = _model_config(checkpoint)
+        self.checkpoint, path = checkpoint, checkpoint.path / MANIFEST_NAME
+        try:
+            config = ResolvedModelConfig.model_validate(checkpoint.manifest.config.get("model"))
+        except ValidationError as error:
+            problem = first_problem(error)
+            raise CheckpointError(f"{path}: config.model: {problem}; {_REMEDY}") from None
+        key_value_heads = config.num_key_value_heads or config.num_heads
+        if config.hidden_size % config.num_heads or config.num_heads % key_value_heads:
+            raise CheckpointError(f"{path}: config.model: sizes that no model has; {_REMEDY}")
+        self.config = config
         shapes = {_PREFIX + name: one.shape for name, one in parameter_table(self.config).items()}
         checkpoint.check_shapes(shapes, "its configuration asks for", _REMEDY, _PREFIX)
 
@@ -99,10 +107,10 @@ def inspect_model(
 ) -> OpenedModel:
     """Open the same without hashing its weights, which `share_model` does."""
     path = model_path(path)
-    if is_checkpoint(path):
-        return describe_checkpoint(open_checkpoint(path))
-    if newest_path(path):
-        return describe_checkpoint(open_newest(_folder(path), open_checkpoint), path)
+    if newest := newest_path(path):
+        single = newest == path
+        found = open_checkpoint(path) if single else open_newest(_folder(path), open_checkpoint)
+        return describe_checkpoint(found, path)
     if (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise ModelError(f"{path}: a run that has no checkpoint yet; wait for one, or give another")
     if (path / SHAPES_NAME).is_file():
@@ -151,12 +159,9 @@ def model_path(path: Path) -> Path:
 
 def newest_path(path: Path) -> Path | None:
     """Return a checkpoint itself, or a run's newest, whole or not; None before its first."""
-    return path if is_checkpoint(path) else next(iter(paths(_folder(path))), None)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is a checkpoint itself, whole or not."""
-    return (path / MANIFEST_NAME).is_file()
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    return next(iter(paths(_folder(path))), None)
 
 
 def save_model(
@@ -177,15 +182,3 @@ def save_model(
 def _folder(run: Path) -> Path:
     """Return the folder of a run's checkpoints, which may stand for the run."""
     return run if run.name == "checkpoints" else run / "checkpoints"
-
-
-def _model_config(checkpoint: Checkpoint) -> ResolvedModelConfig:
-    path = checkpoint.path / MANIFEST_NAME
-    try:
-        config = ResolvedModelConfig.model_validate(checkpoint.manifest.config.get("model"))
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: config.model: {first_problem(error)}; {_REMEDY}") from None
-    key_value_heads = config.num_key_value_heads or config.num_heads
-    if config.hidden_size % config.num_heads or config.num_heads % key_value_heads:
-        raise CheckpointError(f"{path}: config.model: sizes that no model has; {_REMEDY}")
-    return config

@@ -126,9 +126,11 @@ def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data: DataSo
             f"training.max_steps: {checkpoint.manifest.step} steps made, {max_steps} here"
         )
     if changes:
+        follows = any(change.startswith("schedule.decay_steps") for change in changes)
+        hint = " of it or of training.max_steps, which it follows" if follows else ""
         raise CheckpointError(
             f"{checkpoint.path}: of another run: {'; '.join(changes)}; give another "
-            f"run.directory, or take back the change{_hint(changes)}"
+            f"run.directory, or take back the change{hint}"
         )
 
 
@@ -141,12 +143,6 @@ def _saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{checkpoint.path / MANIFEST_NAME}: config.{first_problem(error)}; use the versions "
             f"that wrote it: {checkpoint.manifest.versions}"
         ) from None
-
-
-def _hint(changes: list[str]) -> str:
-    """Explain a change that may follow from that of another key."""
-    follows = any(change.startswith("schedule.decay_steps") for change in changes)
-    return " of it or of training.max_steps, which it follows" if follows else ""
 
 
 def _differences(before: Any, now: Any, *keys: str) -> list[tuple[str, Any, Any]]:

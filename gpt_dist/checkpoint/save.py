@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -17,21 +17,20 @@ from gpt_dist.checkpoint.format import (
     FORMAT,
     MANIFEST_NAME,
     VERSION,
+    FragmentEntry,
     Manifest,
     ParameterEntry,
     TopologyEntry,
     rank_file,
 )
-from gpt_dist.checkpoint.state import TrainingState, fingerprint_parts, snapshot
+from gpt_dist.checkpoint.state import TrainingState, snapshot
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.tokens.mixture import Phase
 from gpt_dist.errors import CheckpointError
-from gpt_dist.files.entries import ChunkedEntry, HashedFile
+from gpt_dist.files.entries import ChunkedEntry, describe_file
 from gpt_dist.files.folders import publish
 from gpt_dist.files.tensor_file import write_tensor_file
-from gpt_dist.topology import Topology, gloo_group
-
-Result = TypeVar("Result")
+from gpt_dist.topology import Result, Topology, gather, gloo_group
 
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
 
@@ -61,7 +60,7 @@ class _Part:
     """A process's part of a checkpoint."""
 
     entry: ChunkedEntry
-    parameters: dict[str, ParameterEntry]
+    places: dict[str, FragmentEntry]
     fingerprints: Fingerprints
     live: Fingerprints
     """Those of the weights that forward uses, where what is written is to be compared with them."""
@@ -83,8 +82,6 @@ class Saver:
         self._topology = topology
         self._data = data
         self._folder = Path(config.run.directory) / "checkpoints"
-        self._parameters = state.describe()
-        self._compared = False
         self._buffers: dict[str, Tensor] = {}
         self._group = gloo_group()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -98,8 +95,8 @@ class Saver:
         Raises CheckpointError if this save, or the one before it, failed.
         """
         self.wait()
-        live = {} if self._compared else self._state.live_fingerprints()
-        self._compared = True
+        is_first = not self._buffers
+        live = self._state.live_fingerprints() if is_first else {}
         snapshot(self._state, self._buffers)
         self._writing = self._thread.submit(self._write, self._manifest(step), live, keep)
         if not self._config.checkpoint.asynchronous:
@@ -172,10 +169,8 @@ class Saver:
         entries = {name: (one.dtype, tuple(one.shape)) for name, one in self._buffers.items()}
         path = partial / rank_file(self._topology.launch.rank)
         entry = write_tensor_file(path, entries, self._buffers.__getitem__)
-        shards = self._topology.tensor_parallel_size
-        precision = self._state.precision if live else None
-        found = fingerprint_parts(self._parameters, shards, self._buffers, precision)
-        return _Part(entry, self._parameters, found, live)
+        found = self._state.fingerprint_own(self._buffers, rounded=bool(live))
+        return _Part(entry, self._state.places, found, live)
 
     def _publish(
         self, manifest: Manifest, partial: Path, parts: list[_Part], keep: Collection[int]
@@ -188,10 +183,9 @@ class Saver:
             check_equal(found, part.live, _refuse_copy)
         files = {rank_file(rank): part.entry for rank, part in enumerate(parts)}
         name, content = self._data.tokenizer_name, self._data.tokenizer
-        tokenizer = HashedFile(partial / name, len(content))
-        tokenizer.write(content)
-        files[name] = tokenizer.close()
-        update = {"files": files, "parameters": _merge(parts, found)}
+        (partial / name).write_bytes(content)
+        files[name] = describe_file(partial / name)
+        update = {"files": files, "parameters": self._parameters(parts, found)}
         sealed = manifest.model_copy(update=update).sealed()
         text = sealed.model_dump_json(indent=1, exclude_defaults=True)
         (partial / MANIFEST_NAME).write_text(text)
@@ -201,15 +195,24 @@ class Saver:
         publish(partial, final)
         prune(self._folder, self._config.checkpoint, keep)
 
+    def _parameters(self, parts: Sequence[_Part], found: Fingerprints) -> dict[str, ParameterEntry]:
+        """Return the parameters with the fragments of all ranks, and their fingerprints."""
+        parameters = {}
+        for name, entry in self._state.entries.items():
+            fragments = tuple(part.places[name] for part in parts if name in part.places)
+            by_kind = {kind: f"{found[f'{kind}/{name}']:016x}" for kind in KINDS}
+            update = {"fragments": fragments, "fingerprints": by_kind}
+            parameters[name] = entry.model_copy(update=update)
+        return parameters
+
     def _on_all(self, action: Callable[[], Result]) -> tuple[list[Result], list[str]]:
         """Run an action on all processes; return what it gave, and what failed, on each."""
-        result, failure = None, None
+        report: tuple[Any, str | None]
         try:
-            result = action()
+            report = action(), None
         except Exception as error:  # noqa: BLE001 -- every rank must learn of any
-            failure = f"rank {self._topology.launch.rank}: {error}"
-        reports: list[Any] = [None] * self._topology.launch.world_size
-        dist.all_gather_object(reports, (result, failure), group=self._group)
+            report = None, f"rank {self._topology.launch.rank}: {error}"
+        reports: list[Any] = gather(report, self._group)
         return [result for result, _ in reports], [failure for _, failure in reports if failure]
 
 
@@ -217,15 +220,3 @@ def _refuse_copy(name: str) -> CheckpointError:
     return CheckpointError(
         f"{name} is not the same in the model that it was copied from; please report this"
     )
-
-
-def _merge(parts: Sequence[_Part], found: Fingerprints) -> dict[str, ParameterEntry]:
-    """Return the parameters with the fragments of all ranks, and their fingerprints."""
-    merged: dict[str, ParameterEntry] = {}
-    for part in parts:
-        for name, entry in part.parameters.items():
-            known = merged[name].fragments if name in merged else ()
-            by_kind = {kind: f"{found[f'{kind}/{name}']:016x}" for kind in KINDS}
-            update = {"fragments": (*known, *entry.fragments), "fingerprints": by_kind}
-            merged[name] = entry.model_copy(update=update)
-    return merged

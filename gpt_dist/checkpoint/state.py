@@ -1,10 +1,10 @@
 """The training state of a process as fragments: described, copied, filled and proven."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
@@ -22,9 +22,8 @@ from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
 from gpt_dist.errors import CheckpointError
 from gpt_dist.model.parameters import split_dimension
-from gpt_dist.topology import Topology, together
+from gpt_dist.topology import Topology, gather, together
 
-_RNG = ("cpu", "cuda")
 _SCALER_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -34,42 +33,47 @@ class TrainingState:
     def __init__(self, engine: DeepSpeedEngine, topology: Topology) -> None:
         self._engine = engine
         self._topology = topology
+        self._precision = next(engine.module.parameters()).dtype
+        scaler = getattr(engine.optimizer, "loss_scaler", None)
+        self._scaler = getattr(engine.optimizer, "loss_scale_config", None) or scaler
         self._partitioned = bool(engine.zero_optimization_partition_weights())
-        self._names = {id(p): name for name, p in engine.module.named_parameters()}
-        self._entries = {
-            name: _entry_of(parameter, topology)
-            for name, parameter in engine.module.named_parameters()
-        }
+        parameters = dict(engine.module.named_parameters())
+        self.entries = {name: _entry_of(one, topology) for name, one in parameters.items()}
+        """Every parameter as a manifest states it, without fragments."""
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        self._fragments = {names[id(one.parameter)]: one for one in fragments_of(engine)}
+        self.owned = dict(self._share_out())
+        """The fragments that this process writes: all together write each element once."""
+        self.places = self._places(self.owned)
 
-    def owned(self) -> Iterator[tuple[str, Fragment]]:
-        """Yield the fragments that this process writes: all together write each element once.
-
-        What all data-parallel processes hold is shared out among them.
-        """
+    def _share_out(self) -> Iterator[tuple[str, Fragment]]:
+        """Yield `owned`; what all data-parallel processes hold is shared out among them."""
         topology = self._topology
-        for name, fragment in self._fragments():
+        for name, fragment in self._fragments.items():
             if not self._is_split(name) and topology.tensor_parallel_rank > 0:
                 continue
             if fragment.replicated:
                 size, rank = topology.data_parallel_size, topology.data_parallel_rank
-                bounds = [fragment.length * part // size for part in (rank, rank + 1)]
-                fragment = fragment.part(*bounds)
+                first, last = (fragment.length * part // size for part in (rank, rank + 1))
+                offset, start = fragment.offset + first, fragment.start + first
+                fragment = replace(fragment, offset=offset, start=start, length=last - first)
             if fragment.length:
                 yield name, fragment
 
-    def describe(self) -> dict[str, ParameterEntry]:
-        """Return the manifest entries of what this process writes, each with one fragment."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Return live flat views of what this process writes, by name in its file."""
         return {
-            name: self._entries[name].model_copy(update={"fragments": (place,)})
-            for name, place in self._places(self.owned()).items()
+            f"{kind}/{name}": tensor
+            for name, fragment in self.owned.items()
+            for kind, tensor in fragment.tensors().items()
         }
 
     def counters(self) -> tuple[int, dict[str, float]]:
         """Return Adam's count of updates, and the state of fp16's loss scaler."""
-        _, fragment = next(self._fragments())
+        fragment = next(iter(self._fragments.values()))
         fragment.tensors()
         steps = int(fragment.optimizer.state[fragment.master]["step"])
-        scaler = {key: getattr(self._scaler(), key, None) for key in _SCALER_KEYS}
+        scaler = {key: getattr(self._scaler, key, None) for key in _SCALER_KEYS}
         return steps, {key: value for key, value in scaler.items() if value is not None}
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -78,12 +82,10 @@ class TrainingState:
         Raises CheckpointError where the checkpoint is of another model, or the loaded state is not
         what was saved.
         """
-        own_shapes = {name: entry.shape for name, entry in self._entries.items()}
+        own_shapes = {name: entry.shape for name, entry in self.entries.items()}
         remedy = "take the model section of its configuration"
         checkpoint.check_shapes(own_shapes, "this model wants", remedy)
-        fragments, own = dict(self._fragments()), self._places(self._fragments())
-        places = [own] * self._topology.launch.world_size
-        dist.all_gather_object(places, own)
+        places = gather(self._places(self._fragments))
         saved_size = checkpoint.manifest.topology.tensor_parallel_size
         same_shards = saved_size == self._topology.tensor_parallel_size
         saved: Fingerprints = {}
@@ -98,16 +100,16 @@ class TrainingState:
                     whole = whole or (self._is_split(name) and not same_shards)
                     full = checkpoint.read(kind, name, None if whole else wanted)
                     saved[f"{kind}/{name}"] = checkpoint.fingerprint(kind, name, full)
-                    self._fill(parameter, fragments.get(name), kind, full)
-        for fragment in fragments.values():
+                    self._fill(parameter, self._fragments.get(name), kind, full)
+        for fragment in self._fragments.values():
             step = fragment.optimizer.state[fragment.master]["step"]
             step.fill_(checkpoint.manifest.optimizer_steps)
         if self._partitioned:
             self._engine.optimizer.checkpoint_event_epilogue()
         for key, value in checkpoint.manifest.loss_scaler.items():
-            if hasattr(self._scaler(), key):
-                number_type = type(getattr(self._scaler(), key))
-                setattr(self._scaler(), key, number_type(value))
+            if hasattr(self._scaler, key):
+                number_type = type(getattr(self._scaler, key))
+                setattr(self._scaler, key, number_type(value))
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
@@ -128,21 +130,25 @@ class TrainingState:
                 own: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
                 own.view(-1)[: fragment.length].copy_(part)
 
-    @property
-    def precision(self) -> torch.dtype:
-        """The type of the weights that forward and backward use."""
-        return next(self._engine.module.parameters()).dtype
-
     def fingerprints(self) -> Fingerprints:
         """Return those of the state of all processes together, and of its weights once rounded."""
-        tensors = {
-            f"{kind}/{name}": tensor
-            for name, fragment in self.owned()
-            for kind, tensor in fragment.tensors().items()
-        }
-        shards = self._topology.tensor_parallel_size
-        own = fingerprint_parts(self.describe(), shards, tensors, self.precision)
-        return _total_of(None, own)
+        return total(gather(self.fingerprint_own(self.tensors(), rounded=True)))
+
+    def fingerprint_own(self, tensors: Mapping[str, Tensor], rounded: bool) -> Fingerprints:
+        """Return the fingerprints of what this process writes, given by name in its file.
+
+        Those of the weights as forward uses them are among them if `rounded`.
+        """
+        found: Fingerprints = {}
+        shards, precision = self._topology.tensor_parallel_size, self._precision
+        for name, part in self.places.items():
+            shape, split = self.entries[name].shape, self.entries[name].tensor_parallel_dimension
+            place = Place.of_shard(shape, split, part.tensor_parallel_rank, shards, part.offset)
+            parts = {f"{kind}/{name}": tensors[f"{kind}/{name}"] for kind in KINDS}
+            if rounded:
+                parts[f"{LAYERS}/{name}"] = tensors[f"weight/{name}"].to(precision).float()
+            found |= zip(parts, fingerprint([*parts.values()], place), strict=True)
+        return found
 
     def live_fingerprints(self) -> Fingerprints:
         """Return those of the weights that forward uses on this process and its peers.
@@ -152,16 +158,16 @@ class TrainingState:
         peers = self._topology.tensor_parallel_group
         found: Fingerprints = {}
         for name, parameter in self._engine.module.named_parameters():
-            entry = self._entries[name]
+            entry = self.entries[name]
             dimension = entry.tensor_parallel_dimension
             place = Place.of_shard(entry.shape, dimension, peers.rank(), peers.size())
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._partitioned):
                 if dimension is not None or peers.rank() == 0:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
-        return _total_of(peers, found)
+        return total(gather(found, peers))
 
-    def _places(self, fragments: Iterable[tuple[str, Fragment]]) -> dict[str, FragmentEntry]:
-        """Return where this process's fragments are, as a manifest states it; no empty ones."""
+    def _places(self, fragments: Mapping[str, Fragment]) -> dict[str, FragmentEntry]:
+        """Return the places of fragments, but empty ones, as a manifest states them."""
         file, rank = rank_file(self._topology.launch.rank), self._topology.tensor_parallel_rank
         return {
             name: FragmentEntry(
@@ -170,51 +176,12 @@ class TrainingState:
                 offset=one.offset,
                 length=one.length,
             )
-            for name, one in fragments
+            for name, one in fragments.items()
             if one.length
         }
 
     def _is_split(self, name: str) -> bool:
-        return self._entries[name].tensor_parallel_dimension is not None
-
-    def _fragments(self) -> Iterator[tuple[str, Fragment]]:
-        for fragment in fragments_of(self._engine):
-            yield self._names[id(fragment.parameter)], fragment
-
-    def _scaler(self) -> object:
-        optimizer = self._engine.optimizer
-        unfused = getattr(optimizer, "loss_scale_config", None)
-        return unfused or getattr(optimizer, "loss_scaler", None)
-
-
-def fingerprint_parts(
-    parameters: Mapping[str, ParameterEntry],
-    shards: int,
-    tensors: Mapping[str, Tensor],
-    precision: torch.dtype | None,
-) -> Fingerprints:
-    """Return the fingerprints of what a process holds, as `TrainingState.describe` says.
-
-    `tensors` are named as in its file, and `shards` is the tensor-parallel size. With a precision,
-    those of the weights rounded to it are among them.
-    """
-    found: Fingerprints = {}
-    for name, entry in parameters.items():
-        (fragment,) = entry.fragments
-        split, shard = entry.tensor_parallel_dimension, fragment.tensor_parallel_rank
-        place = Place.of_shard(entry.shape, split, shard, shards, fragment.offset)
-        parts = {f"{kind}/{name}": tensors[f"{kind}/{name}"] for kind in KINDS}
-        if precision:
-            parts[f"{LAYERS}/{name}"] = tensors[f"weight/{name}"].to(precision).float()
-        found |= zip(parts, fingerprint([*parts.values()], place), strict=True)
-    return found
-
-
-def _total_of(group: dist.ProcessGroup | None, own: Fingerprints) -> Fingerprints:
-    """Add up what the processes of a group have, by default all."""
-    parts: list[Fingerprints] = [{}] * dist.get_world_size(group)
-    dist.all_gather_object(parts, own, group)
-    return total(parts)
+        return self.entries[name].tensor_parallel_dimension is not None
 
 
 def _entry_of(parameter: nn.Parameter, topology: Topology) -> ParameterEntry:
@@ -232,12 +199,10 @@ def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:
 
     Buffers are made at the first call and used again: fresh memory would take longer than the copy.
     """
-    for name, fragment in state.owned():
-        for kind, tensor in fragment.tensors().items():
-            key = f"{kind}/{name}"
-            if key not in buffers:
-                buffers[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            buffers[key].copy_(tensor, non_blocking=True)
+    for name, tensor in state.tensors().items():
+        if name not in buffers:
+            buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        buffers[name].copy_(tensor, non_blocking=True)
     buffers["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         buffers["rng/cuda"] = torch.cuda.get_rng_state()
@@ -250,14 +215,14 @@ def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
     In another layout, or on another kind of device, there is none such; then the draws follow from
     the step, and differ between data-parallel processes as they must.
     """
-    manifest, rank = checkpoint.manifest, topology.launch.rank
+    manifest, ranks = checkpoint.manifest, range(topology.launch.world_size)
     layout = (manifest.topology.world_size, manifest.topology.tensor_parallel_size)
-    states: dict[str, Tensor | None] = {}
-    if layout == (topology.launch.world_size, topology.tensor_parallel_size):
-        for number in range(topology.launch.world_size):  # all read the same
-            found = {kind: checkpoint.read_saved(number, f"rng/{kind}") for kind in _RNG}
-            states = found if number == rank else states
-    cpu, cuda = map(states.get, _RNG)
+    cpu = cuda = None
+    if layout == (len(ranks), topology.tensor_parallel_size):
+        # Each process reads those of all: reading shared files is collective.
+        names = ("rng/cpu", "rng/cuda")
+        found = [[checkpoint.read_saved(rank, name) for name in names] for rank in ranks]
+        cpu, cuda = found[topology.launch.rank]
     if cpu is None or (cuda is None) == torch.cuda.is_available():
         torch.manual_seed(torch.initial_seed() + (manifest.step << 20))
         return

@@ -1,9 +1,9 @@
 """Batches: the named arrays that an objective takes."""
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-Array = TypeVar("Array")
+Array = TypeVar("Array", bound=Any)
 """NumPy's array where a batch is read, torch's tensor where the model takes it."""
 
 
@@ -15,6 +15,11 @@ class TokenBatch(Generic[Array]):
     """[R, T]: token ids."""
     labels: Array
     """[R, T]: the next token, or -1 where nothing is to be predicted."""
+
+    @property
+    def weight(self) -> int:
+        """Number of predictions whose losses an objective sums up."""
+        return int((self.labels != -1).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,3 +35,8 @@ class TaskBatch(TokenBatch[Array]):
     """[R]: the sequence's example, counted within the batch, in ascending order."""
     targets: Array
     """[B]: classes or choices as int64, or scores as float32; 0 in a split without labels."""
+
+    @property
+    def weight(self) -> int:
+        """Number of examples."""
+        return len(self.targets)

@@ -32,7 +32,7 @@ class SealedRecord(Record):
         return self.model_copy(update={"digest": hashlib.sha256(canonical).hexdigest()})
 
 
-class FileEntry(Record, from_attributes=True):
+class FileEntry(Record):
     """Size in bytes and SHA-256 of a file."""
 
     bytes: NonNegativeInt
@@ -53,11 +53,6 @@ class ChunkedEntry(FileEntry):
         if self.chunks and len(_cut(self.bytes, len(self.chunks))) != len(self.chunks):
             raise ValueError(f"{self.bytes} bytes are not {len(self.chunks)} equal chunks")
         return self
-
-    @property
-    def unchunked(self) -> FileEntry:
-        """The entry as manifests without chunks hold it."""
-        return FileEntry(bytes=self.bytes, sha256=self.sha256)
 
 
 class Piece(NamedTuple):

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from stat import S_ISREG
@@ -15,7 +16,7 @@ from torch import Tensor
 from gpt_dist.errors import GptDistError
 from gpt_dist.files.entries import BLOCK_BYTES, FileEntry, Piece, pieces_of
 from gpt_dist.files.tensor_file import TensorFile, memory_of
-from gpt_dist.topology import Topology, together
+from gpt_dist.topology import Topology, gather, together
 
 _SENT_BYTES = 2**22
 _KEPT_BYTES = 2**27
@@ -45,7 +46,7 @@ class SharedFiles:
             name: pieces_of(name, entry or self._size_on_disk(name))
             for name, entry in entries.items()
         }
-        self._streams: dict[str, FileIO] = {}
+        self._stream = cache(lambda name: FileIO(folder / name))
         self._tensor_files: dict[str, TensorFile] = {}
         self._shared = False
         self._owners: dict[Piece, int] = {}
@@ -54,37 +55,33 @@ class SharedFiles:
         self.device = torch.device("cpu")
         """The device that the target of a read must be on."""
 
-    def verify(self, topology: Topology | None = None, *, hold: bool = False) -> None:
-        """Hash every file; with a topology each of its processes a part, and all raise any error.
+    def verify(self) -> None:
+        """Read and hash every file."""
+        for pieces in self._pieces.values():
+            for piece in pieces:
+                self._load(piece, hold=False)
 
-        With `hold`, each process keeps its part, and reading is collective from then on.
+    def share(self, topology: Topology, *, hold: bool = True) -> None:
+        """Read and hash every file, each process a part, and hold them until `release`; collective.
+
+        All processes raise any error. Without `hold`, or alone, a process holds nothing: it goes on
+        reading from the files.
         """
-        if topology is None:
-            for pieces in self._pieces.values():
-                for piece in pieces:
-                    self._load(piece, hold=False)
+        if self._shared:
             return
-        digests = [""] * topology.launch.world_size
-        dist.all_gather_object(digests, hashlib.sha256(repr(self._pieces).encode()).hexdigest())
-        if len(set(digests)) > 1:
+        digest = hashlib.sha256(repr(self._pieces).encode()).hexdigest()
+        if len(set(gather(digest))) > 1:
             raise self._refuse(
                 self._folder, "not the same for every process; use storage that all hosts share"
             )
         owners = self._share_out(topology.launch.world_size)
         own = [piece for piece, rank in owners.items() if rank == topology.launch.rank]
+        hold = hold and topology.launch.world_size > 1
         held = together(lambda: {piece: self._load(piece, hold) for piece in own})
         if hold:
             self._owners, self._held, self.device = owners, held, topology.device
             self._tensor_files.clear()
-
-    def share(self, topology: Topology) -> None:
-        """Read and hash every file, each process a part, and hold them until `release`; collective.
-
-        A process that is alone holds nothing: it hashes the files, and goes on reading from them.
-        """
-        if not self._shared:
-            self.verify(topology, hold=topology.launch.world_size > 1)
-            self._shared = True
+        self._shared = True
 
     def release(self) -> None:
         """Give up what is held: each process reads for itself again."""
@@ -184,11 +181,6 @@ class SharedFiles:
             if count == 0:
                 raise ValueError(f"it ends at byte {start}")
             start, content = start + count, content[count:]
-
-    def _stream(self, name: str) -> FileIO:
-        if name not in self._streams:
-            self._streams[name] = FileIO(self._folder / name)
-        return self._streams[name]
 
     @contextmanager
     def reading(self, name: str, problem: str = "cannot be read") -> Iterator[None]:

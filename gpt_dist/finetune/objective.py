@@ -3,11 +3,12 @@
 Shapes: R sequences, B examples, T time, D hidden, C outputs, K choices, N predicted tokens.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt_dist.config import TaskConfig
 from gpt_dist.data.batches import TaskBatch
@@ -53,11 +54,8 @@ class TaskHead(nn.Module):
             return scores.squeeze(1) if self.kind == "score" else scores
         mask = self.dropout(hidden.new_ones(examples, hidden.size(1)))  # [B, D]
         each = self.linear(hidden * mask[owners]).float().squeeze(1)  # [R]
-        counts = torch.bincount(owners, minlength=examples)
-        numbers = torch.arange(len(owners), device=owners.device)
-        places = numbers - (counts.cumsum(0) - counts)[owners]
-        scores = each.new_full((examples, int(counts.max())), -torch.inf)
-        return scores.index_put((owners, places), each)
+        choices = each.split(torch.bincount(owners, minlength=examples).tolist())
+        return pad_sequence(choices, batch_first=True, padding_value=-torch.inf)
 
 
 def task_scores(model: GPT, head: TaskHead, batch: TaskBatch[Tensor]) -> tuple[Tensor, Tensor]:
@@ -102,13 +100,11 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
         self.head = head
         self.auxiliary_weight = auxiliary_weight
 
-    def weight(self, batch: TaskBatch[Any]) -> int:
-        """Return the number of examples."""
-        return len(batch.targets)
-
-    def loss(self, batch: TaskBatch[Tensor]) -> Tensor:
-        """Return the sum of L3 over the examples."""
+    def forward(self, batch: TaskBatch[Tensor]) -> Tensor:
+        """Return in training the sum of L3 over the examples, in evaluation the head's scores."""
         scores, hidden = task_scores(self.model, self.head, batch)
+        if not self.training:
+            return scores
         loss = task_losses(self.head.kind, scores, batch.targets).sum()
         if self.auxiliary_weight:
             losses = sequence_losses(self.model, hidden, batch.labels)  # [R]
@@ -116,7 +112,3 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
             siblings = torch.bincount(batch.owners)[batch.owners]  # [R]: sequences of its example
             loss = loss + self.auxiliary_weight * (means / siblings).sum()
         return loss
-
-    def scores(self, batch: TaskBatch[Tensor]) -> Tensor:
-        """Return the scores that the head gives."""
-        return task_scores(self.model, self.head, batch)[0]

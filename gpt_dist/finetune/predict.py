@@ -28,9 +28,6 @@ from gpt_dist.progress import Report, silent
 Scores = list[NDArray[Any]]
 """For each example, a score for each class or choice, or one score."""
 
-Evaluate = Callable[[TaskBatch[NDArray[Any]]], Tensor]
-"""Returns the scores of a batch, as the task's head gives them."""
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -43,65 +40,67 @@ class Judged:
     """None in a split without labels."""
 
 
-def judge(
-    evaluate: Evaluate,
-    split: EncodedSplit,
-    task: TaskConfig,
-    batch_size: int,
-    group: ProcessGroup,
-    report: Report = silent,
-) -> Judged:
-    """Score the examples of a split, and predict from the scores.
+@dataclass(frozen=True)
+class Evaluator:
+    """Judges a model by splits of a task, with the same figures for every layout.
 
-    `group` is the data-parallel one: its processes must all call this, share the examples, and get
-    all results. Raises TrainingError if a score is not finite.
+    The processes of the data-parallel group share the examples: all must call, and get all results.
     """
-    order = np.argsort(split.lengths, kind="stable")
-    places = micro_batches(0, len(order), batch_size, group.size(), group.rank())
-    parts = (order[part % len(order)] for part in places)
-    own: dict[int, NDArray[np.float32]] = {}
-    with closing(prefetch((numbers, collate(split, numbers)) for numbers in parts)) as batches:
-        for numbers, batch in batches:
-            own.update(zip(numbers.tolist(), evaluate(batch).float().cpu().numpy(), strict=True))
-            report("scoring", len(own), math.ceil(len(order) / group.size()))
-    gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
-    dist.all_gather_object(gathered, own, group=group)
-    found = {number: row for part in gathered for number, row in part.items()}
-    # An example with fewer choices than others of its batch has -inf for the rest.
-    scores = [row[row != -np.inf] if row.ndim else row for _, row in sorted(found.items())]
-    if not all(np.isfinite(row).all() for row in scores):
-        raise TrainingError(
-            f"{task.name}: a score is not a finite number; lower optimizer.learning_rate, or use "
-            "training.precision bf16 or fp32"
-        )
-    is_score = head_shape(task)[0] == "score"
-    predictions = [_within(row, task.score_range) if is_score else row.argmax() for row in scores]
-    return Judged(scores, np.array(predictions), split.targets)
 
+    evaluate: Callable[[TaskBatch[NDArray[Any]]], Tensor]
+    """Returns the scores of a batch, as the task's head gives them."""
+    task: TaskConfig
+    batch_size: int
+    group: ProcessGroup
+    report: Report = silent
 
-def validate(
-    evaluate: Evaluate,
-    splits: Mapping[str, EncodedSplit],
-    task: TaskConfig,
-    batch_size: int,
-    group: ProcessGroup,
-) -> dict[str, float]:
-    """Return `validation_loss` of all examples of dev splits, and `SPLIT_METRIC` of each split.
+    def judge(self, split: EncodedSplit, limit: int | None = None) -> Judged:
+        """Score the examples of a split, or the first `limit` ones, and predict from the scores.
 
-    They are the same for every layout. Every process must call this.
-    """
-    kind, _ = head_shape(task)
-    how = task, batch_size, group
-    judged = {name: judge(evaluate, split, *how) for name, split in splits.items()}
-    losses = []
-    for one in judged.values():
-        assert one.targets is not None, "dev splits have labels"
-        scores, targets = map(torch.tensor, one.scores), torch.tensor(one.targets)
-        losses += [float(task_losses(kind, *pair)) for pair in zip(scores, targets, strict=True)]
-    row = {"validation_loss": float(np.mean(losses))}
-    for name, metrics in metrics_of(judged, task).items():
-        row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
-    return row
+        Raises TrainingError if a score is not finite.
+        """
+        task, group = self.task, self.group
+        order = np.argsort(split.lengths[:limit], kind="stable")
+        places = micro_batches(0, len(order), self.batch_size, group.size(), group.rank())
+        parts = (order[part % len(order)] for part in places)
+        own: dict[int, NDArray[np.float32]] = {}
+        with closing(prefetch((numbers, collate(split, numbers)) for numbers in parts)) as batches:
+            for numbers, batch in batches:
+                scores = self.evaluate(batch).float().cpu().numpy()
+                own.update(zip(numbers.tolist(), scores, strict=True))
+                self.report("scoring", len(own), math.ceil(len(order) / group.size()))
+        gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
+        dist.all_gather_object(gathered, own, group=group)
+        found = {number: row for part in gathered for number, row in part.items()}
+        # An example with fewer choices than others of its batch has -inf for the rest.
+        rows = [row[row != -np.inf] if row.ndim else row for _, row in sorted(found.items())]
+        if not all(np.isfinite(row).all() for row in rows):
+            raise TrainingError(
+                f"{task.name}: a score is not a finite number; lower optimizer.learning_rate, or "
+                "use training.precision bf16 or fp32"
+            )
+        is_score = head_shape(task)[0] == "score"
+        predictions = [_within(row, task.score_range) if is_score else row.argmax() for row in rows]
+        targets = None if split.targets is None else split.targets[:limit]
+        return Judged(rows, np.array(predictions), targets)
+
+    def validate(self, splits: Mapping[str, EncodedSplit], limit: int | None) -> dict[str, float]:
+        """Return `validation_loss` of all dev splits, and `SPLIT_METRIC` of each one.
+
+        Only the first `limit` examples of each count.
+        """
+        dev = {name: split for name, split in splits.items() if name.startswith(DEV)}
+        judged = {name: self.judge(split, limit) for name, split in dev.items()}
+        kind, losses = head_shape(self.task)[0], []
+        for one in judged.values():
+            assert one.targets is not None, "dev splits have labels"
+            scores, targets = map(torch.tensor, one.scores), torch.tensor(one.targets)
+            pairs = zip(scores, targets, strict=True)
+            losses += [float(task_losses(kind, *pair)) for pair in pairs]
+        row = {"validation_loss": float(np.mean(losses))}
+        for name, metrics in metrics_of(judged, self.task).items():
+            row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+        return row
 
 
 def metric_rows(judged: Mapping[str, Judged], task: TaskConfig) -> list[dict[str, Any]]:
@@ -138,12 +137,11 @@ def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) ->
     """
     vary = np.ptp(targets) and np.ptp(predictions)
     if task.metric in ("pearson", "spearman"):
+        if not vary:
+            return {"pearson": 0.0, "spearman": 0.0}
         pair = targets.astype(np.float64), predictions.astype(np.float64)
-        correlations = {"pearson": pearsonr, "spearman": spearmanr}
-        return {
-            name: float(correlation(*pair).statistic) if vary else 0.0
-            for name, correlation in correlations.items()
-        }
+        pearson, spearman = pearsonr(*pair).statistic, spearmanr(*pair).statistic
+        return {"pearson": float(pearson), "spearman": float(spearman)}
     scores = {"accuracy": float(accuracy_score(targets, predictions))}
     if task.metric == "f1":
         scores["f1"] = float(f1_score(targets, predictions, zero_division=0.0))

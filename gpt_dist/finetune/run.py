@@ -27,10 +27,10 @@ from gpt_dist.data.tasks.checks import check_task
 from gpt_dist.data.tasks.examples import EncodedSplit, TaskSamples, encode_split
 from gpt_dist.data.tasks.reading import DEV, TRAIN, present_splits, read_split, write_submission
 from gpt_dist.data.tasks.transforms import Transformation
-from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_file
+from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer, tokenizer_file
 from gpt_dist.errors import CheckpointError, ConfigError, Interrupted
 from gpt_dist.finetune.objective import TaskHead, TaskObjective, head_shape
-from gpt_dist.finetune.predict import judge, metrics_of, validate
+from gpt_dist.finetune.predict import Evaluator, metrics_of
 from gpt_dist.finetune.results import RESULTS_NAME, Results, SeedResult, median_and_spread
 from gpt_dist.finetune.task_model import save_task_model
 from gpt_dist.model import GPT, num_parameters
@@ -60,8 +60,6 @@ class Inputs:
     task: TaskConfig
     encoded: dict[str, EncodedSplit]
     """Every split, without test splits that are missing."""
-    validation: dict[str, EncodedSplit]
-    """The dev splits, each up to validation.max_samples."""
     data: DataSource
     source: OpenedModel | None
 
@@ -79,30 +77,11 @@ def check(config: Config, launch: Launch) -> Inputs:
         raise ConfigError("data.path: not given; it is the folder of the task's files")
     folder = Path(config.data.folders[0].path)
     check_task(folder, task)
-    _check_source_keys(config)
-    if config.model.source_path:
-        config, model, source = open_source(config, _each_seed(config))
-        tokenizer_folder, tokenizer = model.tokenizer_folder, model.tokenizer
-        vocab_size = max(tokenizer.full_vocab_size, model.config.vocab_size)
-        if (config.model.transferred_layers or 0) > model.config.num_layers:
-            raise ConfigError(
-                f"model.transferred_layers: {config.model.transferred_layers} is more than the "
-                f"{model.config.num_layers} of {config.model.source}; give less"
-            )
-    else:
-        assert config.data.tokenizer is not None, "refused without"
-        path = model_path(Path(config.data.tokenizer))
-        source, tokenizer_folder = None, newest_path(path) or path
-        tokenizer = open_tokenizer(tokenizer_folder)
-        vocab_size = tokenizer.full_vocab_size
+    config, source, tokenizer_folder, tokenizer, vocab_size = _open_source(config)
     transformation = Transformation(task.form, tokenizer, config.model.sequence_length)
-    examples = {name: read_split(folder, task, name) for name in present_splits(folder, task)}
-    encoded = {name: encode_split(split, transformation) for name, split in examples.items()}
-    limit = config.validation.max_samples
-    validation = {
-        name: encode_split(examples[name][:limit], transformation) if limit else split
-        for name, split in encoded.items()
-        if name.startswith(DEV)
+    encoded = {
+        name: encode_split(read_split(folder, task, name), transformation)
+        for name in present_splits(folder, task)
     }
     resolved = resolve(config, launch.world_size, vocab_size, len(encoded[TRAIN]))
     keep = resolved.checkpoint.model_copy(update={"keep_best": True})
@@ -111,22 +90,42 @@ def check(config: Config, launch: Launch) -> Inputs:
     for one in _each_seed(config):
         check_writable(Path(one.run.directory))
     data = DataSource(_digest(encoded), *tokenizer_file(tokenizer_folder))
-    return Inputs(resolved, task, encoded, validation, data, source)
+    return Inputs(resolved, task, encoded, data, source)
 
 
-def _check_source_keys(config: Config) -> None:
-    """Refuse a configuration that gives no tokenizer, or two."""
+def _open_source(
+    config: Config,
+) -> tuple[Config, OpenedModel | None, Path, FolderTokenizer, int]:
+    """Open model.source, or the tokenizer of a model without pre-training.
+
+    Returns the configuration with the source's sizes; the source, if its weights are needed; the
+    folder of the tokenizer, the tokenizer, and the size of the model's vocabulary.
+    """
     if config.model.source is None:
         raise ConfigError(
             "model.source: not given; give a model folder, a checkpoint or a Hugging Face GPT-1 "
             "folder, or `none` for a model without pre-training"
         )
-    if config.model.source_path and config.data.tokenizer:
+    if not config.model.source_path:
+        if config.data.tokenizer is None:
+            raise ConfigError(
+                "data.tokenizer: not given; without model.source, give a folder that has a "
+                "tokenizer"
+            )
+        path = model_path(Path(config.data.tokenizer))
+        path = newest_path(path) or path
+        tokenizer = open_tokenizer(path)
+        return config, None, path, tokenizer, tokenizer.full_vocab_size
+    if config.data.tokenizer:
         raise ConfigError("data.tokenizer: model.source has its own; leave the key out")
-    if not config.model.source_path and config.data.tokenizer is None:
+    config, model, source = open_source(config, _each_seed(config))
+    if (config.model.transferred_layers or 0) > model.config.num_layers:
         raise ConfigError(
-            "data.tokenizer: not given; without model.source, give a folder that has a tokenizer"
+            f"model.transferred_layers: {config.model.transferred_layers} is more than the "
+            f"{model.config.num_layers} of {config.model.source}; give less"
         )
+    vocab_size = max(model.tokenizer.full_vocab_size, model.config.vocab_size)
+    return config, source, model.tokenizer_folder, model.tokenizer, vocab_size
 
 
 def _check_same_kind(config: Config) -> None:
@@ -216,19 +215,20 @@ def _train_seed(
         return TaskObjective(model, head, config.objective.auxiliary_weight)
 
     how = task, config.training.micro_batch_size, topology.data_parallel_group
-    batch_size = config.training.global_batch_size
+    batch_size, limit = config.training.global_batch_size, config.validation.max_samples
     samples = TaskSamples(encoded[TRAIN], batch_size, config.run.seed)
     plan = Plan(
         objective=objective,
         draw=lambda _: samples,
-        validate=lambda engine: validate(engine.evaluate, inputs.validation, *how),
+        validate=lambda engine: Evaluator(engine.evaluate, *how).validate(encoded, limit),
         data=inputs.data,
         source=inputs.source,
     )
     engine, best_first = run(config, plan, topology, interruption)
     best = _load_best(engine, best_first, config, topology)
     others = {name: split for name, split in encoded.items() if name != TRAIN}
-    judged = {name: judge(engine.evaluate, split, *how) for name, split in others.items()}
+    evaluator = Evaluator(engine.evaluate, *how)
+    judged = {name: evaluator.judge(split) for name, split in others.items()}
 
     def write_predictions() -> None:
         for name, one in judged.items():

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from gpt_dist.config import NO_SOURCE
 from gpt_dist.data.tasks.reading import DEV
@@ -28,39 +27,6 @@ _ABLATIONS: dict[tuple[bool, float, int | None], float] = {
 
 _Experiment = tuple[str, str, int, str]
 """Task, data, steps and hyper-parameters, which compared variants share."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Table of texts."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str
-
-    def rich(self) -> RichTable:
-        """Return the table for a console that takes no markup."""
-        table = RichTable(
-            title=self.title, title_justify="left", caption=self.caption, caption_justify="left"
-        )
-        for name in self.header:
-            table.add_column(
-                name,
-                justify="left" if name in _TEXT_COLUMNS else "right",
-                overflow="fold",
-                no_wrap=name in _WHOLE_COLUMNS,
-            )
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """Return the table in GitHub's Markdown."""
-        rule = ["---" if name in _TEXT_COLUMNS else "---:" for name in self.header]
-        rows = [self.header, rule, *([cell.replace("|", r"\|") for cell in r] for r in self.rows)]
-        lines = (f"| {' | '.join(row)} |" for row in rows)
-        return "\n".join([f"**{self.title}**", "", *lines, "", self.caption])
 
 
 class _Variant(NamedTuple):
@@ -108,17 +74,13 @@ def score_table(runs: Mapping[str, Results]) -> Table:
         # The splits that the paper has, or else all, dev first.
         splits = [split for split in run.paper if split in run.median] or sorted(run.median)
         rows += [_score_row(name, run, split) for split in splits]
-    return Table(
-        title="Fine-tuned",
-        header=(
-            *("run", "task", "metric", "source", "layers", "λ", "seeds"),
-            *("score", "paper", "difference"),
-        ),
-        rows=tuple(rows),
-        caption=(
-            "In per cent: the median of the seeds (lowest to highest). Scores are of dev "
-            "sets unless a test set is named, the paper's of test sets. Layers: transferred ones."
-        ),
+    scores = "score", "paper", "difference"
+    return _table(
+        "Fine-tuned",
+        ("run", "task", "metric", "source", "layers", "λ", "seeds", *scores),
+        rows,
+        "In per cent: the median of the seeds (lowest to highest). Scores are of dev sets unless a "
+        "test set is named, the paper's of test sets. Layers: transferred ones.",
     )
 
 
@@ -131,6 +93,33 @@ def ablation_tables(runs: Sequence[Results]) -> list[Table]:
         if table := _ablation_table(compared):
             tables.append(table)
     return tables
+
+
+def markdown(table: Table) -> str:
+    """Return a table in GitHub's Markdown."""
+    header = [str(column.header) for column in table.columns]
+    rule = ["---" if column.justify == "left" else "---:" for column in table.columns]
+    cells = ([str(cell).replace("|", r"\|") for cell in each.cells] for each in table.columns)
+    rows = [header, rule, *zip(*cells, strict=True)]
+    lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([f"**{table.title}**", "", *lines, "", str(table.caption)])
+
+
+def _table(
+    title: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]], caption: str
+) -> Table:
+    """Return a table for a console that takes no markup."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name in header:
+        table.add_column(
+            name,
+            justify="left" if name in _TEXT_COLUMNS else "right",
+            overflow="fold",
+            no_wrap=name in _WHOLE_COLUMNS,
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _score_row(name: str, run: Results, split: str) -> tuple[str, ...]:
@@ -187,15 +176,13 @@ def _ablation_table(runs: Sequence[Results]) -> Table | None:
             )
         )
     model = next(run for run in runs if run.source != NO_SOURCE)
-    return Table(
-        title=f"Ablations of {_short(model.source)}, {model.num_layers} × {model.hidden_size}",
-        header=("variant", "tasks", "average", "first, same tasks", "difference", "paper"),
-        rows=tuple(rows),
-        caption=(
-            "Averages of the medians in per cent, of each variant over the tasks that it shares "
-            "with the first: the same data, steps and hyper-parameters. The paper averages over "
-            "its own tasks."
-        ),
+    return _table(
+        f"Ablations of {_short(model.source)}, {model.num_layers} × {model.hidden_size}",
+        ("variant", "tasks", "average", "first, same tasks", "difference", "paper"),
+        rows,
+        "Averages of the medians in per cent, of each variant over the tasks that it shares with "
+        "the first: the same data, steps and hyper-parameters. The paper averages over its own "
+        "tasks.",
     )
 
 

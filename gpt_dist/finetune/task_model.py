@@ -29,11 +29,9 @@ from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.errors import CheckpointError, ModelError, first_problem
 from gpt_dist.files.entries import Record
 from gpt_dist.finetune.objective import TaskHead, head_shape, task_scores
-from gpt_dist.finetune.predict import Evaluate, judge, metric_rows
-from gpt_dist.inference.assemble import assemble
+from gpt_dist.finetune.predict import Evaluator, metric_rows
+from gpt_dist.inference.assemble import Load
 from gpt_dist.progress import Report, silent
-from gpt_dist.rendezvous import Launch
-from gpt_dist.topology import Topology
 from gpt_dist.train.objective import to_device
 
 HEAD_NAME = "head.safetensors"
@@ -72,10 +70,8 @@ def save_task_model(checkpoint: Checkpoint, output: Path, report: Report = silen
         raise CheckpointError(f"{checkpoint.path}: config.task: {reason}") from None
     head = {name: checkpoint.read_checked("weight", _HEAD + name) for name in ("weight", "bias")}
     content = _TaskFile(format="gpt_dist.task", version=1, task=task)
-    files = {
-        TASK_NAME: (content.model_dump_json(indent=2) + "\n").encode(),
-        HEAD_NAME: save(head),
-    }
+    text = content.model_dump_json(indent=2) + "\n"
+    files = {TASK_NAME: text.encode(), HEAD_NAME: save(head)}
     save_model(describe_checkpoint(checkpoint), output, report, files)
 
 
@@ -100,45 +96,34 @@ def open_task_model(path: Path) -> TaskModel:
     return TaskModel(opened, task, head, Transformation(task.form, opened.tokenizer, length))
 
 
-def load_task_model(
-    opened: TaskModel, launch: Launch, tensor_parallel_size: int
-) -> tuple[Evaluate, Topology]:
-    """Connect the processes and load the model; return a function that scores a batch."""
-    model, _, topology = assemble(opened.opened, launch, tensor_parallel_size)
+def load_task_model(opened: TaskModel, load: Load, batch_size: int, report: Report) -> Evaluator:
+    """Connect the processes and load the model."""
+    model, _, topology = load(opened.opened)
     head = opened.head.to(topology.device)
 
     def evaluate(batch: TaskBatch[NDArray[Any]]) -> Tensor:
         with torch.no_grad():
             return task_scores(model, head, to_device(batch, topology.device))[0]
 
-    return evaluate, topology
+    return Evaluator(evaluate, opened.task, batch_size, topology.data_parallel_group, report)
 
 
 def evaluate_task(
-    path: Path,
-    folder: Path,
-    split: str | None,
-    launch: Launch,
-    tensor_parallel_size: int,
-    batch_size: int,
-    report: Report,
-) -> tuple[list[dict[str, Any]], Topology]:
+    path: Path, folder: Path, split: str | None, load: Load, batch_size: int, report: Report
+) -> list[dict[str, Any]]:
     """Return a row of metrics of a fine-tuned model for a split, or for each named dev or dev_….
 
     Raises ModelError, ConfigError or DataError: before the processes connect, but for damaged
     weights.
     """
     opened = open_task_model(path)
-    task = opened.task
-    names = [split] if split else dev_splits(task)
     encoded = {
-        name: encode_split(read_labelled(folder, task, name), opened.transformation)
-        for name in names
+        name: encode_split(read_labelled(folder, opened.task, name), opened.transformation)
+        for name in ([split] if split else dev_splits(opened.task))
     }
-    evaluate, topology = load_task_model(opened, launch, tensor_parallel_size)
-    how = task, batch_size, topology.data_parallel_group, report
-    judged = {name: judge(evaluate, one, *how) for name, one in encoded.items()}
-    return metric_rows(judged, task), topology
+    evaluator = load_task_model(opened, load, batch_size, report)
+    judged = {name: evaluator.judge(one) for name, one in encoded.items()}
+    return metric_rows(judged, opened.task)
 
 
 def _head_tensors(content: bytes) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.objective import sequence_losses
 from gpt_dist.finetune.predict import Judged, metric_rows, score
+from gpt_dist.inference.assemble import Load
 from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.progress import Report
 
@@ -39,54 +40,43 @@ class Questions:
     targets: NDArray[Any]
     """Class or choice of each example."""
 
-    def by_example(self, values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        """Return a value for each sequence as an array for each example."""
-        return np.split(values, self.example_starts[1:-1])
 
+def evaluate_zero_shot(
+    task: TaskConfig,
+    folder: Path,
+    split: str | None,
+    opened: OpenedModel,
+    load: Load,
+    batch_size: int,
+    report: Report,
+) -> list[dict[str, Any]]:
+    """Return a row of scores for one split, or for every one named dev or dev_….
 
-class ZeroShotTask:
-    """Examples of a task, encoded for a model."""
-
-    def __init__(
-        self, task: TaskConfig, folder: Path, split: str | None, opened: OpenedModel
-    ) -> None:
-        """Read and encode one split, or every one named dev or dev_….
-
-        Raises ConfigError where the task has no heuristic or a split no labels; DataError for bad
-        input.
-        """
-        check_zero_shot(task)
-        self.task = task
-        self._names = [split] if split else dev_splits(task)
-        needed = self._names if _likely_class(task) is None else [TRAIN, *self._names]
-        how = task, opened.tokenizer, opened.config
-        self._splits = {
-            name: encode_questions(read_labelled(folder, task, name), *how)
-            for name in dict.fromkeys(needed)
-        }
-
-    def evaluate(
-        self, model: GPT, batch_size: int, group: ProcessGroup, report: Report
-    ) -> list[dict[str, Any]]:
-        """Return a row of scores for each split, and for several together under `dev`.
-
-        All processes of the data-parallel group call this and get the same rows. A batch holds as
-        many tokens as batch_size windows of the model's whole context.
-        """
-        found = {
-            name: log_probabilities(model, questions, batch_size, group, partial(report, name))
-            for name, questions in self._splits.items()
-        }
-        threshold = None
-        if _likely_class(self.task) is not None:
-            threshold = _find_threshold(self.task, self._splits[TRAIN], found[TRAIN])
-        judged = {}
-        for name in self._names:
-            questions, answers = self._splits[name], found[name]
-            predictions = predict(self.task, questions, answers, threshold)
-            judged[name] = Judged(questions.by_example(answers), predictions, questions.targets)
-        chosen = {} if threshold is None else {"threshold": threshold}
-        return [row | chosen for row in metric_rows(judged, self.task)]
+    All processes call this and get the same; `load` connects them once the data are read. A batch
+    holds as many tokens as batch_size windows of the model's whole context. Raises ConfigError
+    where the task has no heuristic or a split no labels; DataError for bad input.
+    """
+    check_zero_shot(task)
+    names, likely = [split] if split else dev_splits(task), _likely_class(task)
+    encode = partial(encode_questions, task=task, tokenizer=opened.tokenizer, config=opened.config)
+    questions = {
+        name: encode(read_labelled(folder, task, name))
+        for name in dict.fromkeys(names if likely is None else [TRAIN, *names])
+    }
+    model, opened, topology = load(opened)
+    how = batch_size, topology.data_parallel_group
+    found = {
+        name: log_probabilities(model, one, *how, partial(report, name))
+        for name, one in questions.items()
+    }
+    threshold = None if likely is None else _find_threshold(task, questions[TRAIN], found[TRAIN])
+    judged = {}
+    for name in names:
+        predictions = predict(task, questions[name], found[name], threshold)
+        judged[name] = Judged([], predictions, questions[name].targets)
+    step = {} if opened.step is None else {"step": opened.step}
+    chosen = {} if threshold is None else {"threshold": threshold}
+    return [step | row | chosen for row in metric_rows(judged, task)]
 
 
 def check_zero_shot(task: TaskConfig) -> None:
@@ -191,7 +181,8 @@ def predict(
         assert threshold is not None
         return np.where(averages > threshold, likely, 1 - likely)
     compared = averages if task.form == "multiple_choice" else log_probabilities
-    return np.array([part.argmax() for part in questions.by_example(compared)])
+    parts = np.split(compared, questions.example_starts[1:-1])
+    return np.array([part.argmax() for part in parts])
 
 
 def _find_threshold(

@@ -1,10 +1,15 @@
 """Spread a model over the launched processes."""
 
+from collections.abc import Callable
+
 from gpt_dist.checkpoint.opened import OpenedModel, share_model
 from gpt_dist.errors import ConfigError
 from gpt_dist.model import GPT, load_model
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, connect, form_groups
+
+Load = Callable[[OpenedModel], tuple[GPT, OpenedModel, Topology]]
+"""Calls `assemble` with the rest of its arguments."""
 
 
 def assemble(

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.family import Family
-from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, ColumnParallel, LayerCache, TokenEmbedding
+from gpt_dist.model.families import family_of
+from gpt_dist.model.layers import INIT_STD, ColumnParallel, Group, LayerCache, TokenEmbedding
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
@@ -34,13 +33,11 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self,
-        config: ResolvedModelConfig,
-        family: Family,
-        group: Group,
-        activation_checkpointing: bool = False,
+        self, config: ResolvedModelConfig, group: Group, activation_checkpointing: bool = False
     ) -> None:
+        """Make the modules; ConfigError if a key or size does not fit the family."""
         super().__init__()
+        family = family_of(config)
         self.config = config
         self.group = group
         self.activation_checkpointing = activation_checkpointing

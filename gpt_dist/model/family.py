@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
-from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, Rotation
+from gpt_dist.model.layers import INIT_STD, Group, Rotation
 
 Values = Mapping[str, Any]
 """The content of a config.json."""

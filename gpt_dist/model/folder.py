@@ -5,23 +5,19 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.files.folders import new_folder
 from gpt_dist.files.shared import SharedFiles
+from gpt_dist.files.tensor_file import FLOATS
 from gpt_dist.model.checksums import read_checksums, refuse, write_checksums
 from gpt_dist.model.families import FAMILIES, family_of
 from gpt_dist.model.parameters import FullTensors, parameter_table
 from gpt_dist.model.probe import agrees, probe_loss
-from gpt_dist.model.tensor_files import (
-    SHARD_BYTES,
-    WeightFiles,
-    read_json,
-    weight_files,
-    write_weights,
-)
+from gpt_dist.model.tensor_files import SHARD_BYTES, read_json, weight_files, write_weights
 from gpt_dist.progress import Report, silent
 
 CONFIG_NAME = "config.json"
@@ -57,23 +53,61 @@ class ModelFolder(FullTensors):
         SharedFiles(path, others, refuse).verify()
         self.config = read_model_config(path / CONFIG_NAME)
         self.files = SharedFiles(path, {name: stated.get(name) for name in names}, refuse)
-        self._files = WeightFiles(path, names, self.files)
-        if self.config.num_layers > len(self._files.paths):
+        self._paths = self._find_tensors(names)
+        if self.config.num_layers > len(self._paths):
             raise ModelError(
-                f"{path}: {len(self._files.paths)} weights for the {self.config.num_layers} layers "
+                f"{path}: {len(self._paths)} weights for the {self.config.num_layers} layers "
                 f"of {CONFIG_NAME}; both must be of one model"
             )
         self._table = parameter_table(self.config)
         self._stored = self._find_names()
         for name, spec in self._table.items():
             for theirs, shape in zip(self._stored[name], spec.stored_shapes, strict=True):
-                self._files.check_shape(theirs, shape)
+                file = self._paths[theirs]
+                found = self.files.tensors(file.name).entries[theirs].shape
+                if found != shape:
+                    raise ModelError(
+                        f"{file}: {theirs} has shape {list(found)}, but {CONFIG_NAME} asks for "
+                        f"{list(shape)}; weights and {CONFIG_NAME} must be of one model"
+                    )
 
     def __getitem__(self, name: str) -> Tensor:
-        parts = [self._files.read(theirs) for theirs in self._stored[name]]
-        if name == _EMBEDDING and _HEAD not in self._wanted:
-            self._check_tied(parts[0])
+        parts = [self._read(theirs) for theirs in self._stored[name]]
+        head = self._paths.get(_HEAD) if name == _EMBEDDING else None
+        if head and _HEAD not in self._wanted and not self._read(_HEAD).equal(parts[0]):
+            raise ModelError(
+                f"{head}: {_HEAD} differs from {self._stored[name][0]}; only models whose head is "
+                "tied to the embedding can be opened"
+            )
         return self._table[name].stored.join(parts)
+
+    def _read(self, theirs: str) -> Tensor:
+        """Return a stored tensor in fp32; ModelError where it holds other than finite numbers."""
+        path = self._paths[theirs]
+        file = self.files.tensors(path.name)
+        dtype = file.entries[theirs].dtype
+        if dtype not in FLOATS:
+            raise ModelError(f"{path}: {theirs} holds {dtype}; export it as floating point")
+        tensor = file.read(theirs).cpu().to(torch.float32)
+        if not tensor.isfinite().all():
+            raise ModelError(
+                f"{path}: {theirs} holds values that are not finite; "
+                "take a model from before its training broke, or copy it again"
+            )
+        return tensor
+
+    def _find_tensors(self, names: list[str]) -> dict[str, Path]:
+        """Return the file that holds each tensor, of those with these names."""
+        paths: dict[str, Path] = {}
+        for path in (self.path / name for name in names):
+            for theirs in self.files.tensors(path.name).entries:
+                if theirs in paths:
+                    raise ModelError(
+                        f"{path}: {theirs} is in {paths[theirs]} too; copy the model folder again, "
+                        "or export it again"
+                    )
+                paths[theirs] = path
+        return paths
 
     def _find_names(self) -> dict[str, list[str]]:
         """Return the names under which each parameter is stored.
@@ -81,7 +115,7 @@ class ModelFolder(FullTensors):
         They may lack the prefix of the class with a head, such as `transformer.`; and a tied
         embedding may be stored as the head alone.
         """
-        stored = self._files.paths.keys()
+        stored = self._paths.keys()
         prefix = family_of(self.config).names["blocks"].split(".")[0] + "."
         dropped = "" if any(name.startswith(prefix) for name in stored) else prefix
         names = {
@@ -101,19 +135,11 @@ class ModelFolder(FullTensors):
         unknown -= {x for x in unknown if x.endswith(_BUFFERS) or x.startswith(_OTHER_HEADS)}
         if unknown:
             raise ModelError(
-                f"{self._files.paths[min(unknown)]}: {min(unknown)} is no weight of the model that "
+                f"{self._paths[min(unknown)]}: {min(unknown)} is no weight of the model that "
                 f"{CONFIG_NAME} describes; weights and {CONFIG_NAME} must be of one model"
             )
         self._wanted = wanted
         return names
-
-    def _check_tied(self, embedding: Tensor) -> None:
-        """Refuse a head that is stored beside the embedding and differs from it."""
-        if _HEAD in self._files.paths and not self._files.read(_HEAD).equal(embedding):
-            raise ModelError(
-                f"{self._files.paths[_HEAD]}: {_HEAD} differs from {self._stored[_EMBEDDING][0]}; "
-                "only models whose head is tied to the embedding can be opened"
-            )
 
 
 def write_model_folder(

@@ -5,15 +5,17 @@ vocabulary; `/tp` where a dimension is split over the tensor-parallel group.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.group import Group, fork_rng_for_tensor_parallel
 
 with warnings.catch_warnings():
     # Each import of megatron-core says that its optional CUDA extensions are missing.
@@ -28,6 +30,42 @@ with warnings.catch_warnings():
 
 INIT_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
+
+
+class SingleProcess:
+    """The group of a process that holds whole layers, with or without torch.distributed."""
+
+    def size(self) -> int:
+        """Return 1."""
+        return 1
+
+    def rank(self) -> int:
+        """Return 0."""
+        return 0
+
+
+Group = ProcessGroup | SingleProcess
+"""The tensor-parallel group, whose processes share each layer."""
+
+
+@contextmanager
+def fork_rng_for_tensor_parallel(
+    group: Group, device: torch.device, enabled: bool
+) -> Iterator[None]:
+    """Draw from a generator of this peer's own inside the context.
+
+    Each process holds other heads, so their attention masks must be independent, while replicated
+    activations need equal masks. The inner seed is drawn from the shared default generator: there
+    is no second state to save, and activation checkpointing, which restores the default generators,
+    repeats the inner draws too.
+    """
+    if not enabled or group.size() == 1:
+        yield
+        return
+    seed = int(torch.randint(2**62, ()))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + group.rank())
+        yield
 
 
 class ColumnParallel(ColumnParallelLinear):
@@ -59,7 +97,7 @@ class RowParallel(RowParallelLinear):
     """Linear map whose input features are split over the group: [..., E/tp] -> [..., D]."""
 
     def __init__(
-        self, input_size: int, output_size: int, group: Group, bias: bool, std: float
+        self, input_size: int, output_size: int, group: Group, bias: bool, std: float = INIT_STD
     ) -> None:
         super().__init__(
             input_size,
@@ -150,7 +188,7 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, config: ResolvedModelConfig, group: Group, bias: bool, output_std: float
+        self, config: ResolvedModelConfig, group: Group, bias: bool, output_std: float = INIT_STD
     ) -> None:
         super().__init__()
         self.group = group

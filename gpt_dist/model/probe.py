@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_dist.config import ResolvedModelConfig
-from gpt_dist.model.families import build_model
-from gpt_dist.model.group import SingleProcess
+from gpt_dist.model.decoder import GPT
+from gpt_dist.model.layers import SingleProcess
 
 _SEQUENCES = 4
 _LENGTH = 16
@@ -32,7 +32,7 @@ def probe_loss(read: Callable[[str], Tensor], config: ResolvedModelConfig) -> fl
     """
     inputs, labels = probe_tokens(config)
     with torch.device("meta"):
-        model = build_model(config, SingleProcess()).eval()
+        model = GPT(config, SingleProcess()).eval()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
         if any(True for _ in module.parameters(recurse=False)) or module is model.head:

@@ -1,4 +1,4 @@
-"""Write a model's safetensors files a tensor at a time, and open them with every claim checked."""
+"""A model's safetensors files and their index: written a tensor at a time, and found."""
 
 import json
 import math
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt_dist.errors import ModelError
-from gpt_dist.files.shared import SharedFiles
-from gpt_dist.files.tensor_file import FLOATS, Shape, write_tensor_file
+from gpt_dist.files.tensor_file import Shape, write_tensor_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -43,65 +42,22 @@ def write_weights(
         write_tensor_file(path, entries, lambda key: read(key).to(torch.float32))
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
-        total = sum(_bytes(shape) for shape in shapes.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        total = {"total_size": _bytes(*shapes.values())}
+        index = {"metadata": total, "weight_map": weight_map}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _bytes(shape: Shape) -> int:
-    return 4 * math.prod(shape)
+def _bytes(*shapes: Shape) -> int:
+    return 4 * sum(map(math.prod, shapes))
 
 
 def _divide(shapes: Mapping[str, Shape], shard_bytes: int) -> list[dict[str, Shape]]:
     shards: list[dict[str, Shape]] = [{}]
-    size = 0
     for name, shape in shapes.items():
-        if shards[-1] and size + _bytes(shape) > shard_bytes:
+        if shards[-1] and _bytes(*shards[-1].values(), shape) > shard_bytes:
             shards.append({})
-            size = 0
         shards[-1][name] = shape
-        size += _bytes(shape)
     return shards
-
-
-class WeightFiles:
-    """The tensors of a folder's safetensors files, read by name."""
-
-    def __init__(self, folder: Path, names: list[str], files: SharedFiles) -> None:
-        """Read the headers of the files `names`; ModelError where one is damaged."""
-        self._files = files
-        self.paths: dict[str, Path] = {}
-        """The file that holds each tensor."""
-        for path in (folder / name for name in names):
-            for name in files.tensors(path.name).entries:
-                if name in self.paths:
-                    raise ModelError(f"{path}: {name} is in {self.paths[name]} too; {_REMEDY}")
-                self.paths[name] = path
-
-    def check_shape(self, name: str, shape: Shape) -> None:
-        """Refuse a tensor of another shape; reads the header alone."""
-        path = self.paths[name]
-        found = self._files.tensors(path.name).entries[name].shape
-        if found != shape:
-            raise ModelError(
-                f"{path}: {name} has shape {list(found)}, but config.json asks for "
-                f"{list(shape)}; weights and config.json must be of one model"
-            )
-
-    def read(self, name: str) -> Tensor:
-        """Return a tensor in fp32; ModelError where it holds other than finite numbers."""
-        path = self.paths[name]
-        file = self._files.tensors(path.name)
-        dtype = file.entries[name].dtype
-        if dtype not in FLOATS:
-            raise ModelError(f"{path}: {name} holds {dtype}; export it as floating point")
-        tensor = file.read(name).cpu().to(torch.float32)
-        if not torch.isfinite(tensor).all():
-            raise ModelError(
-                f"{path}: {name} holds values that are not finite; "
-                "take a model from before its training broke, or copy it again"
-            )
-        return tensor
 
 
 def weight_files(folder: Path) -> list[str]:

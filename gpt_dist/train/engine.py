@@ -41,7 +41,6 @@ class Engine:
         self, objective: Objective[Any], config: ResolvedConfig, topology: Topology
     ) -> None:
         _prepare_deepspeed()
-        self._objective = objective
         self._topology = topology
         self._clip_norm = config.optimizer.clip_norm
         # For fp32 without ZeRO, DeepSpeed does not report the norm and lets NaN through: there the
@@ -88,7 +87,7 @@ class Engine:
         """
         engine = self._engine
         assert len(micro_batches) == engine.gradient_accumulation_steps()
-        own = sum(map(self._objective.weight, micro_batches))
+        own = sum(batch.weight for batch in micro_batches)
         weight = torch.full((), own, dtype=torch.float64, device=engine.device)
         dist.all_reduce(weight, group=self._topology.data_parallel_group)
         weight = weight.clamp(min=1).float()
@@ -122,8 +121,7 @@ class Engine:
 
     def _call(self, batch: TokenBatch[Any]) -> Tensor:
         # ZeRO 3 warns of positional arguments that are no tensors.
-        result: Tensor = self._engine(batch=to_device(batch, self._topology.device))
-        return result
+        return self._engine(batch=to_device(batch, self._topology.device))
 
     def _update_weights(self) -> tuple[float, bool]:
         """Let the optimizer step; return the gradient's norm, and whether the step was applied."""

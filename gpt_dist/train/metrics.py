@@ -39,14 +39,11 @@ class Reporter:
         self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(directory / "tensorboard", purge_step=done + 1)
         self._console = Console(stderr=True)
+        figures = TextColumn("{task.description}", markup=False)
+        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), figures
+        hidden = not self._console.is_terminal
         self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.description}", markup=False),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            *columns, TimeRemainingColumn(), console=self._console, disable=hidden
         )
         self._task = self._progress.add_task("", total=self._max_steps)
         self._tokens = 0

@@ -23,20 +23,11 @@ class Objective(nn.Module, Generic[Batch], ABC):
     """
 
     @abstractmethod
-    def weight(self, batch: Batch) -> int:
-        """Return the number of predictions whose losses `loss` sums up."""
-
-    @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """Return a sum in fp32; training minimises that of a global batch over its weight."""
-
-    @abstractmethod
-    def scores(self, batch: Batch) -> Tensor:
-        """Return the predictions or losses that validation needs."""
-
     def forward(self, batch: Batch) -> Tensor:
-        """Return the loss in training, the scores in evaluation."""
-        return self.loss(batch) if self.training else self.scores(batch)
+        """Return in training a sum in fp32; a global batch's over its weight is minimised.
+
+        In evaluation, return the predictions or losses that validation needs.
+        """
 
 
 class LanguageModelObjective(Objective[TokenBatch[Tensor]]):
@@ -46,18 +37,11 @@ class LanguageModelObjective(Objective[TokenBatch[Tensor]]):
         super().__init__()
         self.model = model
 
-    def weight(self, batch: TokenBatch[Any]) -> int:
-        """Return the number of predicted tokens."""
-        return int((batch.labels != IGNORED_LABEL).sum())
-
-    def loss(self, batch: TokenBatch[Tensor]) -> Tensor:
-        """Return the sum of the losses of all predicted tokens."""
-        return self.scores(batch).sum()
-
-    def scores(self, batch: TokenBatch[Tensor]) -> Tensor:
-        """Return the loss of each token [R, T] in fp32, 0 at IGNORED_LABEL."""
+    def forward(self, batch: TokenBatch[Tensor]) -> Tensor:
+        """Return the loss of each token [R, T], 0 at IGNORED_LABEL; in training their sum."""
         losses = self.model.token_losses(self.model(batch.tokens), batch.labels)
-        return losses.masked_fill(batch.labels == IGNORED_LABEL, 0.0)
+        losses = losses.masked_fill(batch.labels == IGNORED_LABEL, 0.0)
+        return losses.sum() if self.training else losses
 
 
 def to_device(batch: TokenBatch[Any], device: torch.device) -> Any:

@@ -15,7 +15,7 @@ from gpt_dist.checkpoint.state import restore_rng
 from gpt_dist.config import AnyConfig, Config, ResolvedConfig
 from gpt_dist.config.resolution import adopt_source
 from gpt_dist.errors import CheckpointError, DataError, ModelError
-from gpt_dist.model import GPT, GrownVocabulary, agrees, build_model, load_full_tensors, probe_loss
+from gpt_dist.model import GPT, GrownVocabulary, agrees, load_full_tensors, probe_loss
 from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.objective import Objective
@@ -97,7 +97,7 @@ def start_engine(
         )
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)
-    model = build_model(
+    model = GPT(
         config.model, topology.tensor_parallel_group, config.training.activation_checkpointing
     )
     loaded = _load_source(model, source, config, topology) if source and not checkpoint else {}

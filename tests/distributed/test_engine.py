@@ -30,9 +30,10 @@ class Poisoned(LanguageModelObjective):
         replicated = model.blocks[0].feed_forward_norm.bias
         replicated.register_hook(lambda gradient: self.poison(gradient, "gradient"))
 
-    def loss(self, batch: TokenBatch[torch.Tensor]) -> torch.Tensor:
-        self.count += 1
-        return self.poison(super().loss(batch), "loss")
+    def forward(self, batch: TokenBatch[torch.Tensor]) -> torch.Tensor:
+        self.count += self.training
+        result = super().forward(batch)
+        return self.poison(result, "loss") if self.training else result
 
     def poison(self, tensor: torch.Tensor, kind: str) -> torch.Tensor:
         return tensor * float("nan") if self.poisons.get(self.count) == kind else tensor
@@ -52,7 +53,7 @@ def train_with_poisoned_steps(
     """
     from gpt_dist.config.file import load_config
     from gpt_dist.config.resolution import resolve
-    from gpt_dist.model import build_model
+    from gpt_dist.model import GPT
     from gpt_dist.train.engine import Engine
 
     small = ["model.hidden_size=16", "model.num_heads=2", "model.sequence_length=8"]
@@ -63,14 +64,14 @@ def train_with_poisoned_steps(
     config = resolve(config, launch.world_size, vocab_size=200, samples=100)
     topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
     torch.manual_seed(0)
-    model = build_model(config.model, topology.tensor_parallel_group)
+    model = GPT(config.model, topology.tensor_parallel_group)
     accumulation = 4 // topology.data_parallel_size
     poisons = {accumulation + 1: "loss", 3 * accumulation + 1: "gradient"}
     is_last = launch.rank == launch.world_size - 1
     engine = Engine(Poisoned(model, poisons if is_last else {}), config, topology)
 
     def state(tokens: torch.Tensor) -> list[torch.Tensor]:
-        fragments = [fragment.tensors().values() for _, fragment in engine.state().owned()]
+        fragments = [fragment.tensors().values() for fragment in engine.state().owned.values()]
         return [part.clone() for parts in fragments for part in parts] + [
             engine.evaluate(TokenBatch(tokens, tokens))
         ]

@@ -27,7 +27,7 @@ def step_beside_theirs(
 ) -> dict[str, float]:
     """Differences of a step's loss and gradients from those of transformers."""
     from gpt_dist.data.batches import TokenBatch
-    from gpt_dist.model import build_model, load_full_tensors
+    from gpt_dist.model import GPT, load_full_tensors
     from gpt_dist.train.engine import Engine
     from gpt_dist.train.objective import LanguageModelObjective
 
@@ -45,7 +45,7 @@ def step_beside_theirs(
     }
     config = ResolvedConfig.model_validate(sections)
     theirs = reference(sizes)
-    model = build_model(config.model, topology.tensor_parallel_group)
+    model = GPT(config.model, topology.tensor_parallel_group)
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), sizes))
     tokens = torch.randint(VOCAB_SIZE, (4, 24), generator=torch.Generator().manual_seed(1))
     expected = theirs(tokens, labels=tokens).loss

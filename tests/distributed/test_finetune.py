@@ -231,13 +231,15 @@ def refusal(launch: Launch, device: torch.device, path: Path, overrides: dict[st
 def judge_nothing(_launch: Launch, _device: torch.device) -> str:
     from gpt_dist.data.tasks.examples import EncodedSplit
     from gpt_dist.errors import TrainingError
-    from gpt_dist.finetune.predict import judge
+    from gpt_dist.finetune.predict import Evaluator
 
     place = np.arange(2)
     split = EncodedSplit(np.zeros(1, np.int32), place, place, np.zeros(1, np.int64), ("0",))
     task = TaskConfig.model_validate(NAMED | TASKS["classification"])
     try:
-        judge(lambda *_: torch.tensor([[0.0, torch.nan]]), split, task, 1, dist.group.WORLD)
+        Evaluator(lambda *_: torch.tensor([[0.0, torch.nan]]), task, 1, dist.group.WORLD).judge(
+            split
+        )
     except TrainingError as error:
         return str(error)
     return ""

@@ -48,11 +48,11 @@ def batch(lengths: list[list[int]]) -> TaskBatch[Tensor]:
 def objective(theirs: Any, launch: Launch, device: torch.device, tensor: int, **head: Any) -> Any:
     """Our objective with the weights of their transformer, and a head of random ones."""
     from gpt_dist.finetune.objective import TaskHead, TaskObjective
-    from gpt_dist.model import build_model, load_full_tensors
+    from gpt_dist.model import GPT, load_full_tensors
 
     topology = form_groups(launch, device, tensor)
     config = model_config("openai_gpt")
-    model = build_model(config, topology.tensor_parallel_group)
+    model = GPT(config, topology.tensor_parallel_group)
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     made = TaskHead(48, dropout=0.0, **head)
     torch.manual_seed(2)
@@ -84,10 +84,10 @@ def compare_choices(
         labels=labels.view(shape),
         mc_labels=inputs.targets,
     )
-    loss = ours.loss(inputs) / ours.weight(inputs)
-    differences = {"scores": float((ours.scores(inputs) - result.mc_logits).abs().max())}
+    loss = ours.train()(inputs) / inputs.weight
+    differences = {"scores": float((ours.eval()(inputs) - result.mc_logits).abs().max())}
     ours.auxiliary_weight = 0.0
-    class_loss = ours.loss(inputs) / ours.weight(inputs)
+    class_loss = ours.train()(inputs) / inputs.weight
     differences["class loss"] = float((class_loss - result.mc_loss).abs())
     differences["language-model loss"] = float((loss - class_loss - 0.5 * result.loss).abs() * 2)
     loss.backward()
@@ -136,8 +136,8 @@ def compare_pooled(
         if kind == "score"
         else torch.nn.functional.cross_entropy(scores, inputs.targets)
     )
-    ours_scores = ours.scores(inputs)
-    loss = ours.loss(inputs) / ours.weight(inputs)
+    ours_scores = ours.eval()(inputs)
+    loss = ours.train()(inputs) / inputs.weight
     loss.backward()
     expected.backward()
     found = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
@@ -189,7 +189,7 @@ def alone_and_together(
 
     @torch.no_grad()
     def scores(numbers: list[int]) -> list[Tensor]:
-        found = ours.scores(to_device(collate(split, np.array(numbers)), device))
+        found = ours.eval()(to_device(collate(split, np.array(numbers)), device))
         return [row[row != -torch.inf] for row in found]  # fewer choices than another example's
 
     alone = [scores([number])[0] for number in range(len(split))]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from gpt_dist.config.file import load_config
 from gpt_dist.config.resolution import resolve
 from gpt_dist.data.batches import TokenBatch
-from gpt_dist.model import IGNORED_LABEL, build_model
+from gpt_dist.model import GPT, IGNORED_LABEL
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 
@@ -32,7 +32,7 @@ def step_beside_the_whole_batch(
     config = resolve(config, launch.world_size, vocab_size=200, samples=100)
     topology = form_groups(launch, device, tensor_parallel_size=1)
     torch.manual_seed(0)
-    model = build_model(config.model, topology.tensor_parallel_group)
+    model = GPT(config.model, topology.tensor_parallel_group)
     tokens, labels = torch.randint(200, (2, 4, 32))
     for row, predicted in zip(labels, PREDICTED, strict=True):
         row[predicted:] = IGNORED_LABEL

@@ -65,19 +65,19 @@ def mean_loss(model: Any, tokens: Tensor) -> Tensor:
 
     objective = LanguageModelObjective(model)
     batch = TokenBatch(tokens[:, :-1], tokens[:, 1:])
-    return objective.loss(batch) / objective.weight(batch)
+    return objective(batch) / batch.weight
 
 
 def compare_with_reference(
     launch: Launch, device: torch.device, family: str, tensor_parallel_size: int
 ) -> tuple[float, float, float]:
     """Largest differences of logits and loss, and the largest probability of a padding entry."""
-    from gpt_dist.model import build_model, load_full_tensors
+    from gpt_dist.model import GPT, load_full_tensors
 
     topology = form_groups(launch, device, tensor_parallel_size)
     config = for_four(model_config(family)) if tensor_parallel_size == 4 else model_config(family)
     theirs = reference(config)
-    model = build_model(config, topology.tensor_parallel_group).eval()
+    model = GPT(config, topology.tensor_parallel_group).eval()
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -104,12 +104,12 @@ def gradients(
     launch: Launch, device: torch.device, family: str, tensor_parallel_size: int
 ) -> dict[str, float]:
     """The largest difference of each parameter's gradient from transformers'."""
-    from gpt_dist.model import build_model, load_full_tensors
+    from gpt_dist.model import GPT, load_full_tensors
 
     topology = form_groups(launch, device, tensor_parallel_size)
     config = for_four(model_config(family)) if tensor_parallel_size == 4 else model_config(family)
     theirs = reference(config)
-    model = build_model(config, topology.tensor_parallel_group).eval()
+    model = GPT(config, topology.tensor_parallel_group).eval()
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), config))
     tokens = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(1))
     mean_loss(model, tokens).backward()
@@ -135,11 +135,11 @@ def test_gradients_are_transformers(process_group, family, tensor_parallel_size)
 def logits_before_and_after_a_change(
     launch: Launch, device: torch.device, tensor_parallel_size: int
 ) -> tuple[Tensor, Tensor]:
-    from gpt_dist.model import build_model
+    from gpt_dist.model import GPT
 
     topology = form_groups(launch, device, tensor_parallel_size)
     torch.manual_seed(3)
-    model = build_model(model_config("openai_gpt"), topology.tensor_parallel_group).eval()
+    model = GPT(model_config("openai_gpt"), topology.tensor_parallel_group).eval()
     tokens = torch.arange(24)[None]
     changed = tokens.clone()
     changed[0, 12:] = 200
@@ -160,11 +160,11 @@ def initial_weights(
     launch: Launch, device: torch.device, tensor_parallel_size: int
 ) -> dict[str, Tensor]:
     """All weights of a new model, its shards put together."""
-    from gpt_dist.model import build_model
+    from gpt_dist.model import GPT
 
     topology = form_groups(launch, device, tensor_parallel_size)
     torch.manual_seed(5)
-    model = build_model(model_config("gpt2"), topology.tensor_parallel_group)
+    model = GPT(model_config("gpt2"), topology.tensor_parallel_group)
     weights = {}
     for name, parameter in model.named_parameters():
         if getattr(parameter, "tensor_model_parallel", False):
@@ -190,11 +190,11 @@ def test_initial_weights_do_not_depend_on_the_layout(process_group):
 
 def draw_masks(launch: Launch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """A residual mask, attention masks, and the hidden states of one training pass."""
-    from gpt_dist.model import build_model
+    from gpt_dist.model import GPT
 
     topology = form_groups(launch, device, 2)
     torch.manual_seed(7)
-    model = build_model(model_config("openai_gpt", dropout=0.5), topology.tensor_parallel_group)
+    model = GPT(model_config("openai_gpt", dropout=0.5), topology.tensor_parallel_group)
     residual = model.dropout(torch.ones(100)) != 0
     # Zero queries and keys attend evenly; identity values lay the mask open.
     zeros = torch.zeros(1, 2, 24, 24)

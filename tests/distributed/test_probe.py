@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from gpt_dist.checkpoint.folder import open_whole
 from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.errors import ModelError
-from gpt_dist.model import family_of, probe_loss, probe_tokens
+from gpt_dist.model import family_of, probe_loss
+from gpt_dist.model.probe import probe_tokens
 from tests.checkpoints import make_first_version, refusal, saved_tensors, vouch_for
 from tests.distributed.test_checkpoint import save_again_and_train
 from tests.distributed.test_layouts import SMALL

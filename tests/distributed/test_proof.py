@@ -65,24 +65,24 @@ def save_something_else(
     launch: Launch, device: torch.device, overrides: dict[str, Any], directory: Path, spoil: str
 ) -> str:
     """Return the refusal of a first save whose bookkeeping of the state is wrong."""
-    run = start(launch, device, overrides, directory)
-    saver, topology = run.saver, run.topology
-    if spoil == "shards":
-        from gpt_dist.checkpoint.save import Saver
-        from gpt_dist.checkpoint.state import TrainingState
+    from gpt_dist.checkpoint.save import Saver
+    from gpt_dist.checkpoint.state import TrainingState
 
-        wrong = replace(topology, tensor_parallel_rank=1 - topology.tensor_parallel_rank)
-        state = TrainingState(run.engine._engine, wrong)
-        saver = Saver(state, saver._config, topology, saver._data)
+    run = start(launch, device, overrides, directory)
+    topology = run.topology
+    if spoil == "shards":
+        topology = replace(topology, tensor_parallel_rank=1 - topology.tensor_parallel_rank)
     target = "gpt_dist.checkpoint.state.fragments_of"
     kinds = {"exchanged": exchange_fragments, "shifted": shift_fragments}
     {"layers": spoil_layers, "layer": spoil_one_layer}.get(spoil, id)(run.engine)
     with mock.patch(target, kinds.get(spoil, fragments_of)):
-        try:
-            saver.save(1)
-            saver.wait()
-        except CheckpointError as error:
-            return str(error)
+        state = TrainingState(run.engine._engine, topology)
+    saver = Saver(state, run.saver._config, run.topology, run.saver._data)
+    try:
+        saver.save(1)
+        saver.wait()
+    except CheckpointError as error:
+        return str(error)
     return ""
 
 
@@ -117,7 +117,7 @@ def save_not_a_number(
 ) -> str:
     run = start(launch, device, overrides, directory)
     if launch.rank == 1:
-        for _, fragment in run.engine.state().owned():
+        for fragment in run.engine.state().owned.values():
             fragment.tensors()["weight"][-1] = torch.nan
     try:
         run.saver.save(1)

@@ -101,13 +101,13 @@ def reads_of_inference(
 ) -> tuple[int, bool]:
     """Bytes that a process read to load a model; whether its slices are those of the files."""
     from gpt_dist.inference.assemble import assemble
-    from gpt_dist.model import build_model, load_full_tensors
+    from gpt_dist.model import GPT, load_full_tensors
 
     before = bytes_read()
     with mock.patch("gpt_dist.inference.assemble.connect", return_value=device):
         model, opened, _ = assemble(inspect_model(path), launch, tensor_parallel_size)
     reads = bytes_read() - before
-    expected = build_model(opened.config, model.group)
+    expected = GPT(opened.config, model.group)
     load_full_tensors(expected, open_model(path).tensors)
     pairs = zip(model.parameters(), expected.parameters(), strict=True)
     return reads, all(torch.equal(one, other) for one, other in pairs)

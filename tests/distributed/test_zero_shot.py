@@ -15,7 +15,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gpt_dist.checkpoint.opened import open_model
+from gpt_dist.checkpoint.opened import OpenedModel, open_model
 from gpt_dist.config import ModelConfig, TaskConfig
 from gpt_dist.config.file import load_config
 from gpt_dist.data.tasks.reading import Example
@@ -23,15 +23,16 @@ from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer
 from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.zero_shot import (
-    ZeroShotTask,
     check_zero_shot,
     encode_questions,
+    evaluate_zero_shot,
     log_probabilities,
     predict,
 )
-from gpt_dist.model import load_model
+from gpt_dist.model import GPT, load_model
+from gpt_dist.progress import silent
 from gpt_dist.rendezvous import Launch
-from gpt_dist.topology import form_groups
+from gpt_dist.topology import Topology, form_groups
 from tests.models import FAMILIES, sample_texts, write_model_folders
 from tests.runs import train
 
@@ -249,11 +250,12 @@ def evaluate(
     data: Path,
     split: str | None,
 ) -> list[dict[str, Any]]:
-    opened = open_model(model)
-    solver = ZeroShotTask(task, data, split, opened)
-    topology = form_groups(launch, device, 1)
-    gpt = load_model(opened.tensors, opened.config, topology.tensor_parallel_group).eval()
-    return solver.evaluate(gpt, 8, topology.data_parallel_group, lambda *_: None)
+    def load(opened: OpenedModel) -> tuple[GPT, OpenedModel, Topology]:
+        topology = form_groups(launch, device, 1)
+        gpt = load_model(opened.tensors, opened.config, topology.tensor_parallel_group).eval()
+        return gpt, opened, topology
+
+    return evaluate_zero_shot(task, data, split, open_model(model), load, 8, silent)
 
 
 def test_the_threshold_is_the_best_of_train_alone(process_group, model_folders, tmp_path):
@@ -298,7 +300,8 @@ def test_the_command_on_a_checkpoint_under_a_launcher(process_group, token_folde
     assert shared.returncode == 0, shared.stderr
     rows = [json.loads(line) for line in shared.stdout.splitlines()]
     (alone,) = process_group(1).run(evaluate, tmp_path / "run", task, tmp_path, None)
-    assert rows == [{"step": 2, **row} for row in alone]
+    assert rows == alone
+    assert {row["step"] for row in rows} == {2}
     assert {row["split"]: row["examples"] for row in rows} == {
         "dev_first": 2,
         "dev_other": 1,
@@ -360,7 +363,7 @@ def test_a_split_without_labels_is_refused(model_folders, tmp_path):
     splits = {"test": {"path": "test.jsonl", "columns": columns}}
     task = make_task("multiple_choice", splits=splits)
     with pytest.raises(ConfigError, match=r"^--split: test of mine has no labels"):
-        ZeroShotTask(task, tmp_path, "test", opened)
+        evaluate_zero_shot(task, tmp_path, "test", opened, pytest.fail, 8, silent)
 
 
 def diverge(launch: Launch, device: torch.device, folder: Path) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from gpt_dist.checkpoint.opened import open_model, save_model
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.errors import GptDistError, ModelError
-from gpt_dist.model import ModelFolder, build_model, load_model, write_model_folder
+from gpt_dist.model import GPT, ModelFolder, load_model, write_model_folder
 from gpt_dist.model.families import FAMILIES as FAMILIES_HERE
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
@@ -60,7 +60,7 @@ def draw_and_compare_marks(launch: Launch, device: torch.device, folder: Path) -
     before = torch.get_rng_state()
     loaded = load_model(opened.tensors, opened.config, group)
     assert torch.equal(torch.get_rng_state(), before)
-    drawn = dict(build_model(opened.config, group).named_parameters())
+    drawn = dict(GPT(opened.config, group).named_parameters())
     assert any(getattr(parameter, "tensor_model_parallel", False) for parameter in drawn.values())
     return [
         name

@@ -124,8 +124,12 @@ def write_submission(
     number of a class or choice, written as task.labels names it.
     """
     path = folder / submission_name(task, split)
-    rows = zip(ids, predictions, strict=True)
-    lines = [f"{index}\t{_named(task, prediction)}\n" for index, prediction in rows]
+    if task.labels is not None:
+        values = [task.labels[int(prediction)] for prediction in predictions]
+    else:
+        form = ".6g" if task.score_range is None else ".3f"
+        values = [f"{prediction:{form}}" for prediction in predictions]
+    lines = [f"{index}\t{value}\n" for index, value in zip(ids, values, strict=True)]
     write_result(path, "".join(["index\tprediction\n", *lines]))
     return path
 
@@ -133,12 +137,6 @@ def write_submission(
 def submission_name(task: TaskConfig, split: str) -> str:
     """Return the name of a split's prediction file."""
     return split_of(task, split).submission or f"{split}.tsv"
-
-
-def _named(task: TaskConfig, prediction: int | float) -> str:
-    if task.labels is not None:
-        return task.labels[int(prediction)]
-    return f"{prediction:.6g}" if task.score_range is None else f"{prediction:.3f}"
 
 
 def _examples(path: Path, task: TaskConfig, split: SplitConfig) -> Iterator[Example]:

@@ -78,8 +78,8 @@ class ShardWriter:
             name=name,
             tokens=tokens,
             documents=count,
-            bin=self._bin.close().unchunked,
-            idx=index_file.close().unchunked,
+            bin=self._bin.close(),
+            idx=index_file.close(),
         )
 
 

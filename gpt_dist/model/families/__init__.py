@@ -1,13 +1,11 @@
 """The model families: one file an architecture; `model.family` names one of them."""
 
-from gpt_dist.config import ModelConfig, ResolvedModelConfig
+from gpt_dist.config import ModelConfig
 from gpt_dist.errors import ConfigError
-from gpt_dist.model.decoder import GPT
 from gpt_dist.model.families.gpt2 import GPT_2
 from gpt_dist.model.families.llama import LLAMA
 from gpt_dist.model.families.openai_gpt import OPENAI_GPT
 from gpt_dist.model.family import Family
-from gpt_dist.model.group import Group
 
 FAMILIES: dict[str, Family] = {"openai_gpt": OPENAI_GPT, "gpt2": GPT_2, "llama": LLAMA}
 """Every family by its name in the configuration."""
@@ -33,10 +31,3 @@ def family_of(config: ModelConfig) -> Family:
             "rotary positions need an even number, so choose other heads or another hidden_size"
         )
     return family
-
-
-def build_model(
-    config: ResolvedModelConfig, group: Group, activation_checkpointing: bool = False
-) -> GPT:
-    """Return a model with initial weights drawn from the default generator."""
-    return GPT(config, family_of(config), group, activation_checkpointing)

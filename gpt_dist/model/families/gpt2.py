@@ -9,8 +9,7 @@ from dataclasses import replace
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.families import openai_gpt
 from gpt_dist.model.families.openai_gpt import NORM_EPSILON, OPENAI_GPT
-from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, Block
+from gpt_dist.model.layers import INIT_STD, Block, Group
 
 
 def make_block(config: ResolvedModelConfig, group: Group) -> Block:

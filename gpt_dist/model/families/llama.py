@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from gpt_dist.config import ModelConfig, ResolvedModelConfig
 from gpt_dist.model.family import Family, Values, grouped_projections, same
-from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, Attention, Block, ColumnParallel, Rotation, RowParallel
+from gpt_dist.model.layers import Attention, Block, ColumnParallel, Group, Rotation, RowParallel
 
 
 def complete(config: ModelConfig) -> dict[str, Any]:
@@ -36,7 +35,7 @@ class SwiGLU(nn.Module):
         width, inner = config.hidden_size, complete(config)["feed_forward_size"]
         self.gate = ColumnParallel(width, inner, group, bias=False)
         self.expansion = ColumnParallel(width, inner, group, bias=False)
-        self.projection = RowParallel(inner, width, group, bias=False, std=INIT_STD)
+        self.projection = RowParallel(inner, width, group, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map each hidden state [B, T, D] by itself."""
@@ -51,7 +50,7 @@ def make_norm(config: ResolvedModelConfig) -> nn.RMSNorm:
 def make_block(config: ResolvedModelConfig, group: Group) -> Block:
     """Return a block with initial weights."""
     return Block(
-        Attention(config, group, bias=False, output_std=INIT_STD),
+        Attention(config, group, bias=False),
         make_norm(config),
         SwiGLU(config, group),
         make_norm(config),

@@ -4,8 +4,7 @@ from torch import nn
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.family import Family, fused_thirds, transposed
-from gpt_dist.model.group import Group
-from gpt_dist.model.layers import INIT_STD, Attention, Block, FeedForward
+from gpt_dist.model.layers import INIT_STD, Attention, Block, FeedForward, Group
 
 NORM_EPSILON = 1e-5
 
