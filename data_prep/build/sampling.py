@@ -84,7 +84,7 @@ def draw_sample(
     groups: dict[Group, list[tuple[Source, int]]] = {}
     for source in sources:
         size = source.path.stat().st_size
-        group = (kind_of(source.name) or "", len(str(size)))
+        group: Group = (kind_of(source.name) or "", len(str(size)))
         groups.setdefault(group, []).append((source, size))
         sampled.sizes[group] += size
     total = sum(sampled.sizes.values())
