@@ -29,7 +29,7 @@ _ONE_CHUNK = 0.25
 _ROUNDING = 1e-9
 # Of a build, beside reading, cleaning, sketching and encoding.
 _SECONDS_TO_START = 3.0
-_OVERHEAD = 1.3
+_OVERHEAD = 1.5
 _HASHED_BYTES_A_SECOND = 5e8
 _INDEX_BYTES = 20
 _SKETCH_BYTES = 0.3  # for a byte of clean text
