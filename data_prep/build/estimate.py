@@ -26,9 +26,10 @@ _ERRORS = 2
 _UNSEEN = 0.03
 # The share of the total by which one chunk alone may be wrong.
 _ONE_CHUNK = 0.25
+_ROUNDING = 1e-9
 # Of a build, beside reading, cleaning, sketching and encoding.
 _SECONDS_TO_START = 3.0
-_OVERHEAD = 1.3
+_OVERHEAD = 1.5
 _HASHED_BYTES_A_SECOND = 5e8
 _INDEX_BYTES = 20
 _SKETCH_BYTES = 0.3  # for a byte of clean text
@@ -143,8 +144,8 @@ def _total(sampled: Sampled, value: Callable[[Chunk], float]) -> Amount:
         if not seen:
             continue
         ratio = sum(values) / seen
-        total += ratio * size
-        left = 1 - min(1.0, seen / size)
+        left = max(0.0, 1 - seen / size)
+        total += ratio * size if left > _ROUNDING else sum(values)
         if len(chunks) > 1:
             pairs = zip(values, chunks, strict=True)
             squares = sum((one - ratio * chunk.source_bytes) ** 2 for one, chunk in pairs)
@@ -157,7 +158,7 @@ def _total(sampled: Sampled, value: Callable[[Chunk], float]) -> Amount:
 
 def _is_whole(sampled: Sampled) -> bool:
     seen = sum(chunk.source_bytes for group in sampled.chunks.values() for chunk in group)
-    return seen >= 0.999 * sum(sampled.sizes.values())
+    return seen >= (1 - _ROUNDING) * sum(sampled.sizes.values())
 
 
 def _scaled(given: Amount, factor: float, more: float) -> Amount:

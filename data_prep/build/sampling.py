@@ -11,10 +11,10 @@ from data_prep.build.build import BuildRequest
 from data_prep.build.selection import DUPLICATE, TOO_SHORT
 from data_prep.cleaning.clean import clean
 from data_prep.duplicates.words import words_of
-from data_prep.reading.documents import Document, LeftOut
+from data_prep.reading.documents import DOCUMENT_BYTES, Document, LeftOut
 from data_prep.reading.kinds import kind_of
 from data_prep.reading.text import BLOCK_BYTES
-from data_prep.reading.units import Unit, plan_units, read_placed
+from data_prep.reading.units import plan_units, read_placed
 from data_prep.sources import Source
 
 SAMPLE_BYTES = 16_000_000
@@ -28,6 +28,7 @@ _CHUNK_BYTES = 1 << 18
 _LEAST_CUT_BYTES = 1 << 16
 # The first document of a file tells nothing about the size of those after it.
 _LEAST_ITEMS = 3
+_DIVIDED = {"text", "jsonl", "json", None}
 
 Group = tuple[str, int]
 """Kind of files, and number of digits of their sizes."""
@@ -84,7 +85,7 @@ def draw_sample(
     groups: dict[Group, list[tuple[Source, int]]] = {}
     for source in sources:
         size = source.path.stat().st_size
-        group: tuple[str, int] = (kind_of(source.name) or "", len(str(size)))
+        group: Group = (kind_of(source.name) or "", len(str(size)))
         groups.setdefault(group, []).append((source, size))
         sampled.sizes[group] += size
     total = sum(sampled.sizes.values())
@@ -93,19 +94,22 @@ def draw_sample(
     random.Random(0).shuffle(parts)
     sampler = _Sampler(request, sampled, advance)
     begin = time.perf_counter()
-    for group, source, place, budget in parts:
+    for group, source, block, budget in parts:
         late = time.perf_counter() - begin > _SECONDS
-        if sampled.text_bytes >= SAMPLE_BYTES or (late and group in sampled.chunks):
+        enough = late or sampled.text_bytes >= SAMPLE_BYTES
+        if enough and group in sampled.chunks:
             continue
-        sampled.chunks.setdefault(group, []).extend(sampler.read(source, place, budget))
+        sampled.chunks.setdefault(group, []).extend(sampler.read(source, block, budget))
         sampled.sources += 1
     sampled.seconds = time.perf_counter() - begin
     return sampled
 
 
 def _places(sized: list[tuple[Source, int]], total: int) -> Iterator[tuple[Source, int, int]]:
-    """Yield sources, each with a place in it and the number of bytes of text to read."""
+    """Yield sources, each with a block of it and the number of bytes of text to read."""
     size = sum(size for _, size in sized)
+    if not size:
+        return
     if total <= SAMPLE_BYTES or (size <= _SMALL_BYTES and len(sized) <= _SMALL_FILES):
         yield from ((source, 0, SAMPLE_BYTES) for source, _ in sized)
         return
@@ -114,22 +118,18 @@ def _places(sized: list[tuple[Source, int]], total: int) -> Iterator[tuple[Sourc
     count = max(_LEAST_PLACES, round(count * size / total))
     ends = list(accumulate(size for _, size in sized))
     index = 0
-    chosen: dict[int, list[int]] = {}
+    chosen: Counter[tuple[int, int]] = Counter()  # sources, and blocks of them
     for number in range(count):
         place = int((number + 0.5) * size / count)
         while ends[index] <= place:
             index += 1
-        chosen.setdefault(index, []).append(place - (ends[index] - sized[index][1]))
-    for index, places in chosen.items():
-        source = sized[index][0]
-        if _is_divided(source):
-            yield from ((source, place, int(budget / count)) for place in places)
-        else:
-            yield source, 0, int(budget / count * len(places))
-
-
-def _is_divided(source: Source) -> bool:
-    return kind_of(source.name) in {"text", "jsonl", "json", None}
+        source, source_size = sized[index]
+        # Another file is one unit, which is read from its beginning.
+        divides = source_size > DOCUMENT_BYTES and kind_of(source.name) in _DIVIDED
+        begin = ends[index] - source_size
+        chosen[index, (place - begin) // BLOCK_BYTES if divides else 0] += 1
+    for (index, block), places in chosen.items():
+        yield sized[index][0], block, int(budget / count * places)
 
 
 class _Sampler:
@@ -142,15 +142,11 @@ class _Sampler:
         self._sampled = sampled
         self._advance = advance
         self._seen: set[int] = set()
-        self._units: set[Unit] = set()
 
-    def read(self, source: Source, place: int, budget: int) -> list[Chunk]:
-        """Read documents from about a place on, and return them in chunks."""
+    def read(self, source: Source, block: int, budget: int) -> list[Chunk]:
+        """Read documents from a block on, if the file can be divided, and return them in chunks."""
         units = plan_units(source, self._request.reading, BLOCK_BYTES)
-        unit = units[min(place // BLOCK_BYTES, len(units) - 1)]
-        if unit in self._units:
-            return []
-        self._units.add(unit)
+        unit = units[min(block, len(units) - 1)]
         chunks = [Chunk()]
         marks: list[_Mark] = []
         text = 0

@@ -73,22 +73,23 @@ class GramSet:
         return cls(texts, width, hashes, firsts[chosen][indexes])
 
     def find(self, corpus: Texts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return which of these grams stand in texts of a corpus, and at which words there.
+        """Return which of these grams a corpus holds, and in which of its texts.
 
         The hashes decide what is compared; the words decide what is found.
         """
         firsts, hashes = corpus.grams(self.width)
         maybe = np.flatnonzero(self._filter[hashes >> self._shift])
         firsts, hashes = firsts[maybe], hashes[maybe]
-        places = np.searchsorted(self.hashes, hashes)
-        equal = self.hashes[np.minimum(places, len(self.hashes) - 1)] == hashes
-        pairs = [
-            (place, first)
-            for place, first in zip(places[equal].tolist(), firsts[equal].tolist(), strict=True)
-            if spelled(corpus.gram(first, self.width)) == self.spelled(place)
+        places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        equal = self.hashes[places] == hashes
+        firsts, places = firsts[equal], places[equal]
+        pairs, once = np.unique(np.stack([places, corpus.owner[firsts]]), axis=1, return_index=True)
+        same = [
+            spelled(corpus.gram(first, self.width)) == self.spelled(place)
+            for place, first in zip(pairs[0].tolist(), firsts[once].tolist(), strict=True)
         ]
-        found = np.array(pairs, np.intp).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+        found = pairs[:, np.array(same, np.bool_)]
+        return found[0], found[1]
 
     def spelled(self, index: int) -> list[bytes]:
         """Return the words of a gram."""

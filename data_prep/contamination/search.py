@@ -99,9 +99,8 @@ def _search(job: _SearchJob) -> _Found:
     pairs: list[list[NDArray[np.intp]]] = [[] for _ in sets]  # grams and documents
     for documents, corpus in _batches(job.part):
         for grams, found in zip(sets, pairs, strict=True):
-            indexes, firsts = grams.find(corpus)
-            owners = documents[corpus.owner[firsts]]
-            found.append(np.unique(np.stack([indexes, owners]), axis=1))
+            indexes, owners = grams.find(corpus)
+            found.append(np.unique(np.stack([indexes, documents[owners]]), axis=1))
     return _Found(job.part.split, job.part.end - job.part.begin, [_per_gram(one) for one in pairs])
 
 

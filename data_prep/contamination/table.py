@@ -9,6 +9,7 @@ from rich.table import Table
 from data_prep.contamination.overlap import Contamination, FileOverlap
 
 _EXAMPLES = 3
+_FILES = 3  # in a table
 _EXAMPLE_CHARACTERS = 80
 
 HEADERS = (
@@ -41,12 +42,14 @@ def examples_of(overlap: FileOverlap, count: int = _EXAMPLES) -> Iterable[tuple[
 
 
 def print_contamination(result: Contamination, tokens: Path, seconds: float) -> None:
-    """Print a table with a column a file, and examples below it."""
-    table = Table(title=f"Texts of tests in {tokens}", title_justify="left", show_header=False)
-    for row in zip(HEADERS, *map(row_of, result.files), strict=True):
-        table.add_row(*row)
+    """Print tables with a column a file, and examples below them."""
     console = Console(highlight=False, markup=False)
-    console.print(table)
+    for begin in range(0, len(result.files), _FILES):
+        title = None if begin else f"Texts of tests in {tokens}"
+        table = Table(title=title, title_justify="left", show_header=False)
+        for row in zip(HEADERS, *map(row_of, result.files[begin : begin + _FILES]), strict=True):
+            table.add_row(*row)
+        console.print(table)
     for overlap in result.files:
         for where, found, passage in examples_of(overlap):
             cut = "…" if len(passage) > _EXAMPLE_CHARACTERS else ""

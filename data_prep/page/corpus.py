@@ -117,9 +117,12 @@ def _duplicates(manifest: TokenManifest) -> Iterator[Html]:
     count = sum(manifest.dropped.get(reason, 0) for reason in _DUPLICATES)
     threshold = manifest.options.near_duplicates
     if threshold:
-        yield paragraph(f"Documents were compared; {threshold:g} of the words made a duplicate.")
+        yield paragraph(
+            f"A document was left out if another has {100 * threshold:.3g} % of its words, in runs "
+            "of eight."
+        )
     else:
-        yield paragraph("Only documents with the same text were searched.")
+        yield paragraph("Only documents with the same text as another were left out.")
     pairs = [drop for drop in manifest.drops if drop.reason in _DUPLICATES]
     if pairs:
         rows = [(names([drop.name]), drop.reason, names([_detail(drop)])) for drop in pairs]
@@ -137,7 +140,7 @@ def _passages(manifest: TokenManifest) -> Iterator[Html]:
         share = 100 * found.bytes / max(1, found.bytes + manifest.totals.cleaned_bytes)
         yield paragraph(
             f"{found.passages:,} passages of {manifest.options.passage_words} words or more, which "
-            f"an earlier document holds, were cut: {amount(found.bytes, 'bytes')}, {share:.3g} % "
+            f"an earlier document holds, were cut: {found.bytes:,} bytes, {share:.3g} % "
             "of the text."
         )
         if found.names:

@@ -33,9 +33,9 @@ th { font-weight: 600; color: var(--dim); } td.number, th.number { text-align: r
 pre { background: var(--shade); padding: 0.7rem; border-radius: 6px; white-space: pre-wrap;
   font: 0.85rem/1.45 ui-monospace, monospace; margin: 0.3rem 0 1rem; }
 code { background: var(--shade); padding: 0 0.25em; border-radius: 3px; white-space: pre-wrap; }
-figure { margin: 0.6rem 0; } svg { display: block; width: 100%; max-width: 40rem; height: auto; }
-svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .dim { fill: var(--dim);
-  font-size: 11px; }
+figure { margin: 0.6rem 0; } svg { display: block; width: 100%; max-width: 36rem; height: auto; }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg .dim { fill: var(--dim);
+  font-size: 12px; }
 svg .bar { fill: var(--bar); } svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .back { fill: var(--shade); }
 svg .curve { fill: none; stroke: var(--bar); stroke-width: 2; stroke-linejoin: round; }

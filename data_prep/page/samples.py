@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_prep.pool import Pool
-from data_prep.token_parts import TokenPart, divide, reopened, tokenizer_of
-from gpt_dist.data.tokens.folder import TokenFolder
+from data_prep.token_parts import TokenPart, reopened, tokenizer_of
+from gpt_dist.data.tokens.folder import SPLITS, SplitName, TokenFolder
 
 _WINDOW_TOKENS = 1 << 14
 _WINDOWS = 64
@@ -62,10 +62,10 @@ class _Window:
 
 def draw_sample(folder: TokenFolder, seed: int, pool: Pool) -> Sample:
     """Draw windows of 16,384 tokens, at most 64 of both splits together, and decode them."""
-    parts = divide(folder, _WINDOW_TOKENS)
+    count = sum(len(_begins(folder, split)) for split in SPLITS)
     draws = random.Random(seed)
-    drawn = sorted(draws.sample(range(len(parts)), min(_WINDOWS, len(parts))))
-    windows = list(pool.map(_decode, [parts[index] for index in drawn]))
+    drawn = sorted(draws.sample(range(count), min(_WINDOWS, count)))
+    windows = list(pool.map(_decode, [_window(folder, index) for index in drawn]))
     characters: Counter[str] = Counter()
     for window in windows:
         characters.update(window.characters)
@@ -109,6 +109,21 @@ def by_script(characters: Counter[str]) -> list[tuple[str, int]]:
 def outside_ascii(characters: Counter[str]) -> Iterable[tuple[str, int]]:
     """Return the characters outside ASCII with their numbers, the most frequent first."""
     return ((one, count) for one, count in characters.most_common() if not one.isascii())
+
+
+def _begins(folder: TokenFolder, split: SplitName) -> range:
+    """Return where the windows of a split begin."""
+    return range(0, folder.manifest.splits[split].tokens, _WINDOW_TOKENS)
+
+
+def _window(folder: TokenFolder, index: int) -> TokenPart:
+    """Return a window by its place among those of both splits, which may be very many."""
+    split: SplitName = "train"
+    if index >= len(_begins(folder, split)):
+        index, split = index - len(_begins(folder, split)), "validation"
+    begin = _begins(folder, split)[index]
+    end = min(begin + _WINDOW_TOKENS, folder.manifest.splits[split].tokens)
+    return TokenPart(folder.path, split, begin, end)
 
 
 def _decode(part: TokenPart) -> _Window:

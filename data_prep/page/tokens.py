@@ -31,7 +31,7 @@ def token_sections(
         section("Training and validation", *_splits(manifest)),
         section("Characters", *_characters(sample)),
         section("Vocabulary", *_vocabulary(manifest, tokenizer, counts.tokens, sample)),
-        section("Longest tokens", *_longest(tokenizer, counts.tokens)),
+        section("Longest tokens", *_longest(manifest, tokenizer, counts.tokens)),
         section("Samples", *_samples(sample)),
     ]
 
@@ -122,9 +122,10 @@ def _curve(descending: Counts) -> list[Point]:
     return [(int(rank), int(descending[rank - 1])) for rank in ranks]
 
 
-def _longest(tokenizer: FolderTokenizer, counts: Counts) -> Iterator[Html]:
+def _longest(manifest: TokenManifest, tokenizer: FolderTokenizer, counts: Counts) -> Iterator[Html]:
     texts = [_shown(tokenizer, index) for index in range(tokenizer.vocab_size)]
-    longest = sorted(range(len(texts)), key=lambda index: (-len(texts[index]), index))
+    ordinary = set(range(len(texts))) - set(manifest.special_tokens.values())
+    longest = sorted(ordinary, key=lambda index: (-len(texts[index]), index))
     rows = [
         (code(texts[i], _TOKEN_CHARACTERS), f"{len(texts[i]):,}", f"{i:,}", f"{counts[i]:,}")
         for i in longest[:30]

@@ -12,7 +12,10 @@ import pytest
 SLOW = ("torch", "deepspeed", "megatron", "transformers", "sklearn", "scipy")
 COMMANDS = [
     *([str(path)] for path in sorted(Path("launch").glob("*.py"))),
-    *(["-m", "data_prep", *command.split()] for command in ("", "build", "verify", "tasks")),
+    *(
+        ["-m", "data_prep", *command.split()]
+        for command in ("", "build", "verify", "report", "contamination", "tasks")
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.cli import main
 from gpt_dist.data.tokens.folder import TokenFolder, find_damage
 from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
 from gpt_dist.errors import DataError
@@ -209,6 +210,18 @@ def test_find_damage_names_the_flipped_file(folder: Path) -> None:
     data[7] ^= 1
     file.write_bytes(data)
     assert list(find_damage(TokenFolder.open(folder))) == ["train/shard-00002.bin"]
+
+
+def test_verify_in_parallel(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--workers", "2"]) == 0
+    assert "every file is undamaged" in capsys.readouterr().out
+    for name in ("train/shard-00000.bin", "train/shard-00002.idx"):
+        data = bytearray((folder / name).read_bytes())
+        data[-1] ^= 1
+        (folder / name).write_bytes(data)
+    assert main(["verify", str(folder), "--workers", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "damaged: train/shard-00000.bin, train/shard-00002.idx; copy" in error
 
 
 def synthetic_folder(folder: Path, tokens: int) -> None:
