@@ -17,6 +17,12 @@ from gpt_dist.train.optimizer import learning_rate
 SHIPPED = sorted(Path("configs/pretrain").glob("*.yaml"))
 
 
+TASK = (
+    "task: {name: t, form: classification, format: csv, columns: {text: a, label: b}, "
+    "splits: {train: t.csv}, dev_fraction: 0.1, labels: [x, y], metric: accuracy}"
+)
+
+
 def load(tmp_path: Path, text: str = "", *overrides: str) -> Config:
     path = tmp_path / "config.yaml"
     path.write_text(text)
@@ -96,16 +102,51 @@ def test_a_bad_override_is_refused_by_name(tmp_path, override, expected):
         load(tmp_path, "", override)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.path=tokens", r"data\.changes: data\.path is not a list"),
+        ("data.path=[]", r"data\.path: .*at least 1 item"),
+        ("data.path=[{path: a}]", r"data\.path\.0\.weight: not given"),
+        ("data.path=[{path: a, weigth: 1}]", r"weigth: unknown key; did you mean .*\.weight\?"),
+        ("data.path=[{path: a, weight: -1}]", r"data\.path\.0\.weight: .*or equal to 0, not -1"),
+        (
+            "data.path=[{path: a, weight: 1}]",
+            r"data\.changes at step 4: 2 weights for the 1 folders",
+        ),
+        (
+            "data.changes=[{step: 4, weights: [0, 0]}]",
+            r"data\.changes at step 4: all weights are 0",
+        ),
+        (
+            "data.changes=[{step: 0, weights: [1, 0]}]",
+            r"data\.changes\.0\.step: .*equal to 1, not 0",
+        ),
+        (
+            "data.changes=[{step: 9, weights: [1, 0]}, {step: 4, weights: [0, 1]}]",
+            r"data\.changes: steps \[9, 4\] do not ascend",
+        ),
+    ],
+)
+def test_a_bad_mixture_is_refused_by_name(tmp_path, override, expected):
+    text = (
+        "data: {path: [{path: a, weight: 1}, {path: b, weight: 0}], "
+        "changes: [{step: 4, weights: [1, 2]}]}"
+    )
+    load(tmp_path, text)
+    with pytest.raises(ConfigError, match=expected):
+        load(tmp_path, text, override)
+
+
+def test_a_mixture_in_fine_tuning_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.path: a list; fine-tuning takes one folder"):
+        load(tmp_path, TASK, "data.path=[{path: a, weight: 1}]")
+
+
 def test_a_value_of_several_types_that_is_wrong_within_is_named_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "", "task.splits={dev: {path: x, colums: {}}}")
     assert "task.splits.dev:" not in str(caught.value)
-
-
-TASK = (
-    "task: {name: t, form: classification, format: csv, columns: {text: a, label: b}, "
-    "splits: {train: t.csv}, dev_fraction: 0.1, labels: [x, y], metric: accuracy}"
-)
 
 
 def test_what_a_task_leaves_out_is_the_paper_s_of_fine_tuning(tmp_path):
