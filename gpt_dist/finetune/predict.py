@@ -25,15 +25,13 @@ from gpt_dist.errors import TrainingError
 from gpt_dist.finetune.objective import head_shape, task_losses
 from gpt_dist.progress import Report, silent
 
-Scores = list[NDArray[Any]]
-"""For each example, a score for each class or choice, or one score."""
-
 
 @dataclass(frozen=True)
 class Judged:
     """Scores and predictions for the examples of a split."""
 
-    scores: Scores
+    scores: list[NDArray[Any]]
+    """For each example, a score for each class or choice, or one score."""
     predictions: NDArray[Any]
     """The number of the likeliest class or choice, or the score moved into its range."""
     targets: NDArray[Any] | None
@@ -150,7 +148,7 @@ def score(task: TaskConfig, targets: NDArray[Any], predictions: NDArray[Any]) ->
     return scores
 
 
-def describe(task: TaskConfig, scores: Scores) -> Iterator[dict[str, Any]]:
+def describe(task: TaskConfig, scores: list[NDArray[Any]]) -> Iterator[dict[str, Any]]:
     """Yield predictions for display: a score, or the likeliest label and all probabilities."""
     kind, _ = head_shape(task)
     for row in scores:

@@ -93,9 +93,7 @@ def check(config: Config, launch: Launch) -> Inputs:
     return Inputs(resolved, task, encoded, data, source)
 
 
-def _open_source(
-    config: Config,
-) -> tuple[Config, OpenedModel | None, Path, FolderTokenizer, int]:
+def _open_source(config: Config) -> tuple[Config, OpenedModel | None, Path, FolderTokenizer, int]:
     """Open model.source, or the tokenizer of a model without pre-training.
 
     Returns the configuration with the source's sizes; the source, if its weights are needed; the

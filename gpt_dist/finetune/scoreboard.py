@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
 
 from rich.table import Table
 
@@ -18,7 +17,11 @@ _WHOLE_COLUMNS = ("task", "metric", "difference")
 _PAPER_WEIGHT = 0.5
 _NOTHING = "–"
 
-_ABLATIONS: dict[tuple[bool, float, int | None], float] = {
+_Variant = tuple[bool, float, int | None]
+"""Whether there was pre-training, the auxiliary weight, and how many layers were transferred, if
+not all: one of the paper's ablations, or another choice of the same kind."""
+
+_ABLATIONS: dict[_Variant, float] = {
     (True, 0.5, None): 74.7,
     (True, 0.0, None): 75.0,
     (False, 0.5, None): 59.9,
@@ -27,15 +30,6 @@ _ABLATIONS: dict[tuple[bool, float, int | None], float] = {
 
 _Experiment = tuple[str, str, int, str]
 """Task, data, steps and hyper-parameters, which compared variants share."""
-
-
-class _Variant(NamedTuple):
-    """Variant of training: one of the paper's ablations, or another choice of the same kind."""
-
-    pretrained: bool
-    auxiliary_weight: float
-    layers: int | None
-    """Number of transferred layers; None for all."""
 
 
 def find_results(paths: Iterable[Path]) -> tuple[dict[str, Results], int]:
@@ -192,7 +186,7 @@ def _scores_by_variant(runs: Sequence[Results]) -> dict[_Variant, dict[_Experime
         pretrained = run.source != NO_SOURCE
         partial = pretrained and run.transferred_layers != run.num_layers
         layers = run.transferred_layers if partial else None
-        variant = _Variant(pretrained, run.auxiliary_weight, layers)
+        variant = pretrained, run.auxiliary_weight, layers
         settings = json.dumps(run.hyperparameters, sort_keys=True)
         experiment = run.task, run.data_digest, run.max_steps, settings
         split = DEV if DEV in run.median else min(run.median)  # `dev` covers all dev splits
@@ -208,13 +202,14 @@ def _rank(variant: _Variant) -> tuple[bool, bool, bool, float, int]:
 
 
 def _name(variant: _Variant, num_layers: int) -> str:
-    if not variant.pretrained:
+    pretrained, weight, layers = variant
+    if not pretrained:
         name = "no pre-training"
-    elif variant.layers is not None:
-        name = f"{variant.layers} of {num_layers} layers"
+    elif layers is not None:
+        name = f"{layers} of {num_layers} layers"
     else:
-        name = "full" if variant.auxiliary_weight == _PAPER_WEIGHT else "pre-trained"
-    return f"{name}, λ = {variant.auxiliary_weight:g}"
+        name = "full" if weight == _PAPER_WEIGHT else "pre-trained"
+    return f"{name}, λ = {weight:g}"
 
 
 def _rounded(value: float | None, sign: str = "") -> str:

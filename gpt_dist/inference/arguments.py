@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from gpt_dist.command import argument_parser
 
@@ -13,7 +12,6 @@ ANY_MODEL = (
     "a model folder, a checkpoint or the directory of a run, a Hugging Face GPT-1 or GPT-2 folder, "
     "or the released GPT-1 files"
 )
-Number = TypeVar("Number", int, float)
 
 
 def model_parser(description: str, example: str, model: str = ANY_MODEL) -> argparse.ArgumentParser:
@@ -35,9 +33,9 @@ def add_tensor_parallel_size(parser: argparse.ArgumentParser) -> None:
 
 
 def _number(
-    kind: Callable[[str], Number], meaning: str, allows: Callable[[Number], bool]
-) -> Callable[[str], Number]:
-    def convert(text: str) -> Number:
+    kind: Callable[[str], float], meaning: str, allows: Callable[[float], bool]
+) -> Callable[[str], float]:
+    def convert(text: str) -> float:
         with suppress(ValueError):
             if allows(value := kind(text)):
                 return value

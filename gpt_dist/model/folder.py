@@ -97,7 +97,7 @@ class ModelFolder(FullTensors):
         return tensor
 
     def _find_tensors(self, names: list[str]) -> dict[str, Path]:
-        """Return the file that holds each tensor, of those with these names."""
+        """Return the file that holds each tensor of the files with these names."""
         paths: dict[str, Path] = {}
         for path in (self.path / name for name in names):
             for theirs in self.files.tensors(path.name).entries:

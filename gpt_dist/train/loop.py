@@ -90,7 +90,6 @@ class Trainer:
         self._last_report, self._timer = done, time.perf_counter()
         if done == 0:
             self._validate(0)
-        interrupted, step = False, done
         with closing(prefetch(self._global_batches(done, max_steps))) as batches:
             for step, batch in enumerate(batches, done + 1):
                 is_last = step == max_steps
@@ -99,12 +98,10 @@ class Trainer:
                 if is_validated:
                     self._validate(step)
                 is_wanted = is_validated and self.config.checkpoint.keep_best
-                interrupted = self._save_if_due(step, is_wanted or is_last)
-                if interrupted:
-                    break
+                if self._save_if_due(step, is_wanted or is_last) and not is_last:
+                    self.saver.wait()
+                    raise Interrupted(f"interrupted and saved at step {step}; start again to go on")
         self.saver.wait()
-        if interrupted and step < max_steps:
-            raise Interrupted(f"interrupted and saved at step {step}; start again to go on")
 
     def _global_batches(self, done: int, max_steps: int) -> Iterator[list[MicroBatch]]:
         """Yield this process's micro-batches of each step."""
