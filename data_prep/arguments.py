@@ -11,6 +11,11 @@ from data_prep.contamination.texts import FORMATS
 from data_prep.duplicates import PASSAGE_WORDS, THRESHOLD
 from data_prep.steps import RECIPES, Steps
 
+_BUILD_INPUTS = (
+    "a folder, or a file: text, .md, .jsonl, .json, .parquet, .html, .epub, TEI .xml, also as .gz, "
+    ".xz, .bz2 or .zst, or in a .tar or .zip"
+)
+_TASK_INPUTS = "a folder, or a .txt, also packed, or in a .tar or .zip"
 _EXAMPLE = """example:
   python -m data_prep build books/ more.tar.xz --output tokens --vocab-size 16000
   python -m data_prep build books/ --output tokens --dry-run
@@ -47,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.description = "Make a token folder from books."
     parser.epilog, parser.formatter_class = _EXAMPLE, argparse.RawDescriptionHelpFormatter
-    _add_paths(parser, ".txt, .jsonl", "the token folder to make")
+    _add_paths(parser, _BUILD_INPUTS, "the token folder to make")
     add = parser.add_argument
     add(
         "--dry-run",
@@ -103,18 +108,16 @@ def _add_duplicates(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--near-duplicates",
         type=_share,
-        default=THRESHOLD,
         metavar="F",
         help="share of a document's words that another one must have, in runs of eight, for it to "
-        f"be left out; 0 keeps all but exact duplicates; default {THRESHOLD}",
+        f"be left out; 0 keeps all but equal texts; default {THRESHOLD}, 0 in the recipe plain",
     )
     group.add_argument(
         "--passage-words",
         type=_natural,
-        default=PASSAGE_WORDS,
         metavar="N",
         help="number of words from which on a passage that an earlier document holds is cut; 0 "
-        f"cuts none; default {PASSAGE_WORDS}",
+        f"cuts none, as does --near-duplicates 0; default {PASSAGE_WORDS}, 0 in the recipe plain",
     )
 
 
@@ -152,7 +155,7 @@ def _add_tokenizer(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--tokenizer",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="use the tokenizer of a token folder, a model, a checkpoint, a Hugging Face folder or "
         "the released GPT-1 instead of training one, for example to prepare more text for a model",
@@ -181,13 +184,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="the page to write, or write anew; default DIR-report.html beside the folder",
     )
     parser.add_argument(
         "--contamination",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="the result of `contamination --json` for this folder, to show in the page",
     )
@@ -211,7 +214,7 @@ def _add_contamination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="+",
-        type=Path,
+        type=_path,
         metavar="TASK_FILE",
         help=f"tests: {', '.join(FORMATS)} (one text a line), or a folder of RACE",
     )
@@ -238,13 +241,13 @@ def _add_contamination(parser: argparse.ArgumentParser) -> None:
         f"{MAX_DOCUMENTS}",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every text that was found to this file"
+        "--json", type=_path, metavar="FILE", help="write every text that was found to this file"
     )
     _add_workers(parser)
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a token folder")
+    parser.add_argument("folder", type=_path, metavar="DIR", help="a token folder")
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -263,7 +266,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         "passage, and `next`, to choose which of two sentences comes next."
     )
     parser.epilog = "example: python -m data_prep tasks data_prep/sample_books --output book-tasks"
-    _add_paths(parser, ".txt", "the folder to make")
+    _add_paths(parser, _TASK_INPUTS, "the folder to make")
     parser.add_argument(
         "--examples",
         type=_positive,
@@ -274,15 +277,15 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     _add_lowercase(parser)
 
 
-def _add_paths(parser: argparse.ArgumentParser, plain: str, output: str) -> None:
+def _add_paths(parser: argparse.ArgumentParser, inputs: str, output: str) -> None:
     parser.add_argument(
         "inputs",
         nargs="+",
-        type=Path,
+        type=_path,
         metavar="INPUT",
-        help=f"a folder, {plain} (plain, .gz or .xz), .tar, .tar.gz, .tar.xz or .zip",
+        help=inputs,
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=output)
+    parser.add_argument("--output", required=True, type=_path, metavar="DIR", help=output)
 
 
 def _add_lowercase(parser: argparse.ArgumentParser) -> None:
@@ -304,6 +307,10 @@ def _natural(value: str) -> int:
     if not value.isdecimal():
         raise argparse.ArgumentTypeError(f"{value} is not a whole number of 0 or more")
     return int(value)
+
+
+def _path(value: str) -> Path:
+    return Path(value).expanduser()
 
 
 def _encoding(value: str) -> str:

@@ -20,6 +20,7 @@ from data_prep.build.summary import print_summary
 from data_prep.contamination.overlap import find_contamination, read_contamination
 from data_prep.contamination.table import print_contamination
 from data_prep.contamination.texts import TaskFiles
+from data_prep.duplicates import PASSAGE_WORDS, THRESHOLD
 from data_prep.page.page import make_page
 from data_prep.pool import open_pool
 from data_prep.progress import Progress
@@ -33,6 +34,12 @@ from gpt_dist.data.tokenizers.folder import (
 from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder, files_of, find_damage
 from gpt_dist.errors import ConfigError, DataError, GptDistError
 from gpt_dist.files.folders import write_result
+
+_DUPLICATES = {
+    "books": {"near_duplicates": THRESHOLD, "passage_words": PASSAGE_WORDS},
+    "plain": {"near_duplicates": 0.0, "passage_words": 0},
+}
+"""The options of duplicates, and their defaults, by recipe."""
 
 _TRAINING = {"vocab_size": 40_000, "tokenizer_sample_mb": 20, "seed": 0}
 """The options of training a tokenizer, and their defaults."""
@@ -96,6 +103,8 @@ def _request(options: argparse.Namespace) -> BuildRequest:
     """
     values = vars(options)
     steps = _steps(options)
+    for name, value in _DUPLICATES[options.recipe].items():
+        values[name] = value if values[name] is None else values[name]
     if options.tokenizer is None:
         for name, value in _TRAINING.items():
             values[name] = value if values[name] is None else values[name]
@@ -106,14 +115,14 @@ def _request(options: argparse.Namespace) -> BuildRequest:
                     f"--{name.replace('_', '-')}: {values[name]} is for training a tokenizer, but "
                     f"--tokenizer {options.tokenizer} gives one; leave one of them out"
                 )
-        options.tokenizer = options.tokenizer.expanduser()
+        options.tokenizer = options.tokenizer
         tokenizer = open_tokenizer(options.tokenizer)
         values["vocab_size"] = tokenizer.full_vocab_size
         steps = _follow(tokenizer, options.lowercase, steps)
     values["steps"], values["lowercase"] = steps.model_dump(), steps.lowercase
     return BuildRequest(
-        inputs=tuple(path.expanduser() for path in options.inputs),
-        output=options.output.expanduser(),
+        inputs=tuple(options.inputs),
+        output=options.output,
         options=BuildOptions.model_validate(options),
         reading=ReadOptions(
             text_field=options.text_field, separator=options.separator, encoding=options.encoding
@@ -149,7 +158,7 @@ def _steps(options: argparse.Namespace) -> Steps:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    folder = TokenFolder.open(options.folder.expanduser())
+    folder = TokenFolder.open(options.folder)
     total = sum(entry.bytes for _, entry in files_of(folder.manifest))
     with open_pool(options.workers) as pool:
         if pool is None:
@@ -167,8 +176,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _contamination(options: argparse.Namespace) -> int:
     begin = time.monotonic()
-    folder = TokenFolder.open(options.folder.expanduser())
-    paths = tuple(path.expanduser() for path in options.files)
+    folder = TokenFolder.open(options.folder)
+    paths = tuple(options.files)
     files = TaskFiles(paths, tuple(options.column), options.header)
     if options.json:
         _check_result(options.json)
@@ -178,31 +187,31 @@ def _contamination(options: argparse.Namespace) -> int:
         result = find_contamination(folder, files, options.max_documents, pool, Progress())
     print_contamination(result, options.folder, time.monotonic() - begin)
     if options.json:
-        write_result(options.json.expanduser(), result.model_dump_json(indent=1) + "\n")
+        write_result(options.json, result.model_dump_json(indent=1) + "\n")
         print(f"Every text that was found: {options.json}")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    folder = TokenFolder.open(options.folder.expanduser())
-    path = options.folder.expanduser().resolve()
+    folder = TokenFolder.open(options.folder)
+    path = options.folder.resolve()
     output = options.output or path.with_name(f"{path.name}-report.html")
     found = options.contamination
-    contamination = read_contamination(found.expanduser(), folder) if found else None
+    contamination = read_contamination(found, folder) if found else None
     _check_result(output)
     with open_pool(options.workers) as pool:
         if pool is None:
             return 0
         page = make_page(folder, contamination, options.seed, pool, Progress())
-    write_result(output.expanduser(), page)
+    write_result(output, page)
     print(f"{output}: {len(page.encode()) / 1000:,.0f} kB, made of {options.folder}")
     return 0
 
 
 def _check_result(path: Path) -> None:
     """Raise DataError if a result file cannot be written."""
-    folder = path.expanduser().resolve().parent
-    if path.expanduser().is_dir() or not os.access(folder, os.W_OK):
+    folder = path.resolve().parent
+    if path.is_dir() or not os.access(folder, os.W_OK):
         raise DataError(f"{path}: cannot be written; give a file in a folder that can be written")
 
 
