@@ -16,8 +16,7 @@ from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config, ResolvedConfig
 from gpt_dist.config.resolution import check_layout, resolve
-from gpt_dist.data.batches import TokenBatch
-from gpt_dist.data.loader import micro_batches, prefetch
+from gpt_dist.data.batches import TokenBatch, micro_batches, prefetch
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.data.tokens.folder import TokenFolder, files_of
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows, split_labels
