@@ -26,12 +26,13 @@ from data_prep.pool import open_pool
 from data_prep.progress import Progress
 from data_prep.reading.documents import ReadOptions
 from data_prep.steps import RECIPES, Steps
+from data_prep.verify import find_damage
 from gpt_dist.data.tokenizers.folder import (
     FolderTokenizer,
     knows_only_lower_case,
     open_tokenizer,
 )
-from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder, files_of, find_damage
+from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder, files_of
 from gpt_dist.errors import ConfigError, DataError, GptDistError
 from gpt_dist.files.folders import write_result
 

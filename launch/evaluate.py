@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_dist import command
+from gpt_dist.command import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.config.file import load_config
 from gpt_dist.errors import ConfigError
-from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import Launch, discover_launch
 

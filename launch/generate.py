@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 
 from gpt_dist import command
-from gpt_dist.inference.arguments import (
+from gpt_dist.command import (
     add_tensor_parallel_size,
     model_parser,
     positive,

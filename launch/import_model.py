@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from gpt_dist import command
-from gpt_dist.inference.arguments import model_parser
+from gpt_dist.command import model_parser
 from gpt_dist.progress import show_progress
 
 EXAMPLE = "python launch/import_model.py downloads/openai-gpt --output gpt1"

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from gpt_dist import command
+from gpt_dist.command import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.errors import ConfigError
-from gpt_dist.inference.arguments import add_tensor_parallel_size, model_parser, positive
 from gpt_dist.progress import show_progress
 from gpt_dist.rendezvous import discover_launch
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.tokenizer import train_sentencepiece
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.data.tokenizers.folder import (
     SENTENCEPIECE_NAME,
     open_tokenizer,
     tokenizer_files,
 )
-from gpt_dist.data.tokenizers.tokenizer import train_sentencepiece
 from gpt_dist.errors import GptDistError
 from gpt_dist.model import parameter_table, write_model_folder
 

@@ -18,8 +18,8 @@ from data_prep.progress import Progress
 from data_prep.reading.documents import LeftOut, ReadOptions
 from data_prep.sources import Source, find_sources
 from data_prep.steps import Steps
+from data_prep.tokenizer import train_sentencepiece
 from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
-from gpt_dist.data.tokenizers.tokenizer import train_sentencepiece
 from gpt_dist.data.tokens import folder as tokens
 from gpt_dist.data.tokens.folder import BuildOptions, TokenizerEntry, TokenManifest
 from gpt_dist.errors import DataError

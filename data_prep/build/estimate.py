@@ -14,9 +14,9 @@ from data_prep.build.build import BuildRequest
 from data_prep.build.sampling import Chunk, Sampled, draw_sample
 from data_prep.progress import Progress, amount
 from data_prep.sources import find_sources
+from data_prep.tokenizer import train_sentencepiece
 from gpt_dist.data.tokenizers.encoder import Encoder
 from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, FolderTokenizer, open_tokenizer
-from gpt_dist.data.tokenizers.tokenizer import train_sentencepiece
 from gpt_dist.data.tokens.shards import token_dtype
 from gpt_dist.errors import DataError
 from gpt_dist.files.folders import check_new

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gpt_dist.config import TaskConfig
-from gpt_dist.data.batches import TaskBatch
-from gpt_dist.data.loader import micro_batches, prefetch
+from gpt_dist.data.batches import TaskBatch, micro_batches, prefetch
 from gpt_dist.data.tasks.examples import EncodedSplit, collate
 from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import TrainingError

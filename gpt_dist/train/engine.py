@@ -10,6 +10,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor
 
 from gpt_dist.checkpoint.state import TrainingState
@@ -18,10 +20,8 @@ from gpt_dist.data.batches import TokenBatch
 from gpt_dist.errors import LaunchError
 from gpt_dist.model.parameters import split_dimension
 from gpt_dist.topology import Topology, model_parallel_unit
-from gpt_dist.train.deepspeed_config import deepspeed_config
-from gpt_dist.train.gradients import check_gradients, name_ranks
 from gpt_dist.train.objective import Objective, to_device
-from gpt_dist.train.optimizer import build_optimizer
+from gpt_dist.train.optimizer import build_optimizer, deepspeed_config
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Engine:
             loss += part.detach()
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        figures = check_gradients(engine, loss)
+        figures = _check_gradients(engine, loss)
         grad_norm, applied = self._update_weights()
         *flags, loss_sum = figures.tolist()
         size = self._topology.tensor_parallel_size
         if not applied:
             # With an offloaded optimizer, DeepSpeed adds the next gradients to those not finite.
             getattr(engine.optimizer, "averaged_gradients", {}).clear()
-        return loss_sum / size, Update(grad_norm, applied, name_ranks(flags, size))
+        return loss_sum / size, Update(grad_norm, applied, _name_ranks(flags, size))
 
     def evaluate(self, batch: TokenBatch[Any]) -> Tensor:
         """Return the objective's scores of a batch, without dropout; every process must call."""
@@ -172,3 +172,52 @@ def _prepare_deepspeed() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
+def _check_gradients(engine: DeepSpeedEngine, loss: Tensor) -> Tensor:
+    """Make a gradient of every process NaN if a reduced gradient of any process is not finite.
+
+    DeepSpeed skips a step whose gradient norm is not finite. The norm counts a parameter that
+    tensor parallelism replicates on the first tensor-parallel rank only, so DeepSpeed would apply
+    a NaN that another rank has in it. The host does not wait for the device here.
+
+    `engine` is between its last backward pass and its step, and `loss` is this process's part of
+    the mean loss. Returns a tensor [world size + 1] on the device, the same on every process: for
+    each rank 0, or 1 where its gradient is not finite, or 2 where its loss is not either; then the
+    sum of `loss`.
+    """
+    held = _held_gradients(engine)
+    size = dist.get_world_size()
+    figures = torch.zeros(size + 1, dtype=torch.float64, device=engine.device)
+    if held:
+        # Unlike a sum, the largest magnitude overflows in no precision.
+        largest = torch.stack(torch._foreach_norm(held, math.inf))
+        figures[dist.get_rank()] = ~largest.isfinite().all() * (1 + ~loss.isfinite())
+    figures[size] = loss
+    dist.all_reduce(figures)
+    for gradient in held[:1]:
+        gradient[(0,) * gradient.dim()] += torch.where(figures[:size].any(), math.nan, 0.0)
+    return figures
+
+
+def _name_ranks(flags: Sequence[float], tensor_parallel_size: int) -> tuple[int, ...]:
+    """Return the ranks that cause a gradient not to be finite, by the flags of all ranks.
+
+    These are the ranks whose loss is not finite. If there are none, they are whole data-parallel
+    groups: the sum of their gradients does not tell which rank is the cause.
+    """
+    groups = {rank % tensor_parallel_size for rank, flag in enumerate(flags) if flag}
+    peers = (rank for rank in range(len(flags)) if rank % tensor_parallel_size in groups)
+    return tuple(rank for rank, flag in enumerate(flags) if flag == 2) or tuple(peers)
+
+
+def _held_gradients(engine: DeepSpeedEngine) -> list[Tensor]:
+    """Return the reduced gradients of this process; only their norms if the host has them."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, BF16_Optimizer):
+        return list(optimizer.fp32_groups_gradients_flat)
+    if engine.zero_cpu_offload():
+        return list(optimizer.norm_for_param_grads.values())
+    if engine.zero_optimization():
+        return [part for group in optimizer.averaged_gradients.values() for part in group]
+    return [p.grad for p in engine.module.parameters() if p.grad is not None]

@@ -17,8 +17,7 @@ from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.resume import find_checkpoint, resume_data
 from gpt_dist.checkpoint.save import DataSource, Saver
 from gpt_dist.config import ResolvedConfig
-from gpt_dist.data.batches import TokenBatch
-from gpt_dist.data.loader import micro_batches, prefetch
+from gpt_dist.data.batches import TokenBatch, micro_batches, prefetch
 from gpt_dist.data.tokens.mixture import Phase
 from gpt_dist.errors import Interrupted, TrainingError
 from gpt_dist.model import GPT, flops_per_token, peak_flops

@@ -17,8 +17,7 @@ from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
 from gpt_dist.config import Config, DataConfig, ResolvedConfig
 from gpt_dist.config.resolution import check_layout, resolve
-from gpt_dist.data.batches import TokenBatch
-from gpt_dist.data.loader import micro_batches, prefetch
+from gpt_dist.data.batches import TokenBatch, micro_batches, prefetch
 from gpt_dist.data.tokenizers.folder import tokenizer_files
 from gpt_dist.data.tokens.folder import TokenFolder, files_of
 from gpt_dist.data.tokens.mixture import Mixture, Phase, plan_phases

@@ -15,12 +15,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_prep.tokenizer import train_sentencepiece
 from gpt_dist.checkpoint.opened import OpenedModel, open_model
 from gpt_dist.config import ModelConfig, TaskConfig
 from gpt_dist.config.file import load_config
 from gpt_dist.data.tasks.reading import Example
 from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer
-from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
 from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.zero_shot import (
     check_zero_shot,

@@ -8,7 +8,7 @@ import pytest
 
 from gpt_dist.config.file import load_config
 from gpt_dist.config.resolution import resolve
-from gpt_dist.train.deepspeed_config import deepspeed_config
+from gpt_dist.train.optimizer import deepspeed_config
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 GOLDEN = {

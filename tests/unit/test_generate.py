@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from gpt_dist.checkpoint.opened import open_model
+from gpt_dist.command import seed
 from gpt_dist.errors import ConfigError
-from gpt_dist.inference.arguments import seed
 from gpt_dist.inference.generate import (
     Sampling,
     continue_texts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpt_dist.data.loader import micro_batches, prefetch
+from gpt_dist.data.batches import micro_batches, prefetch
 from gpt_dist.data.permutation import permute
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 from gpt_dist.errors import DataError

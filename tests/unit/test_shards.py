@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from gpt_dist.data.tokens.folder import TokenFolder, find_damage
+from data_prep.verify import find_damage
+from gpt_dist.data.tokens.folder import TokenFolder
 from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
 from gpt_dist.errors import DataError
 

@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 from tokenizers import ByteLevelBPETokenizer
 
+from data_prep.tokenizer import train_sentencepiece
 from gpt_dist.data.tokenizers.folder import (
     knows_only_lower_case,
     open_tokenizer,
@@ -18,7 +19,6 @@ from gpt_dist.data.tokenizers.folder import (
 from gpt_dist.data.tokenizers.tokenizer import (
     SPECIAL_TOKENS,
     SentencePieceTokenizer,
-    train_sentencepiece,
 )
 from gpt_dist.errors import DataError
 from tests.models import count_refused, sample_texts, sample_tokenizer

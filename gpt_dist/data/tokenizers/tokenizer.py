@@ -1,6 +1,5 @@
 """Convert text to token ids and back: the interface, and sentencepiece behind it."""
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -23,13 +22,7 @@ SPACE = "▁"
 # grows with the piece only.
 _PIECE_CHARACTERS = 1024
 # A space at the end of a text is a token, so that none is cut off there.
-_SPACE_WITHIN_TEXT = re.compile(r" (?=.)", re.DOTALL)
-_TRAINING_LINE_CHARACTERS = 4096
-_POSSIBLE_SIZE = re.compile(r"Vocabulary size .*(<=|vs) (\d+)")
-_FAULT = {
-    "<=": "too large: the text gives",
-    "vs": "too small: the text's characters, the 256 bytes and the reserved tokens need",
-}
+SPACE_WITHIN_TEXT = re.compile(r" (?=.)", re.DOTALL)
 
 
 class Tokenizer(Protocol):
@@ -86,7 +79,7 @@ def _is_user_defined(processor: sentencepiece.SentencePieceProcessor, token: str
 
 
 class SentencePieceTokenizer:
-    """Tokenizer with a sentencepiece model made by `train_sentencepiece`.
+    """Tokenizer with a sentencepiece model made by `python -m data_prep build`.
 
     A line end is the byte piece `<0x0A>`, and the word after it is encoded like the first of a
     text: a text's ids are those of its paragraphs with `<0x0A>` between. `decode` reverses `encode`
@@ -127,7 +120,7 @@ class SentencePieceTokenizer:
     def pieces(self, text: str, length: int) -> Iterator[str]:
         """Cut a text into pieces of about `length` characters that are encoded one by one."""
         # Only the start of a token can be a space, so that cutting at spaces changes no id.
-        return cut_text(text.replace("\n", "\n "), length, _SPACE_WITHIN_TEXT)
+        return cut_text(text.replace("\n", "\n "), length, SPACE_WITHIN_TEXT)
 
     def words(self, piece: str) -> list[str]:
         """Split a piece into words; if they are independent, their ids are those of the piece."""
@@ -142,41 +135,3 @@ class SentencePieceTokenizer:
         """Return the text of `ids`, without reserved tokens."""
         text: str = self.processor.decode([int(index) for index in ids])
         return text.replace("\n ", "\n")
-
-
-def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
-    """Train a byte-pair encoding on `lines` and return the model file's content.
-
-    Text is taken as it is (identity normalisation); a character too rare for the vocabulary falls
-    back to its UTF-8 bytes. The result depends on the lines and `vocab_size` only. DataError is
-    raised if the text cannot give `vocab_size` tokens, or its characters need more.
-    """
-    model = io.BytesIO()
-    cut = (cut_text(line, _TRAINING_LINE_CHARACTERS, _SPACE_WITHIN_TEXT) for line in lines)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=chain.from_iterable(cut),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            byte_fallback=True,
-            character_coverage=0.9995,
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            control_symbols=list(SPECIAL_TOKENS),
-            max_sentence_length=8 * _TRAINING_LINE_CHARACTERS,
-            num_threads=4,  # the model file records it, and must not depend on the machine
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if not (found := _POSSIBLE_SIZE.search(str(error))):
-            raise DataError(f"the tokenizer cannot be trained: {error}") from error
-        raise DataError(
-            f"a vocabulary of {vocab_size} is {_FAULT[found[1]]} {found[2]}; use --vocab-size "
-            f"{found[2]}"
-        ) from error
-    return model.getvalue()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from gpt_dist.data.tokens.shards import Ids, ShardEntry, read_index
 from gpt_dist.errors import DataError, first_problem
-from gpt_dist.files.entries import FileEntry, Record, Sha256, file_sha256
+from gpt_dist.files.entries import FileEntry, Record, Sha256
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.tokens"
@@ -251,29 +251,6 @@ class TokenFolder:
 
 
 _REMEDY = "; copy the token folder again, or prepare it with `python -m data_prep build`"
-
-
-def find_damage(
-    folder: TokenFolder,
-    run: Callable[..., Iterable[bool]] = map,
-    progress: Callable[[int], None] = lambda _size: None,
-) -> Iterator[str]:
-    """Hash every file of the manifest and yield the names of those that differ from it.
-
-    `run`, like `map`, calls a function of this module, perhaps in other processes. `progress` is
-    called with the size in bytes of each file after it was read.
-    """
-    names = list(files_of(folder.manifest))
-    checks = ((folder.path / name, entry) for name, entry in names)
-    for (name, entry), damaged in zip(names, run(_is_damaged, checks), strict=True):
-        if damaged:
-            yield name
-        progress(entry.bytes)
-
-
-def _is_damaged(check: tuple[Path, FileEntry]) -> bool:
-    path, entry = check
-    return file_sha256(path) != entry.sha256
 
 
 def files_of(manifest: TokenManifest) -> Iterator[tuple[str, FileEntry]]:
