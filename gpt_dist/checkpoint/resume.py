@@ -89,9 +89,8 @@ def resume_data(data: DataSource, manifest: Manifest) -> DataSource:
 def _history(manifest: Manifest, data: DataSource) -> tuple[Phase, ...]:
     """Return the phases of a checkpoint that had begun; without any, all was of its one digest."""
     digest = data.folders.get(manifest.data_digest, manifest.data_digest)
-    phases = manifest.phases or (Phase(from_sample=0, weights={digest: 1}),)
-    begun = phases[1:]
-    return phases[0], *(one for one in begun if one.from_sample < manifest.consumed_samples)
+    first, *others = manifest.phases or [Phase(from_sample=0, weights={digest: 1})]
+    return first, *(one for one in others if one.from_sample < manifest.consumed_samples)
 
 
 def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:
@@ -117,9 +116,8 @@ def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data: DataSo
     needed = _history(checkpoint.manifest, data)[-1].weights.keys()
     if not needed <= {data.digest, *data.folders}:
         paths = ", ".join(folder.path for folder in config.data.folders)
-        changes.append(f"data.path: other tokens or another tokenizer in {paths}")
-        if len(needed) > 1:
-            changes.append("or a folder is missing, which goes by weight 0 first")
+        missing = ", or a folder is missing (list it with weight 0)" if len(needed) > 1 else ""
+        changes.append(f"data.path: other tokens or another tokenizer in {paths}{missing}")
     max_steps = config.training.max_steps
     if checkpoint.manifest.step > max_steps:
         changes.append(

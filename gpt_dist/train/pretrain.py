@@ -66,7 +66,7 @@ def check(config: Config, launch: Launch) -> Inputs:
             "data.path: not given; make a token folder by `python -m data_prep build`"
         )
     folders, source = _open_folders(config.data), None
-    folder = folders[0]
+    digests, (folder, *_) = list(folders), folders.values()
     if config.model.source_path:
         config, model, source = open_source(config, [config])
         if tokenizer_files(folder.path) != tokenizer_files(model.tokenizer_folder):
@@ -75,39 +75,39 @@ def check(config: Config, launch: Launch) -> Inputs:
                 f"than {config.model.source}; prepare them by `python -m data_prep build … "
                 f"--tokenizer {model.tokenizer_folder}`"
             )
-    samples = {one.digest: _shuffle(one, config) for one in folders}
-    number = sum(map(len, samples.values()))
-    resolved = resolve(config, launch.world_size, folder.vocab_size, number)
+    samples = {digest: _shuffle(one, config) for digest, one in folders.items()}
+    size = sum(map(len, samples.values()))
+    resolved = resolve(config, launch.world_size, folder.vocab_size, size)
     check_writable(Path(config.run.directory))
-    digests, tokenizer = list(samples), folder.tokenizer_path
+    joint = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    tokenizer = folder.tokenizer_path
     data = DataSource(
-        digest=hashlib.sha256(" ".join(digests).encode()).hexdigest()
-        if digests[1:]
-        else digests[0],
+        digest=joint if len(digests) > 1 else digests[0],
         tokenizer_name=tokenizer.name,
         tokenizer=tokenizer.read_bytes(),
         phases=plan_phases(config.data, digests, config.training.global_batch_size),
-        folders={key: one.digest for one in folders for key in (one.digest, one.manifest_digest)},
+        folders={one.manifest_digest: digest for digest, one in folders.items()}
+        | {digest: digest for digest in digests},
     )
-    return Inputs(resolved, folders, partial(Mixture, samples), data, source)
+    return Inputs(resolved, list(folders.values()), partial(Mixture, samples), data, source)
 
 
-def _open_folders(data: DataConfig) -> list[TokenFolder]:
-    """Open the folders of data.path; ConfigError if their tokenizers differ, or two are equal."""
-    folders = [TokenFolder.open(Path(one.path)) for one in data.folders]
-    first = folders[0]
-    for number, folder in enumerate(folders):
+def _open_folders(data: DataConfig) -> dict[str, TokenFolder]:
+    """Open data.path by digest; ConfigError for different tokenizers or the same tokens twice."""
+    folders: dict[str, TokenFolder] = {}
+    for one in data.folders:
+        folder = TokenFolder.open(Path(one.path))
+        first = next(iter(folders.values()), folder)
         if folder.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
             raise ConfigError(
                 f"data.path: {folder.path} has another tokenizer than {first.path}; prepare it by "
                 f"`python -m data_prep build … --tokenizer {first.path}`"
             )
-        for other in folders[:number]:
-            if folder.digest == other.digest:
-                raise ConfigError(
-                    f"data.path: {other.path} and {folder.path} hold the same tokens; leave one "
-                    "out, and add its weight to the other's"
-                )
+        if (other := folders.setdefault(folder.digest, folder)) is not folder:
+            raise ConfigError(
+                f"data.path: {other.path} and {folder.path} hold the same tokens; leave one out, "
+                "and add its weight to the other's"
+            )
     return folders
 
 

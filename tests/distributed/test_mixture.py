@@ -102,6 +102,12 @@ def test_a_folder_joins_a_run_and_one_leaves_it(process_group, folders, tmp_path
     assert phases_of(tmp_path) == [(0, {a: 1}), (2 * RUN["training.global_batch_size"], {b: 1})]
 
 
+def test_a_folder_that_is_still_drawn_from_cannot_be_missing(process_group, folders, changed):
+    settings = mixed(folders[:1], (1,))
+    (message,) = process_group(1).run(refusal, settings, changed)
+    assert f"tokenizer in {folders[0]}, or a folder is missing (list it with weight 0);" in message
+
+
 def test_the_same_tokens_under_another_name_go_on(process_group, folders, changed, tmp_path):
     """Their manifests tell of other sources, as those of a renamed folder of books do."""
     renamed = []

@@ -107,6 +107,22 @@ def test_every_kept_document_comes_back(folder: TokenFolder) -> None:
     assert sorted(found) == sorted(expected)
 
 
+def test_the_digest_is_of_the_tokens_and_the_tokenizer(
+    books: Path, folder: TokenFolder, tmp_path: Path
+) -> None:
+    """A run goes on with the same books in a renamed folder, with one more file left out."""
+    renamed = shutil.copytree(books, tmp_path / "library" / "all")
+    (renamed / "map.png").write_bytes(b"")
+    again = build(renamed.parent, tmp_path / "again")
+    assert again.manifest_digest != folder.manifest_digest
+    assert again.digest == folder.digest
+    fewer = build(renamed.parent, tmp_path / "fewer", "--validation-fraction", 0.2)
+    assert fewer.digest != folder.digest
+    other = build(renamed.parent, tmp_path / "other", "--tokenizer-sample-mb", 1)
+    assert other.manifest.tokenizer != folder.manifest.tokenizer
+    assert other.digest != folder.digest
+
+
 def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> None:
     manifest = folder.manifest
     assert [source.name for source in manifest.sources] == sorted(
