@@ -22,7 +22,7 @@ VOCAB_SIZE = 50_000
 _DOCUMENTS = 1000
 SHARD = "train/shard-00000"
 MODULES = (
-    *("gpt_dist.data.loader", "gpt_dist.data.tokens.windows"),
+    *("gpt_dist.data.batches", "gpt_dist.data.tokens.windows"),
     *("megatron.core.datasets.gpt_dataset", "torch.utils.data"),
 )
 
@@ -46,7 +46,7 @@ def write_tokens(folder: Path, tokens: int, *, real: bool) -> None:
 
 
 def _ours(folder: Path) -> Iterator[np.ndarray]:
-    from gpt_dist.data.loader import micro_batches, prefetch
+    from gpt_dist.data.batches import micro_batches, prefetch
     from gpt_dist.data.tokens.folder import TokenFolder
     from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gpt_dist.data.loader import micro_batches
+from gpt_dist.data.batches import micro_batches
 from gpt_dist.data.tokens.mixture import Mixture, Phase, continue_phases
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 
