@@ -4,13 +4,7 @@ import math
 from operator import attrgetter
 from typing import Any
 
-from gpt_dist.config.sections import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    ResolvedConfig,
-    ScheduleConfig,
-)
+from gpt_dist.config.sections import Config, ModelConfig, ResolvedConfig, ScheduleConfig
 from gpt_dist.errors import ConfigError
 
 _NOT_OF_WEIGHTS = ("vocab_size", "dropout", "source", "transferred_layers")
@@ -45,15 +39,16 @@ def check_combinations(config: Config) -> None:
         raise ConfigError(
             "schedule.warmup_fraction: schedule.warmup_steps is given too; leave one of them out"
         )
-    if config.task and isinstance(config.data.path, list):
-        raise ConfigError("data.path: a list; fine-tuning takes one folder, with the task's files")
-    _check_weights(config.data)
+    _check_weights(config)
     if parallel.offload_optimizer and parallel.zero_stage == 0:
         raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
 
 
-def _check_weights(data: DataConfig) -> None:
+def _check_weights(config: Config) -> None:
     """Refuse weights that do not fit the folders, or that leave nothing to draw."""
+    data = config.data
+    if config.task and isinstance(data.path, list):
+        raise ConfigError("data.path: a list; fine-tuning takes one folder, with the task's files")
     steps = [change.step for change in data.changes]
     if data.changes and not isinstance(data.path, list):
         raise ConfigError("data.changes: data.path is not a list; give folders with weights there")
@@ -68,7 +63,7 @@ def _check_weights(data: DataConfig) -> None:
                 "give one for each"
             )
         if weights and not any(weights):
-            raise ConfigError(f"{name}: all weights are 0; give a folder to draw from more")
+            raise ConfigError(f"{name}: all weights are 0; give at least one above 0")
 
 
 def _check_heads(config: Config) -> None:
