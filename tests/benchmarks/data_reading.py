@@ -34,10 +34,9 @@ def write_tokens(folder: Path, tokens: int, *, real: bool) -> None:
     draws = np.random.default_rng(0)
     length = tokens // _DOCUMENTS
     for _ in range(_DOCUMENTS if real else 0):
-        writer.add_document(draws.integers(0, VOCAB_SIZE, length, dtype=np.uint16))
-    if not real:
-        writer._lengths.extend([length] * _DOCUMENTS)
-    entry = writer.close().model_dump()
+        writer.write(draws.integers(0, VOCAB_SIZE, length, dtype=np.uint16).tobytes())
+    writer.add_lengths(np.full(_DOCUMENTS, length))
+    entry = writer.close(SHARD).model_dump()
     if not real:
         entry["bin"]["bytes"] = 2 * tokens
         with (folder / SHARD).with_suffix(".bin").open("r+b") as file:

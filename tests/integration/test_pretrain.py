@@ -246,8 +246,8 @@ def test_what_is_no_token_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["bin", "idx"])
 def test_a_missing_shard_is_refused_by_name(damaged, suffix):
-    (damaged / f"train/shard-00001.{suffix}").unlink()
-    with pytest.raises(DataError, match=rf"train/shard-00001\.{suffix}: missing"):
+    (damaged / f"train/shard-00000.{suffix}").unlink()
+    with pytest.raises(DataError, match=rf"train/shard-00000\.{suffix}: missing"):
         refuse(damaged)
 
 
