@@ -12,7 +12,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -122,19 +122,25 @@ def work_folder(output: Path) -> Iterator[tuple[Path, Path]]:
         DataError: `output` exists or cannot be written, the disk is full, or another build for the
             same output is running.
     """
-    output = output.expanduser()
-    folder = output.resolve().parent / f".{output.resolve().name}.building"
+    output = output.resolve()
+    folder = output.parent / f".{output.name}.building"
+    if _is_made(output) and folder.exists():
+        with suppress(DataError), _locked(folder):  # a build was killed at its very end
+            shutil.rmtree(folder)
+    output = check_new(output, DataError)
     room = "about three times the size of the unpacked text and run the command again to continue"
-    try:
-        output = check_new(output, DataError)
-        with explained(output, folder, DataError, room):
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+    with explained(output, folder, DataError, room):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            try:
                 yield folder, output
-    finally:
-        is_published = output.exists() and any(output.iterdir())
-        if is_published or not any(folder.glob("text/*/*.json")):
-            shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                if _is_made(output) or not any(folder.glob("text/*/*.json")):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_made(output: Path) -> bool:
+    return output.is_dir() and any(output.iterdir())
 
 
 @contextmanager

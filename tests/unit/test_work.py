@@ -97,3 +97,23 @@ def test_a_work_folder_goes_with_its_output(tmp_path: Path) -> None:
         (folder / "text/ab").mkdir(parents=True)
         (folder / "text/ab/abc.json").write_text("{}")
     assert list(tmp_path.iterdir()) == [tmp_path / "tokens"]
+
+
+def test_another_build_s_work_is_left_alone(tmp_path: Path) -> None:
+    with work_folder(tmp_path / "tokens") as (folder, _):
+        (folder / "begun").write_text("")
+        with (
+            pytest.raises(DataError, match="another build for the same --output is running"),
+            work_folder(tmp_path / "tokens"),
+        ):
+            pass
+        assert (folder / "begun").exists()
+
+
+def test_work_left_by_a_build_that_was_killed_at_its_end_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens/manifest.json").write_text("{}")
+    (tmp_path / ".tokens.building/text").mkdir(parents=True)
+    with pytest.raises(DataError, match="exists already"), work_folder(tmp_path / "tokens"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
