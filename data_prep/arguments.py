@@ -60,6 +60,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="estimate documents, tokens, disk and time from a sample, and write nothing",
     )
     _add_workers(parser)
+    _add_reading(parser.add_argument_group("reading"))
     _add_cleaning(parser.add_argument_group("cleaning"))
     add(
         "--min-characters",
@@ -76,10 +77,23 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="share of the text to hold out for validation, chosen by hash; default 0.01",
     )
     add(
+        "--shard-mb",
+        type=_positive,
+        default=512,
+        metavar="N",
+        help="megabytes of tokens from which on a shard is closed; default 512",
+    )
+    _add_duplicates(parser.add_argument_group("duplicates"))
+    _add_tokenizer(parser.add_argument_group("tokenizer"))
+
+
+def _add_reading(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
         "--text-field",
         default="text",
         metavar="NAME",
-        help='field of a jsonl line that holds the text; default "text"',
+        help='field or column of a row (.jsonl, .json, .parquet) that holds its text; default "text"',
     )
     add(
         "--separator",
@@ -93,15 +107,6 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave out linked files and folders",
     )
-    add(
-        "--shard-mb",
-        type=_positive,
-        default=512,
-        metavar="N",
-        help="megabytes of tokens from which on a shard is closed; default 512",
-    )
-    _add_duplicates(parser.add_argument_group("duplicates"))
-    _add_tokenizer(parser.add_argument_group("tokenizer"))
 
 
 def _add_duplicates(group: argparse._ArgumentGroup) -> None:
@@ -141,8 +146,14 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
                 f"--{name.replace('_', '-')}",
                 action=argparse.BooleanOptionalAction,
                 default=None,
-                help=(field.description or "").partition(" Count:")[0],
+                help=_as_help(field.description or ""),
             )
+
+
+def _as_help(description: str) -> str:
+    """Return a step's description as a help text, without its unit of counting."""
+    text = description.partition(" Count:")[0].strip()
+    return text[:1].lower() + text[1:].removesuffix(".")
 
 
 def _add_tokenizer(group: argparse._ArgumentGroup) -> None:
@@ -315,11 +326,13 @@ def _path(value: str) -> Path:
 
 def _encoding(value: str) -> str:
     try:
-        return codecs.lookup(value).name
-    except LookupError as error:
+        if "a".encode(value).decode(value) != "a" or value.lower() in {"idna", "punycode"}:
+            raise LookupError(f"unknown encoding: {value}")
+    except (LookupError, UnicodeError) as error:
         raise argparse.ArgumentTypeError(
-            f"{error}; give one of Python's, such as cp1251"
+            f"{error}; give an encoding of text that Python knows, such as cp1251"
         ) from error
+    return codecs.lookup(value).name
 
 
 def _share(value: str) -> float:

@@ -63,7 +63,9 @@ class BookTasks:
 
     books: int
     unnamed: int
-    """The number of files that were left out because of their names."""
+    """The number of documents that were left out because of their names."""
+    unread: int
+    """The number of files that are of no kind that is read, hidden, or dead links."""
     authors: tuple[str, ...]
     """The classes of `author`, sorted."""
     authors_left_out: tuple[str, ...]
@@ -124,7 +126,8 @@ def make_tasks(
             _write(folder / "next" / f"{split}.jsonl", lines)
     return BookTasks(
         books=len(books),
-        unnamed=unnamed + len(skipped),
+        unnamed=unnamed,
+        unread=len(skipped),
         authors=authors,
         authors_left_out=tuple(sorted({book.author for book in books} - {*authors})),
         examples={

@@ -74,10 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print(
-            "error: interrupted; run the same command again to continue what is done",
-            file=sys.stderr,
-        )
+        more = "; run the same command again to continue" if options.command == "build" else ""
+        print(f"error: interrupted{more}", file=sys.stderr)
         return 130
 
 
@@ -116,7 +114,6 @@ def _request(options: argparse.Namespace) -> BuildRequest:
                     f"--{name.replace('_', '-')}: {values[name]} is for training a tokenizer, but "
                     f"--tokenizer {options.tokenizer} gives one; leave one of them out"
                 )
-        options.tokenizer = options.tokenizer
         tokenizer = open_tokenizer(options.tokenizer)
         values["vocab_size"] = tokenizer.full_vocab_size
         steps = _follow(tokenizer, options.lowercase, steps)
@@ -155,7 +152,7 @@ def _steps(options: argparse.Namespace) -> Steps:
     """Return the recipe with the steps that the command line changes."""
     given = {name: getattr(options, name) for name in Steps.model_fields}
     changed = {name: value for name, value in given.items() if value is not None}
-    return RECIPES[options.recipe].model_copy(update=changed)
+    return Steps.model_validate(RECIPES[options.recipe].model_dump() | changed)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -229,6 +226,8 @@ def _print_tasks(made: BookTasks, output: Path) -> None:
     table.add_row("books", f"{made.books:,}")
     if made.unnamed:
         table.add_row("left out: not Author___Title.txt", f"{made.unnamed:,} files")
+    if made.unread:
+        table.add_row("left out: not read", f"{made.unread:,} files")
     table.add_row("authors", ", ".join(made.authors))
     if made.authors_left_out:
         table.add_row("left out: too little text", ", ".join(made.authors_left_out))

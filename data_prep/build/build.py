@@ -124,7 +124,8 @@ def _gather(
                 passage_words=options.passage_words,
                 left_out=set(range(len(corpus.places))) - kept,
             )
-        corpus.apply(findings)
+        corpus.apply(findings, options.min_characters)
+        corpus.check_not_empty(options.min_characters)
     return corpus
 
 

@@ -48,12 +48,12 @@ class CleanDocument:
 
     def without(self, cuts: Iterable[Range]) -> "CleanDocument":
         """Return the document without some byte ranges of its text, given in order."""
-        position = 0
+        position, cuts = 0, list(cuts)
         ranges: list[Range] = []
         for begin, end in [*cuts, (self.size, self.size)]:
             ranges += _within(self.ranges, position, begin)
             position = end
-        digest = hashlib.sha256(f"{self.digest} {ranges}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.digest} without {cuts}".encode()).hexdigest()
         return replace(self, ranges=tuple(ranges), digest=digest)
 
     def cut(self, position: int, slack: float) -> "tuple[CleanDocument, CleanDocument] | None":

@@ -77,14 +77,8 @@ def estimate(request: BuildRequest, workers: int, progress: Progress) -> Estimat
     source_bytes = sum(source.path.stat().st_size for source in sources)
     with progress.stage("sampling", "bytes", None) as advance:
         sampled = draw_sample(request, sources, advance)
-    texts = [
-        text for group in sampled.chunks.values() for chunk in group for text, _ in chunk.texts
-    ]
-    if not texts:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sampled.left_out.most_common())
-        raise DataError(f"no document of the sample is kept ({reasons or 'no file found'})")
     begin = time.perf_counter()
-    tokenizer, about = _tokenizer(request, texts)
+    tokenizer, about = _tokenizer(request, _texts(sampled))
     training = time.perf_counter() - begin if request.tokenizer is None else 0.0
     encoder = Encoder(tokenizer)
     begin = time.perf_counter()
@@ -120,6 +114,16 @@ def estimate(request: BuildRequest, workers: int, progress: Progress) -> Estimat
         seconds=Amount(seconds, seconds / 2),
         tokenizer=about,
     )
+
+
+def _texts(sampled: Sampled) -> list[str]:
+    texts = [
+        text for group in sampled.chunks.values() for chunk in group for text, _ in chunk.texts
+    ]
+    if not texts:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sampled.left_out.most_common())
+        raise DataError(f"no document of the sample is kept ({reasons or 'no file found'})")
+    return texts
 
 
 def _tokenizer(request: BuildRequest, texts: list[str]) -> tuple[FolderTokenizer, str]:

@@ -24,6 +24,9 @@ SHARE_TOLERANCE = 1 / 5
 # In bytes it differs by less, so that it holds in tokens too.
 _SPLIT_TOLERANCE = 1 / 8
 
+# Steps that cut text out, and count its characters.
+_CUTTING_STEPS = ("gutenberg", "notes", "page_marks")
+
 TOO_SHORT = "too short"
 DUPLICATE = "duplicate"
 
@@ -88,23 +91,30 @@ class Corpus:
         for file in files:
             self._drop(file.name, self.unread, file.reason)
 
-    def apply(self, findings: Findings) -> None:
-        """Drop near-duplicates, and cut repeated passages."""
+    def apply(self, findings: Findings, min_characters: int) -> None:
+        """Drop near-duplicates, cut repeated passages, and drop what is too short then."""
         names = {document.number: document.name for document in self.kept}
         kept = []
         for document in self.kept:
             if dropped := findings.dropped.get(document.number):
-                count = self.sources[document.source]
-                count.kept -= 1
                 detail = f"{dropped.similarity:.3f} of it is in {names[dropped.kept]}"
-                self._drop(document.name, count.left_out, dropped.reason, detail)
+                self._drop_kept(document, dropped.reason, detail)
+            elif cuts := findings.cuts.get(document.number):
+                shorter = self._shortened(document, cuts)
+                if len(shorter.text()) >= max(min_characters, 1):
+                    kept.append(shorter)
+                else:
+                    self._drop_kept(document, f"{TOO_SHORT} without repeated passages")
             else:
-                kept.append(self._shortened(document, findings.cuts.get(document.number, [])))
-        self.kept = [document for document in kept if document.size]
+                kept.append(document)
+        self.kept = kept
+
+    def _drop_kept(self, document: CleanDocument, reason: str, detail: str | None = None) -> None:
+        count = self.sources[document.source]
+        count.kept -= 1
+        self._drop(document.name, count.left_out, reason, detail)
 
     def _shortened(self, document: CleanDocument, cuts: Sequence[Cut]) -> CleanDocument:
-        if not cuts:
-            return document
         before = self.passages
         self.passages = PassageEffect(
             passages=before.passages + len(cuts),
@@ -163,9 +173,15 @@ class Corpus:
         if entry.fault:
             return entry.fault, None
         if entry.characters < min_characters:
+            cut = {step: entry.effects.get(step, 0) for step in _CUTTING_STEPS}
+            step = max(cut, key=lambda name: cut[name])
+            if entry.characters + cut[step] >= min_characters:
+                return f"{TOO_SHORT} after the step {step}", None
             return TOO_SHORT, None
-        first = self._names.setdefault(entry.digest, entry.name)
-        return (DUPLICATE, f"the same as {first}") if first is not entry.name else None
+        if first := self._names.get(entry.digest):
+            return DUPLICATE, f"the same as {first}"
+        self._names[entry.digest] = entry.name
+        return None
 
 
 def split_documents(

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -24,8 +26,18 @@ from gpt_dist.errors import DataError
 from gpt_dist.files.entries import Record
 from gpt_dist.files.folders import check_new, explained
 
-# Part of every key: change it when a job gives another result for the same input.
+# Parts of every key. Change the number when a job gives another result for the same input.
 _CODE = 1
+_LIBRARIES = (
+    "gpt_dist",
+    "ftfy",
+    "chardet",
+    "orjson",
+    "lxml",
+    "pyarrow",
+    "sentencepiece",
+    "tokenizers",
+)
 
 
 ResultType = TypeVar("ResultType", bound=Record)
@@ -50,8 +62,14 @@ AnyJob = TypeVar("AnyJob", bound=Job[Any])
 
 def key_of(*parts: Any) -> str:
     """Return a key that is different for each list of JSON values."""
-    text = json.dumps([_CODE, *parts], sort_keys=True)
+    text = json.dumps([_CODE, _versions(), *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _versions() -> list[str]:
+    installed = {name: list(distributions(name=name)) for name in _LIBRARIES}
+    return [f"{name} {found[0].version}" for name, found in installed.items() if found]
 
 
 def is_done(prefix: Path) -> bool:

@@ -75,7 +75,7 @@ class Contamination(Record):
     format: Literal["gpt_dist.contamination"]
     version: Literal[1]
     tokens: Sha256
-    """SHA-256 of the manifest of the token folder."""
+    """Digest of the tokens and the tokenizer of the token folder."""
     max_documents: NonNegativeInt
     """The number of documents up to which a gram counts."""
     files: tuple[FileOverlap, ...]

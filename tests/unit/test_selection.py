@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.build.documents import CleanDocument
-from data_prep.build.jobs import CleanJob
+from data_prep.build.jobs import Cleaned, CleanJob
 from data_prep.build.selection import Corpus, sample_lines, split_documents
 from data_prep.build.spool import write_raw
+from data_prep.duplicates import Cut, Findings
 from data_prep.reading.documents import Document, ReadOptions
 from data_prep.reading.units import Unit
 from data_prep.sources import Source
@@ -119,3 +120,53 @@ def test_the_tokenizer_sees_no_text_that_is_held_out(tmp_path: Path) -> None:
     split = split_documents(documents, 0.05)
     sample = list(sample_lines(split["train"], 1 << 20, seed=0))
     assert sample == texts_of(split["train"])
+
+
+def corpus_of(tmp_path: Path, texts: list[str], min_characters: int = 0) -> Corpus:
+    """Return a corpus of documents of one name, whose entries were read from JSON."""
+    prefix = tmp_path / str(len(list(tmp_path.iterdir())))
+    write_raw(prefix, tuple(Document("same", text.encode(), "text") for text in texts))
+    job = CleanJob(
+        units=(Unit(Source("texts", tmp_path), 0, None),),
+        unpacked=True,
+        options=ReadOptions(),
+        steps=RECIPES["books"],
+        sketches=False,
+        prefix=prefix,
+    )
+    corpus = Corpus()
+    corpus.add(job, Cleaned.model_validate_json(job.run().model_dump_json()), min_characters)
+    return corpus
+
+
+def test_equal_texts_of_one_name_are_duplicates(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, [prose(1000, 0), prose(1000, 0)])
+    assert len(corpus.kept) == 1
+    assert corpus.dropped == {"duplicate": 1}
+
+
+def test_a_text_that_a_step_cuts_below_the_minimum_is_the_step_s_doing(tmp_path: Path) -> None:
+    book = "*** START OF THIS PROJECT GUTENBERG EBOOK X ***\n\nA few words.\n\n"
+    book += "*** END OF THIS PROJECT GUTENBERG EBOOK X ***\n\n" + prose(1000, 1)
+    corpus = corpus_of(tmp_path, [book, "A few words more."], min_characters=500)
+    assert corpus.dropped == {"too short after the step gutenberg": 1, "too short": 1}
+
+
+def test_a_document_without_its_repeated_passages_is_accounted_for(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, [prose(1000, 0), prose(1000, 1), prose(1000, 2)])
+    first, second, third = corpus.kept
+    cuts = {1: [Cut(0, second.size, 0)], 2: [Cut(0, third.size - 20, 0)]}
+    corpus.apply(Findings({}, cuts), min_characters=100)
+    assert corpus.kept == [first]
+    assert corpus.dropped == {"too short without repeated passages": 2}
+    (count,) = corpus.sources.values()
+    assert (count.read, count.kept) == (3, 1)
+    assert corpus.passages.passages == 2
+
+
+def test_a_digest_does_not_depend_on_the_place_of_a_document(tmp_path: Path) -> None:
+    texts = [prose(1000, 0), prose(1000, 1)]
+    (_, there), (here, _) = corpus_of(tmp_path, texts).kept, corpus_of(tmp_path, texts[::-1]).kept
+    assert there.ranges != here.ranges
+    assert there.without([(0, 100)]).digest == here.without([(0, 100)]).digest
+    assert there.without([(0, 100)]).digest != there.digest
