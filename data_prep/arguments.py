@@ -93,7 +93,7 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
         "--text-field",
         default="text",
         metavar="NAME",
-        help='field or column of a row (.jsonl, .json, .parquet) that holds its text; default "text"',
+        help='field or column of a row (.jsonl, .json, .parquet) that holds text; default "text"',
     )
     add(
         "--separator",
