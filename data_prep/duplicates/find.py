@@ -31,8 +31,8 @@ CONTAINED = "contained"
 
 # Two documents are near-duplicates, not one contained in the other, if their shares differ by less.
 _EQUAL_SHARES = 0.05
-_JOB_FINGERPRINTS = 1 << 20
-_JOB_LINKS = 1 << 20
+_JOB_FINGERPRINTS = 1 << 19
+_JOB_LINKS = 1 << 15
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
