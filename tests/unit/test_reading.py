@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
+from data_prep.build.spool import read_raw, write_raw
 from data_prep.cleaning.clean import clean
 from data_prep.reading.documents import Document, LeftOut, ReadOptions
 from data_prep.reading.units import Unit, read_unit
@@ -352,6 +353,16 @@ def test_missing_libraries_are_named_with_the_remedy(
     assert reasons_in(tmp_path / "a.txt.zst") == {
         "a.txt.zst": "not read: .zst without backports (pip install 'gpt_dist[text]')"
     }
+
+
+def test_documents_between_workers_keep_their_encoding(tmp_path: Path) -> None:
+    items = (
+        Document("a", "half \udcff", "record", "cp1251"),
+        LeftOut("b", "empty"),
+        Document("c", b"\xff", "text"),
+    )
+    write_raw(tmp_path / "0", items)
+    assert tuple(read_raw(tmp_path / "0")) == items
 
 
 def test_documents_of_an_empty_file(tmp_path: Path) -> None:
