@@ -23,7 +23,7 @@ def write_raw(prefix: Path, items: tuple[Document | LeftOut, ...]) -> None:
             content = item.content
             data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
             contents.append(data)
-            head.append((item.name, item.form, isinstance(content, str), len(data)))
+            head.append((item.name, item.form, isinstance(content, str), len(data), item.encoding))
     partial = prefix.with_suffix(".unpacking")
     with partial.open("wb") as output:
         output.write(json.dumps(head).encode() + b"\n")
@@ -38,7 +38,7 @@ def read_raw(prefix: Path) -> Iterator[Document | LeftOut]:
             if not kind:
                 yield LeftOut(name, form)
             else:
-                is_text, size = kind
+                is_text, size, encoding = kind
                 data = stream.read(size)
                 content = data.decode("utf-8", "surrogatepass") if is_text else data
-                yield Document(name, content, form)
+                yield Document(name, content, form, encoding)

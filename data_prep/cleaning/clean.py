@@ -1,7 +1,7 @@
 """Turn a document into clean text by the steps that the user chose, and count their effects."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from data_prep.cleaning.characters import (
     collapse_blanks,
@@ -63,6 +63,8 @@ class _Work:
 def clean(document: Document, steps: Steps) -> CleanText:
     """Clean one document."""
     decoded = decode(document.content, steps.encoding, steps.guess)
+    if isinstance(document.content, str):
+        decoded = replace(decoded, encoding=document.encoding)
     fault = decoded.fault
     if count_controls(decoded.text) > len(decoded.text) * _MAX_CONTROL_SHARE:
         fault = BINARY

@@ -1,7 +1,7 @@
 """Decode the bytes of documents.
 
 The rules, in order:
-1. A byte-order mark decides.
+1. A byte-order mark decides, even if another encoding is stated.
 2. Bytes with NULs may be UTF-16 or UTF-32 without a mark, if they give plausible text.
 3. Bytes that are UTF-8, or UTF-8 with a few broken bytes, are UTF-8. A broken byte between ASCII
    characters is read as Windows-1252, others give U+FFFD.
@@ -81,17 +81,14 @@ def decode(content: bytes | str, encoding: str | None = None, guess: bool = True
     """Decode a document.
 
     Args:
-        content: The bytes; text comes back without lone surrogates.
-        encoding: The encoding of the bytes, or None to find it out.
+        content: The bytes; text comes back without lone surrogates, which are counted as broken.
+        encoding: The encoding of bytes without a byte-order mark, or None to find it out.
         guess: Whether to accept an encoding that is neither stated nor UTF-8.
     """
     if isinstance(content, str):
         text, broken = _SURROGATE.subn("\ufffd", content)
         return Decoded(text, "utf-8", broken)
-    named = encoding or next(
-        (name for mark, name in _MARKS.items() if content.startswith(mark)), None
-    )
-    if named:
+    if named := marked_encoding(content) or encoding:
         return _decode_as(content, named)
     wide = _detect_wide(content) if b"\0" in content else None
     decoded = None if wide else _decode_utf8(content)
@@ -104,13 +101,22 @@ def decode(content: bytes | str, encoding: str | None = None, guess: bool = True
     return Decoded("", found or "unknown", fault=seems if not found else f"not UTF-8, {seems}")
 
 
-def _decode_as(data: bytes, encoding: str) -> Decoded:
-    name = "utf-8" if encoding == "utf-8-sig" else codecs.lookup(encoding).name
-    text = data.decode(encoding, "replace")
+def marked_encoding(head: bytes) -> str | None:
+    """Return the encoding by a byte-order mark in the first 4 bytes, or None without a mark."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+
+
+def checked(text: str, encoding: str) -> Decoded:
+    """Count U+FFFD in a text that was decoded with it for broken bytes; many are a fault."""
     broken = text.count("\ufffd")
     if broken > len(text) * _MAX_IMPLAUSIBLE and broken > 1:
-        return Decoded("", name, fault=f"not text in {name}")
-    return Decoded(text, name, broken)
+        return Decoded("", encoding, fault=f"not text in {encoding}")
+    return Decoded(text, encoding, broken)
+
+
+def _decode_as(data: bytes, encoding: str) -> Decoded:
+    name = "utf-8" if encoding == "utf-8-sig" else codecs.lookup(encoding).name
+    return checked(data.decode(encoding, "replace"), name)
 
 
 def _decode_utf8(data: bytes) -> Decoded | None:

@@ -33,7 +33,7 @@ from data_prep.reading.kinds import (
     unpacked_name,
 )
 from data_prep.reading.rows import read_json
-from data_prep.reading.text import read_text
+from data_prep.reading.text import encoding_of, lacks_mark, read_text
 from data_prep.reading.unpacking import Budget, buffered, unpack
 
 _MAX_DEPTH = 8
@@ -77,6 +77,9 @@ class FileReader:
                 yield LeftOut(name, f"archives more than {_MAX_DEPTH} deep")
             elif kind is None:
                 yield LeftOut(name, NOT_TEXT)
+            elif kind in {"text", "json", "jsonl"} and lacks_mark(stream, self._options.encoding):
+                encoding = encoding_of(stream, self._options.encoding)
+                yield LeftOut(name, f"not text in {encoding} (no byte-order mark)")
             elif kind == "text":
                 yield from read_text(name, title, stream, self._options)
             elif kind in {"json", "jsonl"}:
@@ -122,7 +125,7 @@ class FileReader:
             if kind == "epub":
                 from data_prep.reading.epub import read_epub  # needs the extra `text`
 
-                yield read_epub(name, archive, self._budget)
+                yield read_epub(name, archive, self._budget, self._options)
             else:
                 yield from self._read_zip(name, archive, depth)
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from data_prep.cleaning.encodings import Decoded
 from gpt_dist.files.entries import Record
 
 Form = Literal["text", "record", "paragraphs", "sentences"]
@@ -32,6 +33,8 @@ class Document:
     content: bytes | str
     """Bytes are to be decoded."""
     form: Form
+    encoding: str = "utf-8"
+    """The encoding that a text was read in, by Python's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,15 @@ class ReadOptions(Record):
     """Text between documents, wherever it occurs; an empty one separates nothing."""
     encoding: str | None = None
     """The encoding of bytes that do not state theirs; None to find it out."""
+
+
+def document_of(name: str, decoded: Decoded, form: Form) -> Document | LeftOut:
+    """Return a decoded text as a document, or left out if it has a fault."""
+    if decoded.fault:
+        return LeftOut(name, decoded.fault)
+    # Cleaning counts lone surrogates as broken and puts U+FFFD there again.
+    text = decoded.text.replace("\ufffd", "\udcff") if decoded.broken else decoded.text
+    return Document(name, text, form, decoded.encoding)
 
 
 TOO_LONG = f"longer than {DOCUMENT_BYTES >> 20} MiB"

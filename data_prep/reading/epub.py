@@ -5,7 +5,15 @@ import zipfile
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-from data_prep.reading.documents import DOCUMENT_BYTES, TOO_LONG, Document, LeftOut
+from data_prep.cleaning.encodings import Decoded
+from data_prep.reading.documents import (
+    DOCUMENT_BYTES,
+    TOO_LONG,
+    Document,
+    LeftOut,
+    ReadOptions,
+    document_of,
+)
 from data_prep.reading.markup import MARKUP_BYTES, MarkupError, html_text, parse_xml
 from data_prep.reading.unpacking import Budget, buffered
 
@@ -13,19 +21,24 @@ _CONTAINER = "META-INF/container.xml"
 _PAGES = {"application/xhtml+xml", "text/html", "application/x-dtbook+xml", "text/x-oeb1-document"}
 
 
-def read_epub(name: str, archive: zipfile.ZipFile, budget: Budget) -> Document | LeftOut:
+def read_epub(
+    name: str, archive: zipfile.ZipFile, budget: Budget, options: ReadOptions
+) -> Document | LeftOut:
     """Return the book, without the pages that are for navigation alone."""
-    pages: list[str] = []
+    pages: list[Decoded] = []
     try:
         for page in _spine(archive, budget):
-            pages.append(html_text(_member(archive, page, budget)))
-            if sum(map(len, pages)) > DOCUMENT_BYTES:
+            pages.append(html_text(_member(archive, page, budget), options.encoding))
+            if sum(len(page.text) for page in pages) > DOCUMENT_BYTES:
                 return LeftOut(name, TOO_LONG)
     except MarkupError as error:
         return LeftOut(name, str(error))
     except (KeyError, RuntimeError):  # a page is missing, or encrypted
         return LeftOut(name, "epub without readable pages")
-    return Document(name, "\n".join(filter(None, pages)), "paragraphs")
+    text = "\n".join(page.text for page in pages if page.text)
+    encoding = next((page.encoding for page in pages if page.encoding != "utf-8"), "utf-8")
+    broken = sum(page.broken for page in pages)
+    return document_of(name, Decoded(text, encoding, broken), "paragraphs")
 
 
 def _spine(archive: zipfile.ZipFile, budget: Budget) -> Iterator[str]:

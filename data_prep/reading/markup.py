@@ -10,20 +10,23 @@ import html
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 
 from lxml import etree
 
-from data_prep.reading.documents import Document, LeftOut, ReadOptions
+from data_prep.cleaning.encodings import Decoded, decode, marked_encoding
+from data_prep.reading.documents import Document, LeftOut, ReadOptions, document_of
 
 MARKUP_BYTES = 16 << 20
 _MAX_TAGS = 500_000
 _XHTML = "{http://www.w3.org/1999/xhtml}html"
 
-_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _CHARSET_BYTES = 4096
+_TAG = re.compile(rb"<[^<>]*>")
+# The bytes themselves tell the encodings of Unicode, and the others are for no page.
+_DECLARED_IN_VAIN = re.compile("ascii|utf-.*|punycode|.*escape")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 
 
@@ -81,9 +84,9 @@ def read_markup(
     data = stream.read(MARKUP_BYTES + 1)
     try:
         if kind == "html":
-            texts = [html_text(data, options.encoding)]
-        else:
-            texts = _xml_texts(parse_xml(data))
+            yield document_of(name, html_text(data, options.encoding), "paragraphs")
+            return
+        texts = _xml_texts(parse_xml(data))
     except MarkupError as error:
         yield LeftOut(name, str(error))
         return
@@ -91,14 +94,17 @@ def read_markup(
         yield Document(name if len(texts) == 1 else f"{name}#{number}", text, "paragraphs")
 
 
-def html_text(data: bytes, encoding: str | None = None) -> str:
+def html_text(data: bytes, encoding: str | None = None) -> Decoded:
     """Return the text of HTML or XHTML, whose encoding may be given if it does not say it.
 
     Raises:
-        MarkupError: It is too large, or too deep.
+        MarkupError: It is too large, too deep, or not text in a known encoding.
     """
     _check_size(data)
-    text = _decode(data, encoding).replace("\0", "")
+    decoded = _decode(data, encoding)
+    if decoded.fault:
+        raise MarkupError(decoded.fault)
+    text = decoded.text.replace("\0", "")
     data = text.encode("utf-8", "replace")
     root = None
     if "<?xml" in text[:8] or _XHTML[1:-5] in text[:_CHARSET_BYTES]:
@@ -106,7 +112,7 @@ def html_text(data: bytes, encoding: str | None = None) -> str:
             root = parse_xml(data, "utf-8")
     if root is None:
         root = _parse_html(data)
-    return "" if root is None else "\n".join(_paragraphs(root, _HTML))
+    return replace(decoded, text="" if root is None else "\n".join(_paragraphs(root, _HTML)))
 
 
 def parse_xml(data: bytes, encoding: str | None = None) -> etree._Element:
@@ -148,21 +154,35 @@ def _parse_html(data: bytes) -> etree._Element | None:
     return root
 
 
-def _decode(data: bytes, encoding: str | None) -> str:
-    for bom, name in _BOMS.items():
-        if data.startswith(bom):
-            return data.decode(name, "replace")
+def _decode(data: bytes, encoding: str | None) -> Decoded:
+    """Decode by the mark, the declared or given encoding, as UTF-8, or as the bytes seem to be."""
+    if marked_encoding(data):
+        return decode(data)
     found = _CHARSET.search(data, 0, _CHARSET_BYTES)
-    stated = found[1].decode("ascii", "replace") if found else encoding
+    declared = _known(found[1].decode("ascii", "replace")) if found else None
+    if found and declared in {None, "iso8859-1"}:
+        with suppress(UnicodeDecodeError):
+            return Decoded(data.decode(), "utf-8")
+    if declared == "iso8859-1":
+        declared = "cp1252"  # as browsers do
+    if declared and not (decoded := decode(data, declared)).fault:
+        return decoded
+    if encoding:
+        return decode(data, encoding)
+    # Tags hide from a detector how the text looks. In UTF-16 without a mark they are not found.
+    text = data if b"\0" in data else _TAG.sub(b"\n", data)
+    decoded = decode(text)
+    return decoded if decoded.fault or text is data else decode(data, decoded.encoding)
+
+
+def _known(name: str) -> str | None:
+    """Return Python's name of a declared encoding, if it is known and tells more than the bytes."""
     try:
-        if stated and codecs.lookup(stated).name not in {"ascii", "iso8859-1", "utf-8", "utf-16"}:
-            return data.decode(stated, "replace")
-    except LookupError:
-        pass
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")  # as browsers do
+        known = codecs.lookup(name).name
+        b" ".decode(known, "replace")
+    except (LookupError, UnicodeError):
+        return None
+    return None if _DECLARED_IN_VAIN.fullmatch(known) else known
 
 
 def _xml_texts(root: etree._Element) -> list[str]:

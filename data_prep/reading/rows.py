@@ -12,6 +12,7 @@ from io import BufferedReader
 
 import orjson
 
+from data_prep.cleaning.encodings import checked
 from data_prep.reading.documents import (
     DOCUMENT_BYTES,
     NULL,
@@ -19,10 +20,11 @@ from data_prep.reading.documents import (
     Document,
     LeftOut,
     ReadOptions,
+    document_of,
     no_field,
     not_text,
 )
-from data_prep.reading.text import as_utf8
+from data_prep.reading.text import as_utf8, encoding_of
 
 _REST_NOT_JSON = "not valid JSON, nor read from here on"
 
@@ -31,6 +33,9 @@ _GAP = re.compile(r"[\s,]*")
 _MARK = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 _BAD = LeftOut("", "not valid JSON")
 _TOO_LONG = LeftOut("", TOO_LONG)
+_NOT_UTF8 = LeftOut("", "not UTF-8 (give --encoding)")
+# A broken byte, as Python's handler "surrogateescape" gives it.
+_BROKEN = re.compile("[\udc80-\udcff]")
 
 
 def has_lines(head: bytes, kind: str) -> bool:
@@ -39,32 +44,35 @@ def has_lines(head: bytes, kind: str) -> bool:
     if kind == "jsonl" or not start:
         return not start.startswith(b"[")
     line, end, _ = start.partition(b"\n")
-    return not start.startswith(b"[") and (not end or _parse(line) is not _BAD)
+    return not start.startswith(b"[") and (not end or not isinstance(_parse(line), LeftOut))
 
 
 def read_json(
     name: str, kind: str, stream: BufferedReader, options: ReadOptions
 ) -> Iterator[Document | LeftOut]:
     """Yield the rows of a whole `json` or `jsonl` file, named by line, or by place in its array."""
-    stream = as_utf8(stream, options.encoding)
+    encoding = encoding_of(stream, options.encoding)
+    stream = as_utf8(stream, encoding)
     if has_lines(stream.peek(), kind):
         for number, (_, line) in enumerate(_lines(stream, 0, None), 1):
             if line is None or line.strip():
-                yield _row(f"{name}:{number}", _parse(line), options.text_field)
+                yield _row(f"{name}:{number}", _parse(line), options.text_field, encoding)
     else:
         for number, value in enumerate(_Values(stream), 1):
-            yield _row(f"{name}:{number}", value, options.text_field)
+            yield _row(f"{name}:{number}", value, options.text_field, encoding)
 
 
 def read_json_range(
     name: str, stream: BufferedReader, begin: int, end: int, options: ReadOptions
 ) -> Iterator[Document | LeftOut]:
     """Yield the rows of the lines that begin in the bytes `begin` to `end` of a file."""
+    encoding = encoding_of(stream, options.encoding)
     start = max(0, begin - 1)  # whether a line begins at `begin` shows in the byte before
     stream.seek(start)
     for offset, line in _lines(stream, start, end):
         if offset >= begin and (line is None or line.strip()):
-            yield _row(f"{name}@{offset}", _parse(line), options.text_field)
+            value = _parse(line, encoding)
+            yield _row(f"{name}@{offset}", value, options.text_field, encoding)
 
 
 def _lines(
@@ -83,20 +91,24 @@ def _lines(
         offset += size
 
 
-def _parse(line: bytes | None) -> object:
+def _parse(line: bytes | None, encoding: str = "utf-8") -> object:
     if line is None:
         return _TOO_LONG
+    if encoding != "utf-8":
+        line = line.decode(encoding, "replace").encode("utf-8", "replace")
     try:
         return orjson.loads(line)
     except ValueError:
         pass
     try:  # for a byte-order mark, NaN, or half of a surrogate pair
         return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return _NOT_UTF8
     except (ValueError, RecursionError):
         return _BAD
 
 
-def _row(name: str, value: object, field: str) -> Document | LeftOut:
+def _row(name: str, value: object, field: str, encoding: str) -> Document | LeftOut:
     if isinstance(value, LeftOut):
         return LeftOut(name, value.reason)
     if isinstance(value, dict):
@@ -107,7 +119,10 @@ def _row(name: str, value: object, field: str) -> Document | LeftOut:
         return LeftOut(name, NULL)
     if not isinstance(value, str):
         return LeftOut(name, not_text(field))
-    return Document(name, _without_surrogates(value), "record")
+    text = _without_surrogates(value)
+    if encoding == "utf-8":
+        return Document(name, text, "record")
+    return document_of(name, checked(text, encoding), "record")
 
 
 def _without_surrogates(text: str) -> str:
@@ -123,7 +138,7 @@ class _Values:
 
     def __init__(self, stream: BufferedReader) -> None:
         self._stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
         self._text = ""
         self._place = 0  # of the next value in the text
         self._ended = False
@@ -138,8 +153,9 @@ class _Values:
                 self._place += 1
                 continue
             try:
-                value, self._place = scan(self._text, self._place)
-                yield value
+                begin = self._place
+                value, self._place = scan(self._text, begin)
+                yield _NOT_UTF8 if _BROKEN.search(self._text, begin, self._place) else value
             except RecursionError:
                 yield _BAD
                 self._skip_value()

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import TYPE_CHECKING
 
-from data_prep.reading.documents import DOCUMENT_BYTES, Document, Form, ReadOptions
+from data_prep.cleaning.encodings import checked, marked_encoding
+from data_prep.reading.documents import (
+    DOCUMENT_BYTES,
+    Document,
+    Form,
+    LeftOut,
+    ReadOptions,
+    document_of,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -35,8 +43,8 @@ Piece = tuple[int, bytes]
 
 def read_text(
     name: str, title: str, stream: BufferedReader, options: ReadOptions
-) -> Iterator[Document]:
-    """Yield the documents of a whole text.
+) -> Iterator[Document | LeftOut]:
+    """Yield the documents of a whole text; one with many broken characters is left out.
 
     Args:
         name: The name of the documents.
@@ -44,8 +52,8 @@ def read_text(
         stream: The text, at its beginning.
         options: The separator and the encoding.
     """
-    wide = is_wide(stream, options.encoding)
-    stream = as_utf8(stream, options.encoding)
+    wide = encoding_of(stream, options.encoding) if is_wide(stream, options.encoding) else None
+    stream = as_utf8(stream, wide or "utf-8")
     head = stream.read(DOCUMENT_BYTES + 1)
     form = _form(title, head[:_SNIFF_BYTES])
     if form == "sentences":
@@ -56,10 +64,10 @@ def read_text(
     pieces = _pieces(_Chain(head, stream), 0, None, block, separator)
     first, second = next(pieces, (0, b"")), next(pieces, None)
     if second is None:
-        yield Document(name, _content(first[1], wide), form)
+        yield _document(name, first[1], form, wide)
         return
     for number, (_, data) in enumerate(_chained(first, second, pieces), 1):
-        yield Document(f"{name}#{number}", _content(data, wide), form)
+        yield _document(f"{name}#{number}", data, form, wide)
 
 
 def read_text_range(
@@ -82,19 +90,27 @@ def read_text_range(
 
 
 def is_wide(stream: BufferedReader, encoding: str | None) -> bool:
-    """Tell whether a line end takes more than one byte, as in UTF-16."""
-    if stream.peek(2)[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
-        return True
-    return encoding is not None and "\n".encode(encoding)[-2:] != b"\n"
+    """Tell whether a line end is not the one byte of ASCII, as in UTF-16."""
+    return "\n".encode(encoding_of(stream, encoding)) != b"\n"
 
 
-def as_utf8(stream: BufferedReader, encoding: str | None) -> BufferedReader:
-    """Return `stream`, as UTF-8 if it is wide."""
-    if not is_wide(stream, encoding):
+def encoding_of(stream: BufferedReader, stated: str | None) -> str:
+    """Return the encoding by a byte-order mark, else the stated one, else UTF-8."""
+    name = marked_encoding(stream.peek(4)[:4]) or stated or "utf-8"
+    return "utf-8" if name == "utf-8-sig" else codecs.lookup(name).name
+
+
+def lacks_mark(stream: BufferedReader, stated: str | None) -> bool:
+    """Tell whether the encoding needs a byte-order mark, and the stream begins without."""
+    head = stream.peek(4)[:4]
+    needed = encoding_of(stream, stated) in {"utf-16", "utf-32"}
+    return needed and head != b"" and marked_encoding(head) is None
+
+
+def as_utf8(stream: BufferedReader, encoding: str) -> BufferedReader:
+    """Return a stream in an encoding as UTF-8, with U+FFFD for broken bytes."""
+    if encoding == "utf-8":
         return stream
-    if stream.peek(2)[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
-        encoding = "utf-16"
-    assert encoding is not None
     return BufferedReader(_Utf8Stream(stream, encoding), 1 << 18)
 
 
@@ -167,8 +183,10 @@ def _chained(first: Piece, second: Piece, pieces: Iterator[Piece]) -> Iterator[P
     yield from pieces
 
 
-def _content(data: bytes, wide: bool) -> bytes | str:
-    return data.decode("utf-8", "replace") if wide else data
+def _document(name: str, data: bytes, form: Form, wide: str | None) -> Document | LeftOut:
+    if wide is None:
+        return Document(name, data, form)
+    return document_of(name, checked(data.decode("utf-8", "replace"), wide), form)
 
 
 def _form(title: str, head: bytes) -> Form:

@@ -1,7 +1,7 @@
 """Plan and read units: whole files, and ranges of large files of text or lines."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 
 from data_prep.reading.containers import FileReader, kind_in
@@ -88,4 +88,4 @@ def _separated(item: Document | LeftOut, separator: str) -> Iterator[Document | 
     else:
         parts = item.content.split(separator)
         for number, part in enumerate((part for part in parts if part.strip()), 1):
-            yield Document(f"{item.name}#{number}", part, item.form)
+            yield replace(item, name=f"{item.name}#{number}", content=part)

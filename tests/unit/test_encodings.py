@@ -104,6 +104,13 @@ def test_a_byte_order_mark_is_no_text() -> None:
         assert decode(mark + FRENCH.encode(encoding)).text == FRENCH
 
 
+def test_a_byte_order_mark_decides_against_a_stated_encoding() -> None:
+    for mark, encoding in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le")):
+        for stated in ("utf-8", "cp1251"):
+            decoded = decode(mark + FRENCH.encode(encoding), stated)
+            assert (decoded.text, decoded.broken, decoded.fault) == (FRENCH, 0, None)
+
+
 def test_noise_is_left_out() -> None:
     noise = random.Random(0).randbytes(20_000)
     assert cleaned(noise).fault is not None

@@ -5,6 +5,7 @@ import codecs
 import gzip
 import json
 import lzma
+import random
 import shutil
 import sys
 import tarfile
@@ -15,8 +16,11 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from data_prep.reading.documents import Document, ReadOptions
+from data_prep.build.spool import read_raw, write_raw
+from data_prep.cleaning.clean import clean
+from data_prep.reading.documents import Document, LeftOut, ReadOptions
 from data_prep.reading.units import Unit, read_unit
+from data_prep.steps import RECIPES
 from tests.reading import FIXTURES, add_member, read_all, reasons_in, source_of, texts_of
 
 TEXTS = {"a.txt": "First book.\nSecond line.", "b/c.md": "Café.", "b/d.txt": "Third."}
@@ -155,7 +159,7 @@ def test_rows_without_text_are_left_out_by_name(tmp_path: Path) -> None:
         ("[]", '"text" is no text'),
         ('{"text": " \\n"}', "empty"),
         ("[" * 100_000, "not valid JSON"),
-        ('{"text": "caf\xe9"}', "not valid JSON"),  # in Latin-1
+        ('{"text": "caf\xe9"}', "not UTF-8 (give --encoding)"),  # in Latin-1
         ('"a string"', None),
         ('{"text": "half of a pair: \\ud83d", "score": NaN}', None),
     ]
@@ -231,6 +235,69 @@ def test_utf16_is_read_with_its_separators(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "b.txt", options=ReadOptions(encoding="utf-16-be")) == ["où", "là"]
 
 
+def test_utf16_is_named_and_its_broken_characters_are_counted(tmp_path: Path) -> None:
+    data = "words ".encode("utf-16-le") * 99 + b"\x00\xd8" + "end".encode("utf-16-le")
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF16_LE + data)
+    (document,), _ = read_all(tmp_path / "a.txt")
+    result = clean(document, RECIPES["plain"])
+    assert (result.encoding, result.effects) == ("utf-16", {"encoding": 1})
+    assert result.text == "words " * 99 + "\ufffdend"
+
+
+@pytest.mark.parametrize("mark", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE])
+def test_noise_after_a_byte_order_mark_is_left_out(tmp_path: Path, mark: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(mark + random.Random(0).randbytes(20_000))
+    name = "utf-32" if mark == codecs.BOM_UTF32_LE else "utf-16"
+    assert read_all(tmp_path / "a.txt") == ([], [LeftOut("a.txt", f"not text in {name}")])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl"])
+def test_utf16_without_the_mark_that_it_needs_is_left_out(tmp_path: Path, name: str) -> None:
+    options = ReadOptions(encoding="utf-16")
+    (tmp_path / name).write_text('"words"')
+    reason = "not text in utf-16 (no byte-order mark)"
+    assert read_all(tmp_path / name, options=options) == ([], [LeftOut(name, reason)])
+    (tmp_path / name).write_text('"words"', encoding="utf-16")
+    assert [text.strip('"') for text in texts_of(tmp_path / name, options=options)] == ["words"]
+
+
+ROWS = [{"text": "Старый рыбак"}, {"text": "медленно шёл"}, {"text": "plain"}]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "stated"),
+    [("cp1251", "cp1251"), ("utf-16", None), ("utf-16-be", "utf-16-be"), ("utf-8-sig", "cp1251")],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "b.json"])
+def test_rows_are_read_in_a_stated_encoding(
+    tmp_path: Path, name: str, encoding: str, stated: str | None
+) -> None:
+    write_rows(tmp_path / name, encoding)
+    documents, left_out = read_all(tmp_path / name, options=ReadOptions(encoding=stated))
+    assert [document.content for document in documents] == [row["text"] for row in ROWS]
+    expected = "utf-8" if encoding == "utf-8-sig" else encoding
+    assert ({document.encoding for document in documents}, left_out) == ({expected}, [])
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "b.json"])
+def test_rows_that_are_not_in_their_encoding_are_left_out(tmp_path: Path, name: str) -> None:
+    write_rows(tmp_path / name, "cp1251")
+    documents, left_out = read_all(tmp_path / name)
+    assert [document.content for document in documents] == ["plain"]
+    assert left_out == [LeftOut(f"{name}:{n}", "not UTF-8 (give --encoding)") for n in (1, 2)]
+    documents, left_out = read_all(tmp_path / name, options=ReadOptions(encoding="ascii"))
+    assert [document.content for document in documents] == ["plain"]
+    assert left_out == [LeftOut(f"{name}:{n}", "not text in ascii") for n in (1, 2)]
+
+
+def write_rows(file: Path, encoding: str) -> None:
+    """Write rows as an array to `b.json`, and else one a line."""
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+    if file.name == "b.json":
+        text = json.dumps(ROWS, ensure_ascii=False)
+    file.write_bytes(text.encode(encoding))
+
+
 def test_files_without_suffix_are_read_if_they_are_text(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "README").write_text("words")
@@ -286,6 +353,16 @@ def test_missing_libraries_are_named_with_the_remedy(
     assert reasons_in(tmp_path / "a.txt.zst") == {
         "a.txt.zst": "not read: .zst without backports (pip install 'gpt_dist[text]')"
     }
+
+
+def test_documents_between_workers_keep_their_encoding(tmp_path: Path) -> None:
+    items = (
+        Document("a", "half \udcff", "record", "cp1251"),
+        LeftOut("b", "empty"),
+        Document("c", b"\xff", "text"),
+    )
+    write_raw(tmp_path / "0", items)
+    assert tuple(read_raw(tmp_path / "0")) == items
 
 
 def test_documents_of_an_empty_file(tmp_path: Path) -> None:

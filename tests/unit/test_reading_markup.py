@@ -1,5 +1,7 @@
 """Test that the text of HTML, TEI, EPUB and tables is found, and nothing else is opened."""
 
+import codecs
+import random
 import zipfile
 from pathlib import Path
 
@@ -7,8 +9,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from data_prep.cleaning.clean import clean
 from data_prep.reading.documents import ReadOptions
+from data_prep.steps import RECIPES
 from tests.reading import read_all, reasons_in, texts_of
+
+RUSSIAN = "Старый рыбак медленно шёл к реке и вспоминал долгую жизнь. Дети играли во дворе."
+CHINESE = "老船长把灯放在窗边，望着河面。他说，如果明天天气好，我们就一起去城里买一些书。"
+CHINESE_TRADITIONAL = "老船長把燈放在窗邊，望著河面。孩子們在院子裡唱歌，母親正在廚房裡準備晚飯。"
+FRENCH = "Le vieux pêcheur marchait près de la rivière où l'été s'achève. Ça suffit, répéta-t-elle."
 
 PAGE = """<!DOCTYPE html>
 <html><head><title>Title</title><style>p {}</style></head><body>
@@ -69,7 +78,61 @@ def test_html_states_its_encoding(
 
 def test_html_without_encoding_is_read_as_browsers_do(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes("<meta charset=latin1><p>“où”".encode("cp1252"))
-    assert texts_of(tmp_path / "a.html") == ["“où”"]
+    (document,), _ = read_all(tmp_path / "a.html")
+    assert (document.content, document.encoding) == ("“où”", "cp1252")
+
+
+@pytest.mark.parametrize(
+    "head", ["", "<meta charset=utf-8>", "<meta charset=idna>", "<meta charset=hex>"]
+)
+@pytest.mark.parametrize(
+    ("text", "encoding", "name"),
+    [
+        (RUSSIAN, "cp1251", "cp1251"),
+        (RUSSIAN, "koi8-r", "koi8-r"),
+        (CHINESE, "gbk", "gb18030"),
+        (FRENCH, "cp1252", "iso8859-1"),
+    ],
+)
+def test_html_in_an_undeclared_encoding_is_found_out_and_named(
+    tmp_path: Path, head: str, text: str, encoding: str, name: str
+) -> None:
+    page = f"<html><head>{head}<title>{text}</title></head><body><div><p>{text}</p></div></body>"
+    (tmp_path / "a.html").write_bytes(page.encode(encoding))
+    (document,), _ = read_all(tmp_path / "a.html")
+    assert (document.content, document.encoding) == (text, name)
+    result = clean(document, RECIPES["plain"])
+    assert (result.text, result.encoding) == (text, name)
+    pages = {"a": f"<p>{text}</p>"}
+    book, _ = read_all(write_epub(tmp_path / "a.epub", pages, ["a"], encoding))
+    assert [(document.content, document.encoding) for document in book] == [(text, name)]
+
+
+def test_a_given_encoding_is_used_for_html_that_declares_another_in_vain(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_bytes("<meta charset=utf-8><p>мы".encode("cp866"))
+    (document,), _ = read_all(tmp_path / "a.html", options=ReadOptions(encoding="cp866"))
+    assert (document.content, document.encoding) == ("мы", "cp866")
+
+
+def test_html_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+    noise = random.Random(0).randbytes(20_000)
+    (tmp_path / "a.html").write_bytes(b"<meta charset=utf-8><p>" + noise.replace(b"<", b""))
+    (tmp_path / "b.html").write_bytes(codecs.BOM_UTF16_LE + noise)
+    (tmp_path / "c.html").write_bytes(noise)
+    assert list(reasons_in(tmp_path).values()) == [
+        "not text in a known encoding",
+        "not text in utf-16",
+        "not text in a known encoding",
+    ]
+
+
+def test_broken_characters_of_html_are_counted(tmp_path: Path) -> None:
+    page = f"<meta charset=big5><p>{CHINESE_TRADITIONAL * 9}".encode("big5")
+    (tmp_path / "a.html").write_bytes(page + b" \xff.")
+    (document,), _ = read_all(tmp_path / "a.html")
+    result = clean(document, RECIPES["plain"])
+    assert (result.encoding, result.effects) == ("big5", {"encoding": 1})
+    assert result.text == CHINESE_TRADITIONAL * 9 + " \ufffd."
 
 
 TEI = """<?xml version="1.0" encoding="utf-8"?>
@@ -144,7 +207,9 @@ def test_html_that_is_too_deep_is_left_out(tmp_path: Path) -> None:
     assert reasons_in(tmp_path / "b.html") == {"b.html": "markup that is too deep"}
 
 
-def write_epub(path: Path, pages: dict[str, str], spine: list[str]) -> Path:
+def write_epub(
+    path: Path, pages: dict[str, str], spine: list[str], encoding: str = "utf-8"
+) -> Path:
     container = '<container><rootfiles><rootfile full-path="OPS/a.opf"/></rootfiles></container>'
     items = "".join(
         f'<item id="{name}" href="{name}%20page.xhtml" properties="{name}" '
@@ -162,7 +227,8 @@ def write_epub(path: Path, pages: dict[str, str], spine: list[str]) -> Path:
             f'<spine><itemref idref="cover"/>{references}</spine></package>',
         )
         for name, text in pages.items():
-            archive.writestr(f"OPS/{name} page.xhtml", f"<html><body>{text}</body></html>")
+            page = f"<html><body>{text}</body></html>"
+            archive.writestr(f"OPS/{name} page.xhtml", page.encode(encoding))
     return path
 
 

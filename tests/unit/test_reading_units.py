@@ -83,6 +83,17 @@ def test_names_in_ranges_state_the_byte(tmp_path: Path) -> None:
         assert json.loads(line)["text"] == document.content
 
 
+def test_ranges_of_lines_are_read_in_a_stated_encoding(tmp_path: Path) -> None:
+    rows = [f"{number} " + "слова " * 900_000 for number in range(7)]
+    lines = [json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="cp1251")
+    options = ReadOptions(encoding="cp1251")
+    assert len(plan_units(source_of(tmp_path / "a.jsonl"), options, 1)) > 1
+    documents, _ = read_all(tmp_path / "a.jsonl", options=options, unit_bytes=1)
+    assert [document.content for document in documents] == rows
+    assert {document.encoding for document in documents} == {"cp1251"}
+
+
 def test_plain_text_is_cut_at_paragraphs(tmp_path: Path) -> None:
     documents, _ = read_all(write_plain(tmp_path))
     assert len(documents) == 4
