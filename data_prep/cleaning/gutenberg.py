@@ -2,9 +2,10 @@
 
 The rules, for text whose lines may be indented. Nothing is cut from a document without marks of
 Project Gutenberg, apart from notes that begin with "Transcriber's Note:" or stand in brackets.
-- The book ends before the first line among the last 40,000 characters that begins with `End of
-  (the) Project Gutenberg…` or `*** END OF THE/THIS PROJECT GUTENBERG…`. It also ends before a small
-  print (`***START**THE SMALL PRINT!…` to `*END*THE SMALL PRINT!…`) that no text follows.
+- The book ends before the first line among the last 40,000 characters that begins with `*** END OF
+  THE/THIS PROJECT GUTENBERG…`, `End of (the) Project Gutenberg EBook of` or `End of Project
+  Gutenberg's` with a capital after it. It also ends before a small print
+  (`***START**THE SMALL PRINT!…` to `*END*THE SMALL PRINT!…`) that no text follows.
 - The book begins after the last line among the first 30,000 characters that is a mark `*** START OF
   THE/THIS PROJECT GUTENBERG …***` or `*END*THE SMALL PRINT!…`, if a text follows that line.
 - If the rest begins with a title such as "The Project Gutenberg Etext of …" or "A Project Gutenberg
@@ -34,8 +35,13 @@ _START = re.compile(
     r"|^[ \t]*\*? ?END ?\*? ?THE SMALL PRINT!.*$",
     re.MULTILINE | re.IGNORECASE,
 )
+# Without asterisks, only what a sentence would not go on with.
 _END = re.compile(
-    r"^[ \t]*(?:\*\*\* ?)?END OF (?:THE |THIS )?PROJECT GUTENBERG", re.MULTILINE | re.IGNORECASE
+    r"^[ \t]*(?:\*\*\* ?END OF (?:THE |THIS )?PROJECT GUTENBERG"
+    r"|(?-i:E)ND OF (?:THE |THIS )?PROJECT GUTENBERG(?: OF AUSTRALIA)?"
+    r"(?:['’]S?(?-i: [\"“'‘]?[^\W_a-z])"
+    r"|(?:['’]S?)? E-?(?:TEXT|BOOK)(?: OF\b|(?-i: [\"“'‘]?[^\W_a-z])|[^\w\n]*$)))",
+    re.MULTILINE | re.IGNORECASE,
 )
 _SMALL_PRINT_AT_END = re.compile(
     r"^[* \t]*START[* ]*THE SMALL PRINT!.*\n"

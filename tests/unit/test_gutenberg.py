@@ -88,6 +88,32 @@ def test_prose_that_begins_as_a_credit_stays(paragraph: str) -> None:
     assert clean_text(text).count(paragraph.lower()) == 2
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "End of Project Gutenberg was feared by many in 2001, but it went on.",
+        "End of the Project Gutenberg ebook era, they said, and were wrong.",
+        "End of Project Gutenberg's first server: it was sold in 2003.",
+        "end of the Project Gutenberg EBook of Moby, where the licence stands.",
+    ],
+)
+def test_a_sentence_about_the_project_s_end_stays(line: str) -> None:
+    assert clean_text(f"{WRAPPED}\n{line}\n\n{WRAPPED}").count("call me ishmael") == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "End of Project Gutenberg’s Etext of Moby",
+        "End of the Project Gutenberg Etext Moby",
+        "End of this Project Gutenberg of Australia eBook",
+        'End of Project Gutenberg\'s "Moby"',
+    ],
+)
+def test_every_form_of_the_last_line_ends_a_book(line: str) -> None:
+    assert clean_text(f"{WRAPPED}\n{line}\n\nLicence text.") == clean_text(WRAPPED)
+
+
 @pytest.mark.parametrize("paragraph", PROSE[:3])
 def test_credits_of_a_book_with_marks_go(paragraph: str) -> None:
     book = f"{HEADER}{START}{paragraph}\n\n{WRAPPED}\n\n{paragraph}{END}"
