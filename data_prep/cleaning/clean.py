@@ -98,9 +98,10 @@ def _change_characters(work: _Work, steps: Steps) -> None:
 
 def _change_paragraphs(work: _Work, form: str, steps: Steps) -> None:
     is_marked = (steps.gutenberg or steps.notes) and has_marks(work.text)
+    has_notes = steps.notes and (is_marked or form == "text")
     for name, is_on, step in (
         ("gutenberg", steps.gutenberg and is_marked, _shortening(strip_gutenberg)),
-        ("notes", steps.notes, _shortening(lambda text: strip_notes(text, is_marked))),
+        ("notes", has_notes, _shortening(lambda text: strip_notes(text, is_marked))),
         ("page_marks", steps.page_marks, _shortening(strip_page_marks)),
         ("unwrap", steps.unwrap and form == "text", unwrap),
         ("blanks", steps.blanks, collapse_blanks),

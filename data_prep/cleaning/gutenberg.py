@@ -1,7 +1,8 @@
 """Cut Project Gutenberg's header, licence and production notes away from a book.
 
 The rules, for text whose lines may be indented. Nothing is cut from a document without marks of
-Project Gutenberg, apart from notes that begin with "Transcriber's Note:" or stand in brackets.
+Project Gutenberg, apart from transcriber's notes in brackets, from text files. Marks are those that
+begin or end a book, and credits that name Distributed Proofreaders. The name of a site is no mark.
 - The book ends before the first line among the last 40,000 characters that begins with `*** END OF
   THE/THIS PROJECT GUTENBERG…`, `End of (the) Project Gutenberg EBook of` or `End of Project
   Gutenberg's` with a capital after it. It also ends before a small print
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 _HEAD_CHARACTERS = 30_000
 _LICENCE_CHARACTERS = 40_000
 _CREDIT_CHARACTERS = 3_000
+_LONGEST_CREDIT = 1_000
 _NOTE_CHARACTERS = 10_000
 _LONGEST_NOTE = 8_000
 _LAST_NOTE_CHARACTERS = 50_000
@@ -49,8 +51,8 @@ _SMALL_PRINT_AT_END = re.compile(
     r"[* \t]*END[* ]*THE SMALL PRINT!.*\s*\Z",
     re.MULTILINE | re.IGNORECASE,
 )
-_SITES = ("distributed proofread", "pgdp.net", "gutenberg.net.au")
-_WORDS = ("gutenberg", "the small print!", *_SITES)
+_MAKER = re.compile(r"distributed\s+proofread|pgdp\.net", re.IGNORECASE)
+_WORDS = ("gutenberg", "the small print!", "proofread", "pgdp.net")
 _TITLE = re.compile(
     r"\W{0,8}(?:(?:the |a )?project gutenberg(?:['’]s)? (?:e-?(?:text|book) of\b"
     r"|(?:of )?australia\b)|(?:title|author) *:[^\0]{0,400}?gutenberg (?:of )?australia\b)",
@@ -94,7 +96,7 @@ def has_marks(text: str) -> bool:
         or _END.search(tail)
         or _SMALL_PRINT_AT_END.search(tail)
         or _TITLE.match(head.lstrip())
-        or any(word in ends for word in _SITES)
+        or any(_MAKER.search(text, *credit) for credit in _credits(text))
     )
 
 
@@ -112,7 +114,12 @@ def strip_gutenberg(text: str) -> str:
 
 
 def strip_notes(text: str, has_marks: bool) -> str:
-    """Return a text without transcriber's notes and, if it has marks, without credits."""
+    """Return a text without transcriber's notes and credits, or only notes in brackets.
+
+    Args:
+        text: The text.
+        has_marks: Whether it has marks. Without them, only notes in brackets are cut.
+    """
     ends = (text[: 2 * _NOTE_CHARACTERS] + text[-_LAST_NOTE_CHARACTERS:]).lower()
     spans = list(_notes(text, has_marks)) if "transcriber" in ends else []
     if has_marks:
@@ -167,7 +174,7 @@ def _near_ends(text: str, characters: int) -> Iterator[re.Match[str]]:
 
 def _credits(text: str) -> Iterator[Span]:
     for paragraph in _near_ends(text, _CREDIT_CHARACTERS):
-        if _CREDIT.match(paragraph[0]):
+        if len(paragraph[0]) <= _LONGEST_CREDIT and _CREDIT.match(paragraph[0]):
             yield paragraph.span()
 
 
@@ -179,8 +186,11 @@ def _notes(text: str, has_marks: bool) -> Iterator[Span]:
             continue
         opened = paragraph[0].lstrip()[0] in _BRACKETS
         is_heading = not note["rest"].strip(" \t:.*_=-|+]") and not opened
-        if opened or note["rest"].lstrip().startswith(":") or (is_heading and has_marks):
+        if not has_marks:
+            done = (_closing_bracket(text, paragraph) if opened else None) or done
+        elif opened or is_heading or note["rest"].lstrip().startswith(":"):
             done = _note_end(text, paragraph, is_heading, opened)
+        if done > paragraph.start():
             yield paragraph.start(), done
     if has_marks and done < len(text):
         yield from _last_note(text, done)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data_prep.reading.documents import Form
 from tests.texts import SHARED, TEXTS, clean_text, cleaned
 from tests.unit.test_paragraphs import WRAPPED
 
@@ -164,8 +165,34 @@ def test_notes_can_stay() -> None:
     assert "project gutenberg" in clean_text(HEADER + START + WRAPPED + END, gutenberg=False)
 
 
-def test_a_transcriber_s_note_goes_from_any_document() -> None:
+def test_a_note_in_brackets_goes_from_any_text_file() -> None:
     assert clean_text(NOTE + WRAPPED) == clean_text(WRAPPED)
+    row = cleaned(NOTE + WRAPPED, "record")
+    assert "spelling was" in row.text
+    assert "notes" not in row.effects
+
+
+MENTIONS = [
+    "Transcriber's note: a chat about notes\n\nFirst paragraph of real text.\n\nA second one.",
+    "Transcriber's Notes\n\nA story with this title.\n\nIts end.",
+    "[Transcriber's note: a bracket without an end\n\nFirst paragraph of real text.",
+    "Produced by a friend, this page lists books.\n\nMost are of http://gutenberg.net.au today.",
+    "Produced by a friend.\n\nThe volunteers of Distributed Proofreaders (pgdp.net) were there.",
+]
+
+
+@pytest.mark.parametrize("form", ["text", "record"])
+@pytest.mark.parametrize("text", MENTIONS)
+def test_documents_that_mention_notes_or_a_site_keep_every_word(text: str, form: Form) -> None:
+    result = cleaned(text, form)
+    assert result.text.split() == text.lower().split()
+    assert not result.effects.keys() & {"notes", "gutenberg"}
+
+
+def test_a_credit_that_names_its_maker_is_a_mark() -> None:
+    credit = "Produced by A. V. and the Online Distributed\nProofreading Team\n\n"
+    assert clean_text(credit + WRAPPED) == clean_text(WRAPPED)
+    assert clean_text(credit + "Transcriber's Note: none.\n\n\n" + WRAPPED) == clean_text(WRAPPED)
 
 
 AUSTRALIAN_FIELDS = """Title:      The Lighthouse
