@@ -12,6 +12,12 @@ import numpy as np
 _ORDINARY = bytes([*b"\n", *range(0x20, 0x7F)])
 _NO_CONTROLS = bytes(set(range(256)) - {*range(9), *range(14, 32), 127})
 _SMALL = bytes(set(range(256)) - set(range(ord("A"), ord("Z") + 1)))
+# "Next line" is a break, unless it is a byte of mojibake, or an ellipsis beside other control
+# characters that a single-byte encoding left.
+_NEXT_LINE = re.compile(
+    "([\xc2-\xdf]\x85|[\xe0-\xf4]\x85[\x80-\xbf]|[\xe0-\xf4][\x80-\xbf]{1,2}\x85)|\x85"
+)
+_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
 _BREAKS = "\f\v\x1c\x1d\x1e\u2028\u2029"
 # Scripts and emoji in which joiners spell, and scripts whose words a zero-width space divides.
 _JOINING = "\u0590-\u1fff\u2190-\u2bff\ufb1d-\ufe0f\ufe20-\ufefe\U00010800-\U0001ffff"
@@ -55,8 +61,12 @@ def normalise_line_ends(text: str) -> tuple[str, int]:
 
 
 def end_lines(text: str) -> tuple[str, int]:
-    """Write form feeds, vertical tabs and Unicode's separators as a line feed."""
-    return _replace(text, dict.fromkeys(_BREAKS, "\n"))
+    """Write form feeds, vertical tabs, next lines and Unicode's separators as a line feed."""
+    changed, count = _replace(text, dict.fromkeys(_BREAKS, "\n"))
+    if "\x85" in text and not _CONTROLS.search(text):
+        changed = _NEXT_LINE.sub(lambda found: found[1] or "\n", changed)
+        count += text.count("\x85") - changed.count("\x85")
+    return changed, count
 
 
 def compose(text: str) -> tuple[str, int]:

@@ -8,8 +8,9 @@ rules, for lines that may be indented:
   rare. Then its blocks, which blank lines separate, are joined. A text of verse with some prose is
   wrapped in those blocks that show it themselves. Lines of other texts are paragraphs, and so are
   those of programs, in which some lines end in brackets.
-- Lines are joined with a space, or without one after a hyphen or between characters of a script
-  that is written without spaces.
+- Lines are joined with a space, or without one after a hyphen in a word, after a dash that no space
+  precedes, or between characters of a script that is written without spaces.
+- Blocks of code in fences (```) stay as they are, and are no evidence.
 - Verse, title pages, lists and addresses keep their lines: blocks without a line of more than 62
   characters of which three quarters begin with a capital, after any quotes and digits; blocks with
   gaps in half of the lines; and blocks of which half of the lines leave much room, where only lines
@@ -49,6 +50,11 @@ _HUGE_BLOCK = 200
 _CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
 _ITEM = re.compile(r"\n(?:[-*•+–—] |\(?\d{1,3}[.)] )")
 _ITEM_START = re.compile(r"[-*•+–—] |\(?\d{1,3}[.)] ")
+_BLOCK = re.compile(r"([^\n]+(?:\n[^\n]+)*)")
+_FENCED = re.compile(r"^( *```[^`\n]*\n(?:.*?\n)?? *```[^\n]*)$", re.MULTILINE | re.DOTALL)
+_TRAILING = re.compile(r"(?<! ) +$", re.MULTILINE)
+# A hyphen inside a word, or a dash without a space before it.
+_HYPHENATED = re.compile(r"(\w[-‐]|[^\s\-–—](?:-{2,}|[–—]+))\n")
 _SENTENCE_END = frozenset(".!?:;\"”’'»)]।。！？؟…」』*_")
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef"
@@ -94,20 +100,28 @@ class _Wrapping:
 
 
 def unwrap(text: str) -> tuple[str, int]:
-    """Join the lines of hard-wrapped paragraphs.
+    """Join the lines of hard-wrapped paragraphs, outside fences of code.
 
     Returns:
-        The text, and the number of line ends that were replaced.
+        The text, and the number of line ends that were replaced and of blanks around lines that
+        were removed. A text in which no lines are joined stays as it is.
     """
-    if " \n" in text:
-        text = "\n".join([line.rstrip(" ") for line in text.split("\n")])
-    blocks = [block for part in text.split("\n\n") if (block := part.strip("\n"))]
-    wrapping = _find_wrapping(text, len(blocks))
+    pieces = _FENCED.split(text) if "```" in text else [text]
+    prose = [_TRAILING.sub("", piece) if " \n" in piece else piece for piece in pieces[::2]]
+    wrapping = _find_wrapping("\n".join(prose))
     if wrapping is None:
         return text, 0
-    joined = "\n".join([_join_block(block, wrapping) for block in blocks])
-    line_ends = sum(block.count("\n") for block in blocks) + len(blocks) - 1
-    return joined, line_ends - joined.count("\n")
+    changes = 0
+    trailing = sum(map(len, pieces[::2])) - sum(map(len, prose))
+    for number, piece in enumerate(prose):
+        parts = _BLOCK.split(piece)
+        for block in range(1, len(parts), 2):
+            parts[block], count = _join_block(parts[block], wrapping)
+            changes += count
+        pieces[2 * number] = "".join(parts)
+    if not changes:
+        return text, 0
+    return "".join(pieces), changes + trailing
 
 
 def join_sentences(text: str) -> tuple[str, int]:
@@ -121,7 +135,7 @@ def join_sentences(text: str) -> tuple[str, int]:
     return joined, len(lines) - 1 - joined.count("\n") if lines else 0
 
 
-def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
+def _find_wrapping(text: str) -> _Wrapping | None:
     """Return how a text is hard-wrapped, or None if it is not."""
     breaks = _count_breaks(text)
     if not breaks.lengths or breaks.code > _CODE_SHARE * breaks.all:
@@ -143,7 +157,7 @@ def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
         column,
         _quantile(breaks.reaches, _REACH_QUANTILE),
         everywhere,
-        separated=text.count("\n") < _LONG_BLOCK * blocks,
+        separated=text.count("\n") < _LONG_BLOCK * len(_BLOCK.findall(text)),
         verse=breaks.capitals > _VERSE_SHARE * breaks.all,
         indented="\n " in text,
         items=bool(_ITEM.search(text)),
@@ -191,35 +205,39 @@ def _quantile(values: list[int], share: float) -> int:
     return sorted(values)[int(share * (len(values) - 1))]
 
 
-def _join_block(block: str, wrapping: _Wrapping) -> str:
-    if "\n" not in block:
-        return block
+def _join_block(block: str, wrapping: _Wrapping) -> tuple[str, int]:
+    """Return a block with joined lines, and the count of `unwrap`."""
     lines = block.split("\n")
+    if len(lines) == 1 or not (wrapping.everywhere or _shows_wrapping(lines, wrapping)):
+        return block, 0
     lengths = list(map(len, lines))
-    if not wrapping.everywhere and not _shows_wrapping(lines, wrapping):
-        return block
+    begins: Callable[[str, str, _Wrapping], bool]
     indented = wrapping.indented and "\n " in block
     spaced = indented or "   " in block
     longest = max(len(" ".join(line.split())) for line in lines) if spaced else max(lengths)
     if longest <= _VERSE_LINE and _is_verse(lines, wrapping):
-        return block
+        return block, 0
     if spaced and _is_table(lines):
-        return block
+        return block, 0
     if min(lengths[:-1]) < wrapping.column - _ROOM and _leaves_room(lines, wrapping):
-        return "\n".join(_split(lines, _begins_entry, wrapping))
-    if not wrapping.separated or len(lines) > _HUGE_BLOCK:
-        return "\n".join(_split(lines, _begins_paragraph, wrapping))
-    if indented or (wrapping.items and _ITEM.search(block)):
-        return "\n".join(_split(lines, _never, wrapping))
-    return _join(block, wrapping)
+        begins = _begins_entry
+    elif not wrapping.separated or len(lines) > _HUGE_BLOCK:
+        begins = _begins_paragraph
+    elif indented or (wrapping.items and _ITEM.search(block)):
+        begins = _never
+    else:
+        return _join(block, wrapping), len(lines) - 1
+    joined = "\n".join(_split(lines, begins, wrapping))
+    line_ends = len(lines) - 1 - joined.count("\n")
+    indents = sum(len(line) - len(line.lstrip()) for line in lines)
+    return (joined, line_ends + indents) if line_ends else (block, 0)
 
 
 def _join(block: str, wrapping: _Wrapping) -> str:
-    block = block.replace("-\n", "-")
-    if not block.isascii():
-        block = re.sub("(?<=[‐–—])\n", "", block)
-        if wrapping.spaceless:
-            block = _SPACELESS_END.sub("", block)
+    if "-\n" in block or not block.isascii():
+        block = _HYPHENATED.sub(r"\1", block)
+    if wrapping.spaceless:
+        block = _SPACELESS_END.sub("", block)
     return block.replace("\n", " ")
 
 

@@ -28,6 +28,9 @@ FAMILY = "👩\u200d👧"
         ("nul\x00 and \x07bell \ufeffand zero\u200bwidth", "nul and bell and zerowidth"),
         ("fish &amp; chips, AT&T", "fish & chips, at&t"),
         ("page\fbreak", "page\nbreak"),
+        ("next\x85line\x85\x85¿Qué é\x85end", "next\nline\n¿qué é\nend"),
+        ("it\x92s so\x85 or not", "it's so... or not"),
+        ("Ã\x85ngstrÃ¶m\x85and", "ångström\nand"),
         ("schÃ¶n and â€œquotedâ€\x9d", 'schön and "quoted"'),
         ("_\n\nleft alone", "left alone"),
         ("a soft hy\xad\nphen and an\xadother", "a soft hyphen and another"),
@@ -48,6 +51,7 @@ def test_crafted_lines(raw: str, clean: str) -> None:
     [
         ("line_ends", "a\r\nb\rc", 2, None),
         ("breaks", "a\fb\u2028c", 2, "a b c"),
+        ("breaks", "a\x85b", 1, "a...b"),
         ("repair", "schÃ¶n", 1, "schã¶n"),
         ("compose", "e\u0301", 1, "e\u0301"),
         ("invisible", "some\u200e more words\x01", 2, "some\u200e more words\x01"),

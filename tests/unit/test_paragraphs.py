@@ -158,6 +158,54 @@ def test_line_ends_do_not_matter() -> None:
     assert clean_text(WRAPPED.replace("\n", " \t\n")) == clean_text(WRAPPED)
 
 
+def test_every_change_is_counted() -> None:
+    text = f"A title   \n\n\n  {VERSE}\n\n"
+    assert unwrap(text) == (text, 0)
+    assert unwrap(CONTENTS.replace("\n", "  \n") + "\n\n\n") == (
+        CONTENTS.replace("\n", "  \n") + "\n\n\n",
+        0,
+    )
+    joined, count = unwrap("\n\nA title  \n\n\n" + WRAPPED + "  \n")
+    first, second = WRAPPED.rstrip("\n").split("\n\n")
+    paragraphs = [part.replace("-\n", "-").replace("\n", " ") for part in (first, second)]
+    assert joined == "\n\nA title\n\n\n" + "\n\n".join(paragraphs) + "\n\n"
+    assert count == 4 + 2 + 2
+    listed = "\n\n".join(textwrap.fill(p, 76) for p in paragraphs_of(ENGLISH)) + "\n\n"
+    assert unwrap(listed + LIST)[1] == unwrap(listed)[1] + 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("end", "begin", "joined"),
+    [
+        ("shore, all --", "and nobody", "shore, all -- and nobody"),
+        ("shore, all -", "and nobody", "shore, all - and nobody"),
+        ("shore, all —", "and nobody", "shore, all — and nobody"),
+        ("shore, all--", "and nobody", "shore, all--and nobody"),
+        ("shore, all!--", "and nobody", "shore, all!--and nobody"),
+        ("shore, all—", "and nobody", "shore, all—and nobody"),
+        ("shore, twenty-", "four", "shore, twenty-four"),
+        ("shore, 1914-", "1918", "shore, 1914-1918"),
+        ("shore, all!-", "and nobody", "shore, all!- and nobody"),
+    ],
+)
+def test_a_dash_keeps_its_spaces(end: str, begin: str, joined: str) -> None:
+    text = WRAPPED.replace(
+        "on\nshore", f"on\nbut nothing particular to interest me in any way on {end}\n{begin}"
+    )
+    assert joined in unwrap(text)[0]
+
+
+def test_fenced_code_stays_and_is_no_evidence() -> None:
+    fence = "```python\nfor item in items:\n    print(item)  \n    call(item);\n\n    go()\n```"
+    text = f"{WRAPPED}\n{fence}\n{WRAPPED}\n{fence}\n"
+    joined, count = unwrap(text)
+    assert joined.count(fence) == 2
+    assert "having little" in joined.split(fence)[0]
+    assert "the well-known part" in joined.split(fence)[1]
+    assert count == 2 * unwrap(WRAPPED)[1]
+    assert unwrap(text + "```\n")[0].startswith(joined)
+
+
 def test_sentences_become_bounded_paragraphs() -> None:
     lines = [f"sentence number {number} , she said ." for number in range(500)]
     result = cleaned("\n".join(lines).encode(), "sentences")
