@@ -130,6 +130,8 @@ def gloo_group() -> ProcessGroup:
     """Form a group of all processes on the CPU, which does not wait for training's collectives."""
     group = dist.new_group(backend="gloo")
     assert isinstance(group, ProcessGroup)  # no process is left out
+    # A run without a step left closes the group at once, perhaps while another process connects.
+    dist.barrier(group)
     return group
 
 
