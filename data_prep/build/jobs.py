@@ -103,7 +103,7 @@ class CleanEntry(Record):
     fault: str | None = None
     """Why it gives no text."""
     read: bool = True
-    """Whether there was a document to clean."""
+    """True if there was a document to clean."""
     offset: int = 0
     size: int = 0
     characters: int = 0
@@ -125,11 +125,11 @@ class CleanJob(Job[Cleaned]):
 
     units: tuple[Unit, ...]
     unpacked: bool
-    """Whether the documents lie in the `raw_file` of the prefix."""
+    """True if the documents lie in the `raw_file` of the prefix."""
     options: ReadOptions
     steps: Steps
     sketches: bool
-    """Whether to write a sketch of each document, to search for duplicates."""
+    """True to write a sketch of each document, for the search for duplicates."""
     result = Cleaned
 
     @property

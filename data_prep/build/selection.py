@@ -33,7 +33,7 @@ DUPLICATE = "duplicate"
 
 @dataclass
 class SourceCount:
-    """What became of the documents of one source."""
+    """Counts of the documents of one source, by their fate."""
 
     read: int = 0
     kept: int = 0

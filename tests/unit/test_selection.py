@@ -18,10 +18,10 @@ from data_prep.steps import RECIPES
 WORDS = ["the", "grey", "harbour", "watched", "an", "old", "lantern", "before", "its", "crossed"]
 
 
-def documents_of(tmp_path: Path, texts: list[str]) -> list[CleanDocument]:
+def corpus_of(tmp_path: Path, texts: list[str], min_characters: int = 0) -> Corpus:
+    """Return a corpus of documents of one name, whose entries were read from JSON."""
     prefix = tmp_path / str(len(list(tmp_path.iterdir())))
-    documents = [Document(str(n), text.encode(), "text") for n, text in enumerate(texts)]
-    write_raw(prefix, tuple(documents))
+    write_raw(prefix, tuple(Document("same", text.encode(), "text") for text in texts))
     job = CleanJob(
         units=(Unit(Source("texts", tmp_path), 0, None),),
         unpacked=True,
@@ -31,8 +31,12 @@ def documents_of(tmp_path: Path, texts: list[str]) -> list[CleanDocument]:
         prefix=prefix,
     )
     corpus = Corpus()
-    corpus.add(job, job.run(), min_characters=0)
-    return corpus.kept
+    corpus.add(job, Cleaned.model_validate_json(job.run().model_dump_json()), min_characters)
+    return corpus
+
+
+def documents_of(tmp_path: Path, texts: list[str]) -> list[CleanDocument]:
+    return corpus_of(tmp_path, texts).kept
 
 
 def prose(size: int, seed: int, paragraph: int = 600) -> str:
@@ -120,23 +124,6 @@ def test_the_tokenizer_sees_no_text_that_is_held_out(tmp_path: Path) -> None:
     split = split_documents(documents, 0.05)
     sample = list(sample_lines(split["train"], 1 << 20, seed=0))
     assert sample == texts_of(split["train"])
-
-
-def corpus_of(tmp_path: Path, texts: list[str], min_characters: int = 0) -> Corpus:
-    """Return a corpus of documents of one name, whose entries were read from JSON."""
-    prefix = tmp_path / str(len(list(tmp_path.iterdir())))
-    write_raw(prefix, tuple(Document("same", text.encode(), "text") for text in texts))
-    job = CleanJob(
-        units=(Unit(Source("texts", tmp_path), 0, None),),
-        unpacked=True,
-        options=ReadOptions(),
-        steps=RECIPES["books"],
-        sketches=False,
-        prefix=prefix,
-    )
-    corpus = Corpus()
-    corpus.add(job, Cleaned.model_validate_json(job.run().model_dump_json()), min_characters)
-    return corpus
 
 
 def test_equal_texts_of_one_name_are_duplicates(tmp_path: Path) -> None:
