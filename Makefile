@@ -12,7 +12,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-faults check bench-checkpoint bench-data install clean
+.PHONY: demo test test-faults test-gpu check bench bench-layouts bench-checkpoint bench-data install \
+	install-bench clean
 
 install: $(INSTALLED)
 
@@ -59,8 +60,9 @@ demo: install
 	done
 	python launch/scoreboard.py $(DEMO)/*-pretrained $(DEMO)/*-from-nothing
 
+# The tests of layouts start more processes than a host may have GPUs.
 test: install
-	python -m pytest
+	CUDA_VISIBLE_DEVICES= python -m pytest
 
 check: install
 	python -m ruff format --check .
@@ -70,15 +72,30 @@ check: install
 	python -m mypy
 
 test-faults: install
-	python -m pytest -m faults
+	CUDA_VISIBLE_DEVICES= python -m pytest -m faults
+
+test-gpu: install
+	python -m pytest -m gpu
+
+# What the comparisons need beside this project.
+install-bench: install
+	$(VENV)/bin/python -m pip install --quiet \
+		--constraint constraints/python$(VERSION).txt --editable '.[bench]'
+
+# On a machine with a GPU the same, with the whole model and larger batches.
+bench: install-bench
+	python -m tests.benchmarks.training
+	python -m tests.benchmarks.finetuning
+	python -m tests.benchmarks.inference
+
+bench-layouts: install
+	python -m tests.benchmarks.layouts
 
 bench-checkpoint: install
 	python -m tests.benchmarks.checkpoint
 
-# `make bench-data DATA=FOLDER` builds from the .txt files of a folder instead of the bundled books.
-bench-data: install
-	$(VENV)/bin/python -m pip install --quiet \
-		--constraint constraints/python$(VERSION).txt --editable '.[bench]'
+# `make bench-data DATA=FOLDER` builds from the texts of a folder instead of the bundled books.
+bench-data: install-bench
 	python -m tests.benchmarks.data $(DATA)
 
 clean:

@@ -3,12 +3,12 @@
 import argparse
 import codecs
 import os
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from data_prep.book_tasks import DEV_PART
-from data_prep.contamination.overlap import MAX_DOCUMENTS
-from data_prep.contamination.texts import FORMATS
-from data_prep.duplicates import PASSAGE_WORDS, THRESHOLD
+from data_prep.defaults import DEV_PART, MAX_DOCUMENTS, PASSAGE_WORDS, TEST_SUFFIXES, THRESHOLD
+from data_prep.reading.kinds import refusal
 from data_prep.steps import RECIPES, Steps
 
 _BUILD_INPUTS = (
@@ -65,9 +65,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     add(
         "--min-characters",
         type=_natural,
-        default=500,
         metavar="N",
-        help="leave out documents of fewer characters; default 500",
+        help="leave out documents of fewer characters; default 500, 0 in the recipe plain, which "
+        "leaves out empty ones alone",
     )
     add(
         "--validation-fraction",
@@ -102,6 +102,16 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
         help='text between the documents of a file; default "<|endoftext|>"; "" for none',
     )
     add(
+        "--read-suffix",
+        dest="read_suffixes",
+        action="append",
+        default=[],
+        type=_suffix,
+        metavar="SUFFIX",
+        help="read files of this suffix too, such as py, if they are text; may be given several "
+        "times",
+    )
+    add(
         "--no-follow-links",
         dest="follow_links",
         action="store_false",
@@ -110,19 +120,26 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_duplicates(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument(
         "--near-duplicates",
         type=_share,
         metavar="F",
         help="share of a document's words that another one must have, in runs of eight, for it to "
-        f"be left out; 0 keeps all but equal texts; default {THRESHOLD}, 0 in the recipe plain",
+        f"be left out; 0 leaves out equal texts alone; default {THRESHOLD} in the recipe books",
+    )
+    choice.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep every document, also of equal text, and cut no passage; default in the recipe "
+        "plain",
     )
     group.add_argument(
         "--passage-words",
         type=_natural,
         metavar="N",
         help="number of words from which on a passage that an earlier document holds is cut; 0 "
-        f"cuts none, as does --near-duplicates 0; default {PASSAGE_WORDS}, 0 in the recipe plain",
+        f"cuts none; default {PASSAGE_WORDS} with --near-duplicates above 0",
     )
 
 
@@ -131,8 +148,9 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
         "--recipe",
         choices=list(RECIPES),
         default="books",
-        help="steps of cleaning: those of the paper's books, or none but decoding and line ends; "
-        "each of the following options switches one step on or off; default books",
+        help="steps of cleaning: `books` has those of the paper's books; `plain` only decodes, "
+        "unifies line ends and writes _ for U+2581, and keeps short texts and duplicates; each "
+        "option below switches one step; default books",
     )
     group.add_argument(
         "--encoding",
@@ -142,18 +160,13 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
     )
     for name, field in Steps.model_fields.items():
         if field.annotation is bool:
+            text = (field.description or "").partition(" Count:")[0].strip()
             group.add_argument(
                 f"--{name.replace('_', '-')}",
                 action=argparse.BooleanOptionalAction,
                 default=None,
-                help=_as_help(field.description or ""),
+                help=text[:1].lower() + text[1:].removesuffix("."),
             )
-
-
-def _as_help(description: str) -> str:
-    """Return a step's description as a help text, without its unit of counting."""
-    text = description.partition(" Count:")[0].strip()
-    return text[:1].lower() + text[1:].removesuffix(".")
 
 
 def _add_tokenizer(group: argparse._ArgumentGroup) -> None:
@@ -184,7 +197,6 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.description = "Check every hash of a token folder."
     parser.epilog = "example: python -m data_prep verify tokens"
     _add_folder(parser)
-    _add_workers(parser)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +220,6 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_natural, default=0, metavar="N", help="random seed of samples; default 0"
     )
-    _add_workers(parser)
 
 
 def _add_contamination(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +238,7 @@ def _add_contamination(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_path,
         metavar="TASK_FILE",
-        help=f"tests: {', '.join(FORMATS)} (one text a line), or a folder of RACE",
+        help=f"tests: {', '.join(TEST_SUFFIXES)} (one text a line), or a folder of RACE",
     )
     parser.add_argument(
         "--column",
@@ -254,11 +265,11 @@ def _add_contamination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=_path, metavar="FILE", help="write every text that was found to this file"
     )
-    _add_workers(parser)
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=_path, metavar="DIR", help="a token folder")
+    _add_workers(parser)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -285,21 +296,6 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"number of examples of each task, one in {DEV_PART} of them for dev; default 2000",
     )
-    _add_lowercase(parser)
-
-
-def _add_paths(parser: argparse.ArgumentParser, inputs: str, output: str) -> None:
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        type=_path,
-        metavar="INPUT",
-        help=inputs,
-    )
-    parser.add_argument("--output", required=True, type=_path, metavar="DIR", help=output)
-
-
-def _add_lowercase(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-lowercase",
         dest="lowercase",
@@ -308,16 +304,18 @@ def _add_lowercase(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number of 1 or more")
+def _add_paths(parser: argparse.ArgumentParser, inputs: str, output: str) -> None:
+    parser.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help=inputs)
+    parser.add_argument("--output", required=True, type=_path, metavar="DIR", help=output)
+
+
+def _natural(value: str, least: int = 0) -> int:
+    if not value.isdecimal() or int(value) < least:
+        raise argparse.ArgumentTypeError(f"{value} is not a whole number of {least} or more")
     return int(value)
 
 
-def _natural(value: str) -> int:
-    if not value.isdecimal():
-        raise argparse.ArgumentTypeError(f"{value} is not a whole number of 0 or more")
-    return int(value)
+_positive = partial(_natural, least=1)
 
 
 def _path(value: str) -> Path:
@@ -335,15 +333,21 @@ def _encoding(value: str) -> str:
     return codecs.lookup(value).name
 
 
+def _suffix(value: str) -> str:
+    suffix = value.removeprefix(".").lower()
+    if not refusal(f"name.{suffix}"):
+        raise argparse.ArgumentTypeError(
+            f"{value} is no suffix, or one that is read anyway; give one such as py"
+        )
+    return suffix
+
+
 def _share(value: str) -> float:
     return 1.0 if value in {"1", "1.0"} else _fraction(value)
 
 
 def _fraction(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number from 0 to below 1")
-    return number
+    with suppress(ValueError):
+        if 0 <= (number := float(value)) < 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{value} is not a number from 0 to below 1")

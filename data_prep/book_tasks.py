@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_prep.cleaning.clean import clean
+from data_prep.defaults import DEV_PART
 from data_prep.progress import Progress
 from data_prep.reading.documents import Document, ReadOptions
 from data_prep.reading.units import Unit, read_unit
@@ -31,8 +32,6 @@ from gpt_dist.errors import DataError
 from gpt_dist.files.folders import new_folder
 
 SPLITS = ("train", "dev")
-DEV_PART = 5
-"""One of this many examples, and one of this many blocks, is for `dev`."""
 
 _BLOCK_WORDS = 2000
 _PASSAGE_WORDS = (40, 70)  # nearly all fit into 128 tokens of a vocabulary of 4,096

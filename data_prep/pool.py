@@ -98,10 +98,11 @@ def open_pool(workers: int) -> Iterator[Pool | None]:
     On those other ranks, work until the first rank is done, then yield None.
 
     Raises:
-        LaunchError: An MPI launcher is used, but mpi4py is not installed.
+        LaunchError: An MPI launcher is used, but mpi4py is not installed or does not connect.
     """
-    if any(int(os.environ.get(name, 1)) > 1 for name in _MPI_SIZES):
-        with _open_mpi_pool() as pool:
+    launched = next((int(os.environ[name]) for name in _MPI_SIZES if name in os.environ), 1)
+    if launched > 1:
+        with _open_mpi_pool(launched) as pool:
             yield pool
     else:
         context = get_context("spawn")
@@ -110,7 +111,7 @@ def open_pool(workers: int) -> Iterator[Pool | None]:
 
 
 @contextmanager
-def _open_mpi_pool() -> Iterator[Pool | None]:
+def _open_mpi_pool(launched: int) -> Iterator[Pool | None]:
     try:
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor
@@ -119,8 +120,14 @@ def _open_mpi_pool() -> Iterator[Pool | None]:
             f"launched as an MPI rank, but mpi4py cannot be imported ({error}); "
             "install gpt_dist[mpi], or use --workers without mpirun"
         ) from error
+    size = MPI.COMM_WORLD.Get_size()
+    if size != launched:
+        raise LaunchError(
+            f"{launched} processes were launched, but MPI connects {size}; with Slurm, use "
+            "`srun --mpi=pmix` where `srun --mpi=list` shows pmix, else mpirun"
+        )
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
-        yield None if executor is None else Pool(executor, MPI.COMM_WORLD.Get_size() - 1)
+        yield None if executor is None else Pool(executor, size - 1)
 
 
 def _become_worker(leader: int) -> None:

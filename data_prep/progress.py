@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+
+from gpt_dist.progress import show_progress
 
 Advance = Callable[[int], None]
 
@@ -18,7 +18,7 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        """Find out whether standard error is a terminal."""
+        """Write to standard error."""
         self._console = Console(stderr=True, highlight=False)
 
     @contextmanager
@@ -26,21 +26,12 @@ class Progress:
         """Show one stage, and yield a function to call with the number of units done since."""
         begin = time.monotonic()
         done = 0
-        with RichProgress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            TextColumn("{task.fields[done]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        ) as bars:
-            task = bars.add_task(title, total=total, done="")
+        with show_progress(self._console.is_terminal, lambda count: amount(count, unit)) as report:
 
             def advance(count: int) -> None:
                 nonlocal done
                 done += count
-                bars.update(task, advance=count, done=amount(done, unit))
+                report(title, done, total)
 
             yield advance
         seconds = time.monotonic() - begin
@@ -55,5 +46,7 @@ class Progress:
 
 
 def amount(count: int, unit: str) -> str:
-    """Return a number with its unit, bytes as megabytes."""
-    return f"{count / 1e6:,.1f} MB" if unit == "bytes" else f"{count:,} {unit}"
+    """Return a number with its unit, which is a plural or `s`; bytes as megabytes."""
+    if unit == "bytes":
+        return f"{count / 1e6:,.1f} MB"
+    return f"{count:,} {unit.removesuffix('s') if count == 1 and unit != 's' else unit}"

@@ -32,12 +32,14 @@ class Steps(Record, use_attribute_docstrings=True):
     needs them. Count: characters."""
     blanks: bool = True
     """Replace each run of white space in a line by one space, remove white space around lines, and
-    remove blank lines. Count: characters."""
+    remove blank lines; not in fenced code (```). Count: characters."""
     punctuation: bool = True
     """Write straight quotes, `--` for a dash, `-` for hyphens and en dashes, and `...`; not in
     Chinese or Japanese. Count: characters."""
     italics: bool = True
     """Remove the underscores of `_italics_`. Count: characters."""
+    space_mark: bool = True
+    """Write `_` for U+2581, which sentencepiece cannot tell from a space. Count: characters."""
     gutenberg: bool = True
     """Cut Project Gutenberg's header and licence. Count: characters."""
     notes: bool = True
@@ -70,6 +72,9 @@ def _only(*names: str) -> Steps:
 
 RECIPES = {
     "books": Steps(),
-    "plain": _only("guess", "line_ends"),
+    "plain": _only("guess", "line_ends", "space_mark"),
 }
-"""Steps by the name of a recipe: `books` is the paper's; `plain` changes encoding and line ends."""
+"""Steps by the name of a recipe: `books` is the paper's; `plain` changes what every text needs.
+
+A given tokenizer decides on `lowercase` and `space_mark`.
+"""

@@ -28,7 +28,7 @@ class TokenPart:
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentPiece:
     """Ids of one document, without its end-of-text token, or a part of them."""
 
     document: int
@@ -53,7 +53,7 @@ def divide(folder: TokenFolder, size: int) -> list[TokenPart]:
 @lru_cache(maxsize=1)
 def reopened(path: Path) -> TokenFolder:
     """Open a token folder, or return the one that was opened last."""
-    return TokenFolder.open(path)
+    return TokenFolder(path)
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +69,7 @@ def read_blocks(part: TokenPart) -> Iterator[Ids]:
         yield stream.read(begin, min(begin + BLOCK_TOKENS, part.end))
 
 
-def read_documents(part: TokenPart, end_of_text: int) -> Iterator[Piece]:
+def read_documents(part: TokenPart, end_of_text: int) -> Iterator[DocumentPiece]:
     """Yield the documents that begin in a part, long ones in pieces that overlap."""
     stream = reopened(part.path).split(part.split)
     position, document = part.begin, 0
@@ -82,7 +82,7 @@ def read_documents(part: TokenPart, end_of_text: int) -> Iterator[Piece]:
         for last in [*np.flatnonzero(block == end_of_text).tolist(), len(block)]:
             ids = np.concatenate([before, block[first:last]])
             if ours and len(ids):
-                yield Piece(document, ids, last == len(block), len(before) > 0)
+                yield DocumentPiece(document, ids, last == len(block), len(before) > 0)
             before = ids[-OVERLAP_TOKENS:] if ours and last == len(block) else ids[:0]
             first = last + 1
             document += 1 if last < len(block) else 0

@@ -1,13 +1,22 @@
-"""Train the tokenizer of a token folder."""
+"""Train the tokenizer of a token folder; find out for which case a given one was made."""
 
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 
 import sentencepiece
 
-from gpt_dist.data.tokenizers.tokenizer import SPACE_WITHIN_TEXT, SPECIAL_TOKENS, cut_text
+from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer
+from gpt_dist.data.tokenizers.folder import FolderTokenizer
+from gpt_dist.data.tokenizers.tokenizer import (
+    SPACE,
+    SPACE_WITHIN_TEXT,
+    SPECIAL_TOKENS,
+    cut_text,
+    is_text,
+)
 from gpt_dist.errors import DataError
 
 _TRAINING_LINE_CHARACTERS = 4096
@@ -54,3 +63,25 @@ def train_sentencepiece(lines: Iterator[str], vocab_size: int) -> bytes:
             f"{found[2]}"
         ) from error
     return model.getvalue()
+
+
+def knows_only_lower_case(tokenizer: FolderTokenizer) -> bool | None:
+    """Return whether a tokenizer was made for lower-case text, or None if no token tells.
+
+    True if it lower-cases text itself, or has tokens in lower case but none with a capital.
+    """
+    if isinstance(tokenizer, BytePairTokenizer):
+        normalizer = tokenizer.backend.normalizer
+        if normalizer and normalizer.normalize_str("A").strip(SPACE) == "a":
+            return True
+        added = tokenizer.backend.get_added_tokens_decoder()
+        ids = (index for index in range(tokenizer.vocab_size) if index not in added)
+        # A byte-level vocabulary holds every single byte, whatever its text was.
+        texts = [text for text in map(tokenizer.backend.decode, zip(ids)) if len(text.strip()) > 1]
+    else:
+        processor = tokenizer.processor
+        pieces = filter(partial(is_text, processor), range(tokenizer.vocab_size))
+        texts = [processor.id_to_piece(index) for index in pieces]
+    if any(text != text.lower() for text in texts):
+        return False
+    return True if any(text != text.upper() for text in texts) else None

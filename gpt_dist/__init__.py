@@ -1,3 +1,3 @@
-"""GPT-1 as a distributed training system: tokens, model, training, checkpoints."""
+"""Train GPTs over many processes: tokens, model families, training, checkpoints."""
 
 __version__ = "0.1.0"

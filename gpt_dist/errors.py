@@ -2,9 +2,15 @@
 
 from pydantic import ValidationError
 
+USER_ERROR = 2
+"""Exit status of a run that was refused."""
+
 
 class GptDistError(Exception):
     """Base of all errors that are the input's fault, not the program's."""
+
+    told = False
+    """True once the other processes know of it, and leave it to this one to report it."""
 
 
 class ConfigError(GptDistError):
@@ -23,6 +29,10 @@ class TrainingError(GptDistError):
     """Training cannot go on: its numbers are no longer finite."""
 
 
+class RolledBack(GptDistError):  # noqa: N818 -- it is not an error
+    """Training goes back to its last checkpoint, and leaves out a global batch."""
+
+
 class Interrupted(GptDistError):  # noqa: N818 -- it is not an error
     """The run was preempted, and saved; it can be resumed."""
 
@@ -35,8 +45,10 @@ class ModelError(GptDistError):
     """A model folder or released weights are damaged, missing or of an unsuitable kind."""
 
 
-def first_problem(error: ValidationError) -> str:
+def first_problem(error: ValueError) -> str:
     """Return the first fault of a record that does not validate, as `key: reason`."""
+    if not isinstance(error, ValidationError):
+        return f"the file: {error}"
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "the file"
     return f"{where}: {first['msg']}"

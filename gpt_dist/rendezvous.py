@@ -24,7 +24,8 @@ TIMEOUT = timedelta(minutes=10)
 """How long a process waits for its peers, at the start and in every collective."""
 
 PATIENCE = 10.0
-"""Seconds of waiting at the start after which a process says for whom."""
+"""Seconds of waiting at the start after which a process says for whom, and looks for its launcher
+and the other processes of its host."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -51,6 +52,7 @@ _LAUNCHERS = {
 """The variables in which launchers tell rank, world size, local rank and local world size."""
 
 _MPI = ("mpirun", "mpiexec")
+_NODE_LAUNCHER = "deepspeed.launcher.launch"
 _NO_LAUNCHER = "if no launcher started this process, unset RANK and WORLD_SIZE"
 
 
@@ -83,23 +85,35 @@ def _launched_by(launcher: str) -> tuple[psutil.Process, ...]:
         parent = psutil.Process(os.getppid())
         if launcher == "torchrun":
             found.append(parent)
-        if launcher == "deepspeed" and "deepspeed.launcher.launch" in " ".join(parent.cmdline()):
+        if launcher == "deepspeed" and _NODE_LAUNCHER in " ".join(parent.cmdline()):
             found.append(parent)
-            starter = parent.parent()
-            if starter and "deepspeed" in " ".join(starter.cmdline()):
-                found.append(starter)
+            for process in parent.parents():
+                command, over_ssh = " ".join(process.cmdline()), process.name().startswith("sshd")
+                found += [process] if over_ssh or "deepspeed" in command else []
+                found += _remote_starters(parent) if over_ssh else []
+                if _NODE_LAUNCHER not in command:  # not the shell in which ssh runs it
+                    break
     return tuple(found)
+
+
+def _remote_starters(node_launcher: psutil.Process) -> list[psutil.Process]:
+    """Return pdsh and the `deepspeed` command that started a host's launcher, if they run here."""
+    words = {word for word in node_launcher.cmdline() if word.startswith(("--world_", "--master_"))}
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "pdsh" and words <= set(process.info["cmdline"] or ()):
+            above = process.parent()
+            return [process, above] if above and "deepspeed" in str(above.cmdline()) else [process]
+    return []
 
 
 def launcher_ended(launch: Launch) -> bool:
     """Return whether the launcher has ended since `discover_launch`."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         return not all(
             process.is_running() and process.status() != psutil.STATUS_ZOMBIE
             for process in launch.launched_by
         )
-    except psutil.NoSuchProcess:
-        return True
+    return True
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
@@ -188,22 +202,43 @@ def _listen(address: str, port: int, launch: Launch) -> socket.socket:
 
 
 def _waiter(launch: Launch, place: str) -> Callable[[str], None]:
-    """Return a function that sleeps, says after PATIENCE for whom, and raises after TIMEOUT."""
+    """Return a function that sleeps, says after PATIENCE for whom, and raises after TIMEOUT.
+
+    It raises LaunchError once the launcher, or another process of this host, has ended.
+    """
     # One process a host prints it, and any whose environment may be left over from another run.
     silent = launch.local_rank > 0 and (launch.launcher != "deepspeed" or bool(launch.launched_by))
     begin = time.monotonic()
+    patience = PATIENCE
 
     def wait(absent: str) -> None:
-        nonlocal silent
+        nonlocal silent, patience
         waited = time.monotonic() - begin
         if waited > TIMEOUT.total_seconds():
             raise TimeoutError(f"gave up waiting for {absent}")
         if waited > PATIENCE and not silent:
             silent = True
             print(f"waiting for {absent} at {place}; {_NO_LAUNCHER}", file=sys.stderr, flush=True)
+        if waited > patience:
+            patience += PATIENCE
+            _check_neighbours(launch)
         time.sleep(0.05)
 
     return wait
+
+
+def _check_neighbours(launch: Launch) -> None:
+    """Raise LaunchError if the launcher has ended, or a process that it started on this host."""
+    alive = launch.local_world_size
+    for launcher in launch.launched_by[:1]:
+        with suppress(psutil.Error):
+            children = [one for one in launcher.children() if one.status() != psutil.STATUS_ZOMBIE]
+            alive = sum("LOCAL_RANK" in one.environ() for one in children)
+    if alive < launch.local_world_size or launcher_ended(launch):
+        raise LaunchError(
+            f"the launcher, or one of its {launch.local_world_size} processes on "
+            f"{socket.gethostname()}, has ended before all processes were there; start again"
+        )
 
 
 def _reach(address: str, port: int, wait: Callable[[str], None]) -> str:
@@ -228,8 +263,12 @@ def _meet(store: "Store", launch: Launch, wait: Callable[[str], None]) -> str:
     question = uuid4().hex
     if launch.rank:
         store.set(f"question/{launch.rank}", question)
+        while not store.check([f"answer/{question}"]):
+            wait("an answer of rank 0")
         prefix = store.get(f"answer/{question}").decode()
         store.set(f"{prefix}/{launch.rank}", "here")
+        while not store.check([f"{prefix}/0"]):
+            wait("other processes")
         return prefix
     prefix, absent = question, list(range(1, launch.world_size))
     while absent := [rank for rank in absent if not store.check([f"{prefix}/{rank}"])]:
@@ -237,6 +276,7 @@ def _meet(store: "Store", launch: Launch, wait: Callable[[str], None]) -> str:
             if store.check([f"question/{rank}"]):
                 store.set(f"answer/{store.get(f'question/{rank}').decode()}", prefix)
         wait(f"{len(absent)} of {launch.world_size} processes")
+    store.set(f"{prefix}/0", "here")
     return prefix
 
 
@@ -259,10 +299,8 @@ def choose_interface(own: str, addresses: Sequence[str]) -> str | None:
         own = LOOPBACK
     elif own == LOOPBACK:
         own = _address_towards(next(other for other in addresses if other != LOOPBACK))
-    for name, found in psutil.net_if_addrs().items():
-        if own in (entry.address for entry in found):
-            return name
-    return None
+    found = psutil.net_if_addrs().items()
+    return next((name for name, entries in found if own in {x.address for x in entries}), None)
 
 
 def _address_towards(peer: str) -> str:

@@ -1,9 +1,8 @@
 """Process groups, ranks, and DeepSpeed's view of them."""
 
 import os
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TypeVar, cast
 
@@ -12,12 +11,10 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
 from gpt_dist.errors import GptDistError, LaunchError
+from gpt_dist.megatron import parallel_state
+from gpt_dist.memory import keep_freed_memory
 from gpt_dist.rendezvous import TIMEOUT, Launch, open_store
-
-with warnings.catch_warnings():
-    # Each import of megatron-core says that its optional CUDA extensions are missing.
-    warnings.simplefilter("ignore")
-    from megatron.core import parallel_state
+from gpt_dist.watchdog import Progress
 
 Result = TypeVar("Result")
 
@@ -34,6 +31,8 @@ class Topology:
     data_parallel_rank: int
     tensor_parallel_group: dist.ProcessGroup
     data_parallel_group: dist.ProcessGroup
+    progress: Progress = field(default_factory=Progress)
+    """Training says here what it does, for the watchdog."""
 
     @property
     def is_main(self) -> bool:
@@ -44,6 +43,14 @@ class Topology:
 def device_type() -> str:
     """The kind of device that training uses on this machine: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bf16, without which it is many times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    available = torch.backends.mkldnn.is_available()
+    return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def connect(launch: Launch, store: Store | None = None) -> torch.device:
@@ -63,12 +70,22 @@ def connect(launch: Launch, store: Store | None = None) -> torch.device:
         device = torch.device("cuda", _gpu_index(launch, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_world_size))
+        keep_freed_memory()
+        torch.set_num_threads(_threads(launch))
     store = store or open_store(launch)
     dist.init_process_group(
         backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=TIMEOUT
     )
     return device
+
+
+def _threads(launch: Launch) -> int:
+    """Return the threads of this process: OMP_NUM_THREADS, or its share of the cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    # torchrun sets 1 for several processes a host, whatever the cores.
+    if wanted.isdecimal() and int(wanted) and not (launch.launcher == "torchrun" and wanted == "1"):
+        return int(wanted)
+    return max(1, len(os.sched_getaffinity(0)) // launch.local_world_size)
 
 
 def form_groups(launch: Launch, device: torch.device, tensor_parallel_size: int) -> Topology:

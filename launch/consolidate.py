@@ -13,7 +13,9 @@ EXAMPLE = "python launch/consolidate.py runs/first/checkpoints/step-00000500 --o
 def parse() -> Namespace:
     parser = command.argument_parser(__doc__ or "", EXAMPLE)
     parser.add_argument(
-        "checkpoint", type=Path, help="a checkpoint, or the directory of a run for its newest one"
+        "checkpoint",
+        type=command.existing_model,
+        help="a checkpoint, or the directory of a run for its newest one",
     )
     parser.add_argument("--output", type=Path, required=True, help="the new model folder")
     return parser.parse_args()

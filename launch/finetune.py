@@ -1,12 +1,12 @@
 """Fine-tune a model on a task, under deepspeed, torchrun, mpirun, srun or plain python."""
 
-import os
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from gpt_dist import command
-from gpt_dist.config import Config
-from gpt_dist.config.file import load_config
-from gpt_dist.rendezvous import discover_launch
+from gpt_dist.config import Config, ResolvedConfig
+from gpt_dist.rendezvous import Launch
 
 EXAMPLE = (
     "deepspeed --num_gpus 2 launch/finetune.py configs/finetune/sst2.yaml "
@@ -14,19 +14,12 @@ EXAMPLE = (
 )
 
 
-def parse() -> Config:
-    return load_config(*command.parse_config_arguments(__doc__ or "", EXAMPLE))
-
-
-def main(given: Config) -> None:
-    launch = discover_launch(os.environ)
-
+def prepare(given: Config, launch: Launch) -> tuple[ResolvedConfig, Callable[[Any], None]]:
     from gpt_dist.finetune.run import check, finetune
-    from gpt_dist.train.directory import train_alone
 
     inputs = check(given, launch)
-    train_alone(inputs.config, launch, partial(finetune, inputs))
+    return inputs.config, partial(finetune, inputs)
 
 
 if __name__ == "__main__":
-    command.run(parse, main)
+    command.train(__doc__ or "", EXAMPLE, prepare, fine_tuning=True)

@@ -1,4 +1,4 @@
-"""Make a model folder of a Hugging Face GPT-1 or GPT-2 folder, or of the released GPT-1 files."""
+"""Make a model folder of a Hugging Face folder of a known family, or of the released GPT-1."""
 
 from argparse import Namespace
 from pathlib import Path

@@ -1,12 +1,12 @@
 """Pre-train a GPT on a token folder, under deepspeed, torchrun, mpirun, srun or plain python."""
 
-import os
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from gpt_dist import command
-from gpt_dist.config import Config
-from gpt_dist.config.file import load_config
-from gpt_dist.rendezvous import discover_launch
+from gpt_dist.config import Config, ResolvedConfig
+from gpt_dist.rendezvous import Launch
 
 EXAMPLE = (
     "deepspeed --num_gpus 2 launch/pretrain.py configs/pretrain/tiny.yaml data.path=tokens "
@@ -14,19 +14,12 @@ EXAMPLE = (
 )
 
 
-def parse() -> Config:
-    return load_config(*command.parse_config_arguments(__doc__ or "", EXAMPLE))
-
-
-def main(given: Config) -> None:
-    launch = discover_launch(os.environ)
-
-    from gpt_dist.train.directory import train_alone
+def prepare(given: Config, launch: Launch) -> tuple[ResolvedConfig, Callable[[Any], None]]:
     from gpt_dist.train.pretrain import check, pretrain
 
     inputs = check(given, launch)
-    train_alone(inputs.config, launch, partial(pretrain, inputs))
+    return inputs.config, partial(pretrain, inputs)
 
 
 if __name__ == "__main__":
-    command.run(parse, main)
+    command.train(__doc__ or "", EXAMPLE, prepare, fine_tuning=False)

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import hosts
 from tests.process_group import ProcessGroup
+
+__all__ = ["hosts"]
+
+# As for the commands, which have their parts there; last, so that nothing installed is hidden.
+sys.path.append(str(Path("launch").resolve()))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ def start(
     *arguments: str,
     script: str = "pretrain",
     config: str = "configs/pretrain/tiny.yaml",
+    new_session: bool = False,
 ) -> subprocess.Popen[str]:
     """Start a training script."""
     environment = os.environ | {
@@ -38,27 +39,25 @@ def start(
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
     return subprocess.Popen(
-        [
-            *LAUNCHERS[launcher],
-            *_port(launcher),
-            f"launch/{script}.py",
-            config,
-            *arguments,
-        ],
+        [*launcher_words(launcher), f"launch/{script}.py", config, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=new_session,
     )
 
 
-def _port(launcher: str) -> list[str]:
-    """Return a free port if the launcher asks for one."""
-    if not LAUNCHERS[launcher][-1].startswith("--master"):
-        return []
+def launcher_words(launcher: str) -> list[str]:
+    """Return the words before the script, with a free port if the launcher asks for one."""
+    words = LAUNCHERS[launcher]
+    return [*words, str(free_port())] if words[-1].startswith("--master") else words
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return [str(free.getsockname()[1])]
+        return int(free.getsockname()[1])
 
 
 def launch(launcher: str, *arguments: str, **what: str) -> subprocess.CompletedProcess[str]:
@@ -80,10 +79,10 @@ def find_rank(process: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 def wait_for_step(directory: Path, step: int) -> None:
     """Return when a run has reported a step."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         path = directory / "metrics.jsonl"
         if path.exists() and f'"step": {step},' in path.read_text():
             return
         time.sleep(0.1)
-    pytest.fail(f"no step {step} within a minute")
+    pytest.fail(f"no step {step} within three minutes")

@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 
 class ProcessGroup:
-    """Group of `size` processes joined in a torch.distributed group, on the CPU."""
+    """Group of `size` processes joined in a torch.distributed group, on the CPU or a GPU each."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, on_gpus: bool = False) -> None:
         context = mp.get_context("spawn")
         self._store = tempfile.TemporaryDirectory()
         self._connections: list[Connection] = []
@@ -26,7 +26,7 @@ class ProcessGroup:
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_serve,
-                args=(rank, size, f"{self._store.name}/rendezvous", theirs),
+                args=(rank, size, on_gpus, f"{self._store.name}/rendezvous", theirs),
                 daemon=True,
             )
             process.start()
@@ -72,8 +72,9 @@ class ProcessGroup:
         self._store.cleanup()
 
 
-def _serve(rank: int, size: int, rendezvous: str, connection: Connection) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def _serve(rank: int, size: int, on_gpus: bool, rendezvous: str, connection: Connection) -> None:
+    if not on_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from gpt_dist.rendezvous import Launch
     from gpt_dist.topology import connect
 

@@ -10,9 +10,10 @@ from data_prep.build.encode import encode_splits
 from data_prep.build.gather import Gathering, identity
 from data_prep.build.jobs import HashJob, grouped
 from data_prep.build.manifest import make_manifest
-from data_prep.build.selection import Corpus, sample_lines, split_documents
+from data_prep.build.selection import Selection, sample_lines, share_held_out, split_documents
 from data_prep.build.work import Work, work_folder
 from data_prep.duplicates import find_duplicates
+from data_prep.manifest import BuildManifest, BuildOptions
 from data_prep.pool import Pool
 from data_prep.progress import Progress
 from data_prep.reading.documents import LeftOut, ReadOptions
@@ -21,7 +22,7 @@ from data_prep.steps import Steps
 from data_prep.tokenizer import train_sentencepiece
 from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, open_tokenizer, tokenizer_file
 from gpt_dist.data.tokens import folder as tokens
-from gpt_dist.data.tokens.folder import BuildOptions, TokenizerEntry, TokenManifest
+from gpt_dist.data.tokens.folder import TokenizerEntry
 from gpt_dist.errors import DataError
 from gpt_dist.files.folders import publish
 
@@ -42,7 +43,15 @@ class BuildRequest:
     """A folder whose tokenizer is used, or None to train a tokenizer."""
 
 
-def build(request: BuildRequest, pool: Pool, progress: Progress) -> TokenManifest:
+@dataclass(frozen=True)
+class Built:
+    """Manifest of a new token folder, and the share of the kept bytes that it holds out."""
+
+    manifest: BuildManifest
+    held_out: float
+
+
+def build(request: BuildRequest, pool: Pool, progress: Progress) -> Built:
     """Make a token folder, every byte of which depends on the request alone.
 
     What is done is kept in a folder beside the output until the output is there, so that a build
@@ -54,7 +63,7 @@ def build(request: BuildRequest, pool: Pool, progress: Progress) -> TokenManifes
     options = request.options
     with work_folder(request.output) as (folder, output):
         work = Work(folder, pool)
-        sources, skipped = find_sources(request.inputs, options.follow_links)
+        sources, skipped = find_sources(request.inputs, options.follow_links, options.read_suffixes)
         states = [identity(source) for source in sources]
         hashes = _hash_sources(sources, work, progress)
         corpus = _gather(request, sources, skipped, work, progress)
@@ -74,7 +83,7 @@ def build(request: BuildRequest, pool: Pool, progress: Progress) -> TokenManifes
         text = manifest.model_dump_json(indent=1) + "\n"
         (result / tokens.MANIFEST_NAME).write_text(text)
         publish(result, output)
-    return manifest
+    return Built(manifest, share_held_out(documents))
 
 
 def _hash_sources(sources: list[Source], work: Work, progress: Progress) -> list[str]:
@@ -98,10 +107,13 @@ def _gather(
     skipped: list[LeftOut],
     work: Work,
     progress: Progress,
-) -> Corpus:
-    """Clean all documents, and choose those to keep: the first of each text that is long enough."""
-    corpus = Corpus()
+) -> Selection:
+    """Clean all documents, and choose those to keep: the first of each text that is long enough.
+
+    If duplicates are to be kept, others of the same text are kept too.
+    """
     options = request.options
+    corpus = Selection(keeps_equal=options.near_duplicates is None)
     gathering = Gathering(
         sources, request.reading, request.steps, bool(options.near_duplicates), work
     )

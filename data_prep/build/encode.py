@@ -11,9 +11,10 @@ from data_prep.build.documents import CleanDocument
 from data_prep.build.jobs import PART_BYTES, Encoded, EncodeJob, ShardJob, grouped
 from data_prep.build.work import Work
 from data_prep.progress import Progress
+from data_prep.shards import token_dtype
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokens.folder import SPLITS, SplitEntry, TokenizerEntry
-from gpt_dist.data.tokens.shards import ShardEntry, token_dtype
+from gpt_dist.data.tokens.shards import ShardEntry
 
 Parts = dict[str, list[tuple[EncodeJob, Encoded]]]
 """The encoded parts of each split, in order."""

@@ -1,6 +1,7 @@
 """Estimate a build from a sample of its sources, without writing anything that stays."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
@@ -12,12 +13,13 @@ from rich.table import Table
 
 from data_prep.build.build import BuildRequest
 from data_prep.build.sampling import Chunk, Sampled, draw_sample
+from data_prep.build.selection import nothing_left
+from data_prep.encoder import Encoder
 from data_prep.progress import Progress, amount
+from data_prep.shards import token_dtype
 from data_prep.sources import find_sources
 from data_prep.tokenizer import train_sentencepiece
-from gpt_dist.data.tokenizers.encoder import Encoder
 from gpt_dist.data.tokenizers.folder import SENTENCEPIECE_NAME, FolderTokenizer, open_tokenizer
-from gpt_dist.data.tokens.shards import token_dtype
 from gpt_dist.errors import DataError
 from gpt_dist.files.folders import check_new
 
@@ -45,7 +47,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class BuildEstimate:
     """Estimates of a build, and of what they are made."""
 
     files: int
@@ -66,19 +68,25 @@ class Estimate:
     tokenizer: str
 
 
-def estimate(request: BuildRequest, workers: int, progress: Progress) -> Estimate:
+def estimate(request: BuildRequest, workers: int, progress: Progress) -> BuildEstimate:
     """Estimate what `build` would make of a request, and how long it would take.
 
     Raises:
         DataError: An input or option is at fault, or no document of the sample is kept.
     """
     check_new(request.output, DataError)
-    sources, skipped = find_sources(request.inputs, request.options.follow_links)
+    sources, skipped = find_sources(
+        request.inputs, request.options.follow_links, request.options.read_suffixes
+    )
     source_bytes = sum(source.path.stat().st_size for source in sources)
     with progress.stage("sampling", "bytes", None) as advance:
         sampled = draw_sample(request, sources, advance)
     begin = time.perf_counter()
-    tokenizer, about = _tokenizer(request, _texts(sampled))
+    left_out = sampled.left_out + Counter(file.reason for file in skipped)
+    if not (texts := _texts(sampled)):
+        fault = "no document of the sample is kept"
+        raise nothing_left(fault, left_out, request.options.min_characters)
+    tokenizer, about = _tokenizer(request, texts)
     training = time.perf_counter() - begin if request.tokenizer is None else 0.0
     encoder = Encoder(tokenizer)
     begin = time.perf_counter()
@@ -98,7 +106,7 @@ def estimate(request: BuildRequest, workers: int, progress: Progress) -> Estimat
     rate = (sampled.seconds + encoding) / max(1, sampled.text_bytes)
     busy = _OVERHEAD * rate * text_bytes.value + source_bytes / _HASHED_BYTES_A_SECOND
     seconds = _SECONDS_TO_START + training + busy / workers
-    return Estimate(
+    return BuildEstimate(
         files=len(sources),
         source_bytes=source_bytes,
         skipped=len(skipped),
@@ -117,13 +125,7 @@ def estimate(request: BuildRequest, workers: int, progress: Progress) -> Estimat
 
 
 def _texts(sampled: Sampled) -> list[str]:
-    texts = [
-        text for group in sampled.chunks.values() for chunk in group for text, _ in chunk.texts
-    ]
-    if not texts:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sampled.left_out.most_common())
-        raise DataError(f"no document of the sample is kept ({reasons or 'no file found'})")
-    return texts
+    return [text for group in sampled.chunks.values() for chunk in group for text, _ in chunk.texts]
 
 
 def _tokenizer(request: BuildRequest, texts: list[str]) -> tuple[FolderTokenizer, str]:
@@ -169,7 +171,7 @@ def _scaled(given: Amount, factor: float, more: float) -> Amount:
     return Amount(given.value * factor + more, given.error * factor)
 
 
-def print_estimate(made: Estimate, output: Path, workers: int) -> None:
+def print_estimate(made: BuildEstimate, output: Path, workers: int) -> None:
     """Print the table of a dry run."""
     table = Table(title=f"Estimate of a token folder {output}", title_justify="left")
     for heading in ("", "about", "within"):
@@ -182,7 +184,7 @@ def print_estimate(made: Estimate, output: Path, workers: int) -> None:
         ("tokens", made.tokens, "tokens"),
         ("disk, the token folder", made.disk_bytes, "bytes"),
         ("disk, while it is built", made.work_bytes, "bytes"),
-        (f"time with {workers} workers", made.seconds, "s"),
+        (f"time with {amount(workers, 'workers')}", made.seconds, "s"),
     ):
         share = 100 * one.error / one.value if one.value else 0
         table.add_row(label, amount(round(one.value), unit), f"± {share:.2g} %")
@@ -191,10 +193,10 @@ def print_estimate(made: Estimate, output: Path, workers: int) -> None:
     sampled = made.sampled
     part = "all of them" if made.is_whole else "a sample"
     lines = [
-        f"Sources: {made.files:,} files, {amount(made.source_bytes, 'bytes')}; {made.skipped:,} "
-        "others are not read",
-        f"Read: {part}: {sampled.documents:,} documents of {sampled.sources:,} files, "
-        f"{amount(sampled.text_bytes, 'bytes')} of text",
+        f"Sources: {amount(made.files, 'files')}, {amount(made.source_bytes, 'bytes')}; not read: "
+        f"{made.skipped:,}",
+        f"Read: {part}: {amount(sampled.documents, 'documents')} of "
+        f"{amount(sampled.sources, 'files')}, {amount(sampled.text_bytes, 'bytes')} of text",
         f"Tokenizer: {made.tokenizer}",
     ]
     if sampled.left_out:

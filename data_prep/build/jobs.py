@@ -14,12 +14,13 @@ from data_prep.build.spool import read_raw, write_raw
 from data_prep.build.work import Job, is_done
 from data_prep.cleaning.clean import CleanText, clean
 from data_prep.duplicates import write_sketch
+from data_prep.encoder import open_encoder
 from data_prep.reading.documents import Document, LeftOut, ReadOptions
 from data_prep.reading.units import Unit, read_unit
+from data_prep.shards import ShardWriter, token_dtype
 from data_prep.sources import Source
 from data_prep.steps import Steps
-from gpt_dist.data.tokenizers.encoder import open_encoder
-from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
+from gpt_dist.data.tokens.shards import ShardEntry
 from gpt_dist.files.entries import Record, Sha256, file_sha256
 
 Item = TypeVar("Item")

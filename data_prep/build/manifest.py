@@ -1,28 +1,23 @@
 """Make the manifest of a token folder, which accounts for every source."""
 
-from data_prep.build.selection import Corpus, SourceCount
+from data_prep.build.selection import Selection, SourceCount
+from data_prep.manifest import BuildManifest, BuildOptions, SourceEntry, Totals
+from data_prep.shards import token_dtype
 from data_prep.sources import Source
 from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer
 from gpt_dist.data.tokens import folder as tokens
-from gpt_dist.data.tokens.folder import (
-    BuildOptions,
-    SourceEntry,
-    SplitEntry,
-    TokenizerEntry,
-    TokenManifest,
-)
-from gpt_dist.data.tokens.shards import token_dtype
+from gpt_dist.data.tokens.folder import SplitEntry, TokenizerEntry
 
 
 def make_manifest(
     options: BuildOptions,
     sources: list[Source],
     hashes: list[str],
-    corpus: Corpus,
+    corpus: Selection,
     splits: dict[str, SplitEntry],
     used: TokenizerEntry,
     tokenizer: Tokenizer,
-) -> TokenManifest:
+) -> BuildManifest:
     """Return the manifest.
 
     Args:
@@ -39,7 +34,7 @@ def make_manifest(
         _source_entry(source, digest, corpus.sources.get(source, SourceCount()))
         for source, digest in zip(sources, hashes, strict=True)
     ]
-    return TokenManifest(
+    return BuildManifest(
         format=tokens.FORMAT,
         version=tokens.VERSION,
         vocab_size=tokenizer.full_vocab_size,
@@ -47,7 +42,7 @@ def make_manifest(
         special_tokens=dict(zip(SPECIAL_TOKENS, ids, strict=True)),
         tokenizer=used,
         options=options,
-        totals=tokens.Totals(
+        totals=Totals(
             source_bytes=sum(entry.bytes for entry in entries),
             documents_read=sum(entry.documents_read for entry in entries),
             documents_kept=len(corpus.kept),

@@ -189,7 +189,8 @@ class _Sampler:
             reason = TOO_SHORT
         if not reason and hash(data) in self._seen:
             reason = DUPLICATE
-        self._seen.add(hash(data))
+        if self._request.options.near_duplicates is not None:
+            self._seen.add(hash(data))
         if reason:
             self._sampled.left_out[reason] += 1
         else:

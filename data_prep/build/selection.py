@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from data_prep.build.documents import CleanDocument, lines_between
 from data_prep.build.jobs import Cleaned, CleanEntry, CleanJob
-from data_prep.duplicates import Cut, Findings
+from data_prep.duplicates import Cut, Findings, TextRange
+from data_prep.manifest import DropEntry, PassageEffect, StepEffect
 from data_prep.reading.documents import LeftOut
 from data_prep.sources import Source
-from gpt_dist.data.tokens.folder import SPLITS, DropEntry, PassageEffect, StepEffect
+from gpt_dist.data.tokens.folder import SPLITS
 from gpt_dist.errors import DataError
 
 _BLOCK_BYTES = 64 << 10
 _NAMED = 1000
 SHARE_TOLERANCE = 1 / 5
 """Part of the wanted share by which the share held out may differ."""
-# In bytes it differs by less, so that it holds in tokens too.
+# The share aimed at: the place of a cut adds to the difference.
 _SPLIT_TOLERANCE = 1 / 8
 
 # Steps that cut text out, and count its characters.
@@ -41,18 +41,12 @@ class SourceCount:
     encodings: Counter[str] = field(default_factory=Counter)
 
 
-class Place(NamedTuple):
-    """Clean text in a file: where it begins, and how many bytes it has."""
-
-    file: Path
-    offset: int
-    size: int
-
-
 @dataclass
-class Corpus:
+class Selection:
     """Kept documents, in order, and counts of the others."""
 
+    keeps_equal: bool = False
+    """True to keep all documents of a text, not only the first."""
     kept: list[CleanDocument] = field(default_factory=list)
     sources: dict[Source, SourceCount] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
@@ -66,8 +60,8 @@ class Corpus:
     passages: PassageEffect = field(default_factory=PassageEffect)
     text_bytes: int = 0
     """Bytes of the sources' text, unpacked, before cleaning."""
-    places: list[Place] = field(default_factory=list)
-    """Of all documents, also of those that are left out, in order."""
+    places: list[TextRange] = field(default_factory=list)
+    """The places of all documents, also of those that are left out, in order."""
     _names: dict[str, str] = field(default_factory=dict)
     """Name of the first document of each digest."""
 
@@ -84,7 +78,7 @@ class Corpus:
             else:
                 count.kept += 1
                 self.kept.append(self._document(entry, source, job.file))
-            self.places.append(Place(job.file, entry.offset, entry.size))
+            self.places.append(TextRange(job.file, entry.offset, entry.size))
 
     def leave_out(self, files: Iterable[LeftOut]) -> None:
         """Count files that are no sources."""
@@ -148,15 +142,12 @@ class Corpus:
     def check_not_empty(self, min_characters: int) -> None:
         """Raise DataError, with the reasons, if no document is left."""
         if not self.kept:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
-            shorter = f", or a smaller --min-characters than {min_characters}"
-            raise DataError(
-                f"no document is left to train on ({reasons or 'no file found'}); give more text"
-                f"{shorter if TOO_SHORT in self.dropped else ''}"
-            )
+            raise nothing_left("no document is left to train on", self.dropped, min_characters)
 
     def _note(self, entry: CleanEntry, count: SourceCount) -> None:
-        if entry.read and entry.encoding != "utf-8":
+        # What a step emptied was read, other faults say that it was not.
+        was_read = entry.read and (not entry.fault or entry.effects)
+        if was_read and entry.encoding != "utf-8":
             count.encodings[entry.encoding] += 1
             names = self.read_as.setdefault(entry.encoding, [])
             names += [entry.name] * (len(names) < _NAMED)
@@ -178,10 +169,34 @@ class Corpus:
             if entry.characters + cut[step] >= min_characters:
                 return f"{TOO_SHORT} after the step {step}", None
             return TOO_SHORT, None
+        if self.keeps_equal:
+            return None
         if first := self._names.get(entry.digest):
             return DUPLICATE, f"the same as {first}"
         self._names[entry.digest] = entry.name
         return None
+
+
+def nothing_left(fault: str, dropped: Counter[str], min_characters: int) -> DataError:
+    """Return the error that no document is kept, with the reasons and what to do about them."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+    remedies = (_remedy(reason, min_characters) for reason, _ in dropped.most_common())
+    remedy = ", or ".join([*dict.fromkeys(filter(None, remedies)), "give other text"])
+    return DataError(f"{fault} ({reasons or 'no file found'}); {remedy}")
+
+
+def _remedy(reason: str, min_characters: int) -> str | None:
+    """Return the option that would keep documents that are left out for a reason."""
+    step = reason.partition(" step ")[2]
+    if step:
+        return f"give --no-{step.replace('_', '-')}"
+    if reason.startswith(TOO_SHORT):
+        return f"give a smaller --min-characters than {min_characters}"
+    if reason.startswith("not UTF-8, seems to be "):
+        return "leave out --no-guess"
+    if reason.startswith("not text in "):
+        return "give another --encoding"
+    return "leave out --no-follow-links" if reason == "link" else None
 
 
 def split_documents(
@@ -191,7 +206,8 @@ def split_documents(
 
     Documents go to validation in the order of their hashes: all whose hash / 2^256 is below
     `fraction`, while their share of the bytes stays close to it, and more until the share is close.
-    A document that is too large for that is cut, and only its end goes to validation.
+    A document that is too large for that is cut, and only its end goes to validation. Documents of
+    the same text go the same way.
     """
     total = sum(document.size for document in documents)
     wanted = fraction * total
@@ -199,16 +215,19 @@ def split_documents(
     bound = int(fraction * 2**64) << 192
     held_bytes = 0
     parts: dict[str, dict[str, CleanDocument]] = {}  # of documents not for training alone
-    for document in sorted(documents, key=lambda document: document.digest):
+    copies = Counter(document.digest for document in documents)
+    for digest, document in sorted({one.digest: one for one in documents}.items()):
+        size = copies[digest] * document.size
         enough = held_bytes >= wanted - slack
-        fits = held_bytes + document.size <= wanted + slack
-        if enough and not (fits and int(document.digest, 16) < bound):
+        fits = held_bytes + size <= wanted + slack
+        if enough and not (fits and int(digest, 16) < bound):
             break
+        end = (wanted - held_bytes) / copies[digest]
         if fits:
-            parts[document.digest] = {"validation": document}
-            held_bytes += document.size
-        elif cut := document.cut(document.size - round(wanted - held_bytes), slack):
-            parts[document.digest] = dict(zip(SPLITS, cut, strict=True))
+            parts[digest] = {"validation": document}
+            held_bytes += size
+        elif cut := document.cut(document.size - round(end), slack / copies[digest]):
+            parts[digest] = dict(zip(SPLITS, cut, strict=True))
             break
     return {
         split: [
@@ -218,6 +237,14 @@ def split_documents(
         ]
         for split in SPLITS
     }
+
+
+def share_held_out(documents: dict[str, list[CleanDocument]]) -> float:
+    """Return the share of the bytes of both splits that is held out for validation."""
+    held, trained = (
+        sum(document.size for document in documents[split]) for split in ("validation", "train")
+    )
+    return held / (held + trained)
 
 
 def sample_lines(documents: Iterable[CleanDocument], size: int, seed: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.reading.documents import Document, LeftOut
+from gpt_dist.files.folders import publish
 
 
 def raw_file(prefix: Path) -> Path:
@@ -28,7 +29,7 @@ def write_raw(prefix: Path, items: tuple[Document | LeftOut, ...]) -> None:
     with partial.open("wb") as output:
         output.write(json.dumps(head).encode() + b"\n")
         output.writelines(contents)
-    partial.rename(raw_file(prefix))
+    publish(partial, raw_file(prefix), synced=False)
 
 
 def read_raw(prefix: Path) -> Iterator[Document | LeftOut]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from pydantic import ValidationError
 from data_prep.pool import Pool
 from gpt_dist.errors import DataError
 from gpt_dist.files.entries import Record
-from gpt_dist.files.folders import check_new, explained
+from gpt_dist.files.folders import check_new, explained, publish
 
 # Parts of every key. Change the number when a job gives another result for the same input.
-_CODE = 1
+_CODE = 3
 _LIBRARIES = (
     "gpt_dist",
     "ftfy",
@@ -91,7 +92,7 @@ def _do(job: Job[Record]) -> Record:
         result = job.run()
     partial = path.with_suffix(".partial")
     partial.write_text(result.model_dump_json())
-    partial.rename(path)
+    publish(partial, path, synced=False)
     return result
 
 
@@ -105,9 +106,17 @@ class Work:
     def run(self, jobs: Iterable[AnyJob | None]) -> Iterator[tuple[AnyJob, Any]]:
         """Do the jobs that are not done, and yield every job with its result, in any order.
 
+        Of jobs that are the same, since their inputs are, only the first is done and yielded.
         A None among the jobs says that there is no job yet, but may be soon.
         """
-        with closing(self.pool.as_completed(_do, jobs)) as results:
+        seen: set[Path] = set()
+
+        def first(job: AnyJob | None) -> bool:
+            is_first = job is None or job.prefix not in seen
+            seen.update([job.prefix] if job else [])
+            return is_first
+
+        with closing(self.pool.as_completed(_do, filter(first, jobs))) as results:
             yield from results
 
     def results(
@@ -118,9 +127,11 @@ class Work:
         `done` is called with each job after it.
         """
         results = {}
+        copies = Counter(job.prefix for job in jobs)
         for job, result in self.run(jobs):
             results[job.prefix] = result
-            done(job)
+            for _ in range(copies[job.prefix]):
+                done(job)
         return [results[job.prefix] for job in jobs]
 
     def prefix(self, room: str, *parts: Any) -> Path:

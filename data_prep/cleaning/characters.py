@@ -9,6 +9,8 @@ import unicodedata
 
 import numpy as np
 
+from gpt_dist.data.tokenizers.tokenizer import SPACE
+
 _ORDINARY = bytes([*b"\n", *range(0x20, 0x7F)])
 _NO_CONTROLS = bytes(set(range(256)) - {*range(9), *range(14, 32), 127})
 _SMALL = bytes(set(range(256)) - set(range(ord("A"), ord("Z") + 1)))
@@ -39,7 +41,6 @@ _PUNCTUATION = {
     "--": "—―",
     "-": "–‒‐‑",
     "...": "…",
-    "_": "▁",  # sentencepiece's sign for a space
 }
 
 
@@ -129,6 +130,11 @@ def remove_italics(text: str) -> tuple[str, int]:
         return text, 0
     shorter = _ITALICS.sub("", text)
     return shorter, len(text) - len(shorter)
+
+
+def replace_space_mark(text: str) -> tuple[str, int]:
+    """Write `_` for sentencepiece's sign for a space."""
+    return _replace(text, {SPACE: "_"})
 
 
 def cut_long_words(text: str) -> tuple[str, int]:

@@ -15,8 +15,10 @@ from data_prep.cleaning.characters import (
     plain_punctuation,
     remove_invisible,
     remove_italics,
+    replace_space_mark,
 )
 from data_prep.cleaning.encodings import decode
+from data_prep.cleaning.fences import outside_fences
 from data_prep.cleaning.gutenberg import has_marks, strip_gutenberg, strip_notes
 from data_prep.cleaning.page_marks import strip_page_marks
 from data_prep.cleaning.paragraphs import join_sentences, unwrap
@@ -45,7 +47,7 @@ class CleanText:
 
 
 @dataclass
-class _Work:
+class _Cleaning:
     text: str
     effects: dict[str, int] = field(default_factory=dict)
     emptied_by: str | None = None
@@ -72,7 +74,7 @@ def clean(document: Document, steps: Steps) -> CleanText:
         fault = EMPTY
     if fault:
         return CleanText("", decoded.encoding, fault, {})
-    work = _Work(decoded.text, {"encoding": decoded.broken} if decoded.broken else {})
+    work = _Cleaning(decoded.text, {"encoding": decoded.broken} if decoded.broken else {})
     _change_characters(work, steps)
     _change_paragraphs(work, document.form, steps)
     if work.emptied_by:
@@ -81,30 +83,30 @@ def clean(document: Document, steps: Steps) -> CleanText:
     return CleanText(work.text, decoded.encoding, None, work.effects)
 
 
-def _change_characters(work: _Work, steps: Steps) -> None:
+def _change_characters(work: _Cleaning, steps: Steps) -> None:
     for name, is_on, step in (
         ("line_ends", steps.line_ends, normalise_line_ends),
         ("breaks", steps.breaks, end_lines),
         ("repair", steps.repair, repair),
         ("compose", steps.compose, compose),
         ("invisible", steps.invisible, remove_invisible),
-        ("blanks", steps.blanks, plain_blanks),
+        ("blanks", steps.blanks, outside_fences(plain_blanks, "")),
         ("punctuation", steps.punctuation, plain_punctuation),
         ("italics", steps.italics, remove_italics),
+        ("space_mark", steps.space_mark, replace_space_mark),
     ):
         if is_on:
             work.run(name, step)
 
 
-def _change_paragraphs(work: _Work, form: str, steps: Steps) -> None:
+def _change_paragraphs(work: _Cleaning, form: str, steps: Steps) -> None:
     is_marked = (steps.gutenberg or steps.notes) and has_marks(work.text)
-    has_notes = steps.notes and (is_marked or form == "text")
     for name, is_on, step in (
         ("gutenberg", steps.gutenberg and is_marked, _shortening(strip_gutenberg)),
-        ("notes", has_notes, _shortening(lambda text: strip_notes(text, is_marked))),
+        ("notes", steps.notes and is_marked, _shortening(strip_notes)),
         ("page_marks", steps.page_marks, _shortening(strip_page_marks)),
         ("unwrap", steps.unwrap and form == "text", unwrap),
-        ("blanks", steps.blanks, collapse_blanks),
+        ("blanks", steps.blanks, outside_fences(collapse_blanks, "\n")),
         ("sentences", steps.sentences and form == "sentences", join_sentences),
         ("long_words", steps.long_words, cut_long_words),
         ("lowercase", steps.lowercase, lowercase),

@@ -1,7 +1,8 @@
 """Decode the bytes of documents.
 
 The rules, in order:
-1. A byte-order mark decides, even if another encoding is stated.
+1. A byte-order mark decides, even if another encoding is stated. A stated UTF-16 or UTF-32 without
+   a mark must give plausible text, since it gives some text for nearly any bytes.
 2. Bytes with NULs may be UTF-16 or UTF-32 without a mark, if they give plausible text.
 3. Bytes that are UTF-8, or UTF-8 with a few broken bytes, are UTF-8. A broken byte between ASCII
    characters is read as Windows-1252, others give U+FFFD.
@@ -57,6 +58,8 @@ _ALONE = re.compile("(?<![^\x00-\x7f])[\udc80-\udcff](?![^\x00-\x7f])")
 # White space and punctuation, of which a text in any script has a few percent.
 _FREQUENT = frozenset(" \n\r\t,.。、，　")
 _LEAST_FREQUENT = 0.02
+_TELLING_CHARACTERS = 64  # that words seldom exceed
+_ASCII = bytes([*b"\t\n\r", *range(0x20, 0x7F)])
 _MAX_IMPLAUSIBLE = 0.01
 # UTF-8 has this many times more whole characters than broken bytes: fewer among ASCII text,
 # because other encodings seldom look like UTF-8 there.
@@ -88,6 +91,8 @@ def decode(content: bytes | str, encoding: str | None = None, guess: bool = True
     if isinstance(content, str):
         text, broken = _SURROGATE.subn("\ufffd", content)
         return Decoded(text, "utf-8", broken)
+    if encoding and is_unlikely(content, encoding):
+        return Decoded("", encoding, fault=f"not text in {encoding} (no byte-order mark)")
     if named := marked_encoding(content) or encoding:
         return _decode_as(content, named)
     wide = _detect_wide(content) if b"\0" in content else None
@@ -104,6 +109,25 @@ def decode(content: bytes | str, encoding: str | None = None, guess: bool = True
 def marked_encoding(head: bytes) -> str | None:
     """Return the encoding by a byte-order mark in the first 4 bytes, or None without a mark."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+
+
+def is_unlikely(head: bytes, encoding: str) -> bool:
+    """Tell whether first bytes without a mark are hardly text in a UTF-16 or UTF-32 of that name.
+
+    Other texts read as such have no character that is frequent in any script.
+    """
+    name = unmarked(encoding)
+    if name not in _WIDE or marked_encoding(head) or not head:
+        return False
+    text = codecs.getincrementaldecoder(name)("replace").decode(head)
+    is_telling = len(text) > _TELLING_CHARACTERS or not head.translate(None, _ASCII)
+    return not _is_plausible(text, max_symbols=1) or (is_telling and _FREQUENT.isdisjoint(text))
+
+
+def unmarked(encoding: str) -> str:
+    """Return Python's name of an encoding without a mark: that of UTF-16 is little-endian then."""
+    name = codecs.lookup(encoding).name
+    return f"{name}-le" if name in {"utf-16", "utf-32"} else name
 
 
 def checked(text: str, encoding: str) -> Decoded:
@@ -205,7 +229,7 @@ def _detect_wide(data: bytes) -> str | None:
     return best
 
 
-def _is_plausible(text: str) -> bool:
+def _is_plausible(text: str, max_symbols: float = _MAX_SYMBOLS) -> bool:
     """Tell whether nearly all characters are assigned and no controls, and not many are symbols."""
     kinds: Counter[str] = Counter()
     for character, count in Counter(text).items():
@@ -213,4 +237,4 @@ def _is_plausible(text: str) -> bool:
         is_control = unicodedata.category(character) == "Cc" and not character.isspace()
         kinds["wrong" if is_wrong or is_control else unicodedata.category(character)[0]] += count
     few_wrong = kinds["wrong"] <= len(text) * _MAX_IMPLAUSIBLE
-    return few_wrong and kinds["S"] <= len(text) * _MAX_SYMBOLS
+    return few_wrong and kinds["S"] <= len(text) * max_symbols

@@ -1,8 +1,8 @@
 """Cut Project Gutenberg's header, licence and production notes away from a book.
 
 The rules, for text whose lines may be indented. Nothing is cut from a document without marks of
-Project Gutenberg, apart from transcriber's notes in brackets, from text files. Marks are those that
-begin or end a book, and credits that name Distributed Proofreaders. The name of a site is no mark.
+Project Gutenberg: those that begin or end a book, and credits that name Distributed Proofreaders.
+The name of a site is no mark.
 - The book ends before the first line among the last 40,000 characters that begins with `*** END OF
   THE/THIS PROJECT GUTENBERG…`, `End of (the) Project Gutenberg EBook of` or `End of Project
   Gutenberg's` with a capital after it. It also ends before a small print
@@ -113,17 +113,11 @@ def strip_gutenberg(text: str) -> str:
     return (_strip_footer(book) if is_australian else book).strip("\n")
 
 
-def strip_notes(text: str, has_marks: bool) -> str:
-    """Return a text without transcriber's notes and credits, or only notes in brackets.
-
-    Args:
-        text: The text.
-        has_marks: Whether it has marks. Without them, only notes in brackets are cut.
-    """
+def strip_notes(text: str) -> str:
+    """Return a text with marks, without transcriber's notes and credits."""
     ends = (text[: 2 * _NOTE_CHARACTERS] + text[-_LAST_NOTE_CHARACTERS:]).lower()
-    spans = list(_notes(text, has_marks)) if "transcriber" in ends else []
-    if has_marks:
-        spans += _credits(text)
+    spans = list(_notes(text)) if "transcriber" in ends else []
+    spans += _credits(text)
     pieces: list[str] = []
     done = 0
     for begin, end in sorted(spans):
@@ -178,7 +172,7 @@ def _credits(text: str) -> Iterator[Span]:
             yield paragraph.span()
 
 
-def _notes(text: str, has_marks: bool) -> Iterator[Span]:
+def _notes(text: str) -> Iterator[Span]:
     done = 0
     for paragraph in _near_ends(text, _NOTE_CHARACTERS):
         note = _NOTE.match(paragraph[0])
@@ -186,13 +180,11 @@ def _notes(text: str, has_marks: bool) -> Iterator[Span]:
             continue
         opened = paragraph[0].lstrip()[0] in _BRACKETS
         is_heading = not note["rest"].strip(" \t:.*_=-|+]") and not opened
-        if not has_marks:
-            done = (_closing_bracket(text, paragraph) if opened else None) or done
-        elif opened or is_heading or note["rest"].lstrip().startswith(":"):
+        if opened or is_heading or note["rest"].lstrip().startswith(":"):
             done = _note_end(text, paragraph, is_heading, opened)
         if done > paragraph.start():
             yield paragraph.start(), done
-    if has_marks and done < len(text):
+    if done < len(text):
         yield from _last_note(text, done)
 
 

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from data_prep.cleaning.fences import split_fenced
+
 _VERSE_LINE = 62
 _PARAGRAPH = 2000
 _SAMPLES = 16
@@ -51,7 +53,6 @@ _CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
 _ITEM = re.compile(r"\n(?:[-*•+–—] |\(?\d{1,3}[.)] )")
 _ITEM_START = re.compile(r"[-*•+–—] |\(?\d{1,3}[.)] ")
 _BLOCK = re.compile(r"([^\n]+(?:\n[^\n]+)*)")
-_FENCED = re.compile(r"^( *```[^`\n]*\n(?:.*?\n)?? *```[^\n]*)$", re.MULTILINE | re.DOTALL)
 _TRAILING = re.compile(r"(?<! ) +$", re.MULTILINE)
 # A hyphen inside a word, or a dash without a space before it.
 _HYPHENATED = re.compile(r"(\w[-‐]|[^\s\-–—](?:-{2,}|[–—]+))\n")
@@ -106,7 +107,7 @@ def unwrap(text: str) -> tuple[str, int]:
         The text, and the number of line ends that were replaced and of blanks around lines that
         were removed. A text in which no lines are joined stays as it is.
     """
-    pieces = _FENCED.split(text) if "```" in text else [text]
+    pieces = split_fenced(text)
     prose = [_TRAILING.sub("", piece) if " \n" in piece else piece for piece in pieces[::2]]
     wrapping = _find_wrapping("\n".join(prose))
     if wrapping is None:

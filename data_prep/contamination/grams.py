@@ -24,7 +24,7 @@ _FILTER_CELLS = 32  # for each gram
 _MAX_FILTER_BITS = 26
 
 
-class Texts:
+class WordedTexts:
     """Some texts with their words."""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
@@ -51,14 +51,14 @@ class Texts:
 class GramSet:
     """Different grams of one width in the texts of tests, sorted by hash."""
 
-    texts: Texts
+    texts: WordedTexts
     width: int
     hashes: Hashes
     firsts: NDArray[np.intp]
     """The first word of each gram, in `texts`."""
 
     @classmethod
-    def collect(cls, texts: Texts, width: int, lengths: NDArray[np.intp]) -> "GramSet":
+    def collect(cls, texts: WordedTexts, width: int, lengths: NDArray[np.intp]) -> "GramSet":
         """Collect the grams of the texts that are judged by this width.
 
         Args:
@@ -72,7 +72,7 @@ class GramSet:
         hashes, indexes = np.unique(hashes[chosen], return_index=True)
         return cls(texts, width, hashes, firsts[chosen][indexes])
 
-    def find(self, corpus: Texts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def find(self, corpus: WordedTexts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return which of these grams a corpus holds, and in which of its texts.
 
         The hashes decide what is compared; the words decide what is found.

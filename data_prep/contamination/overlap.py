@@ -19,8 +19,6 @@ from gpt_dist.errors import DataError, first_problem
 from gpt_dist.files.entries import Record, Sha256
 
 FORMAT = "gpt_dist.contamination"
-MAX_DOCUMENTS = 10
-"""The number of documents up to which a gram counts, from GPT-3's appendix C."""
 
 _PASSAGE_CHARACTERS = 300
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.contamination.grams import WIDTHS, GramSet, Texts
+from data_prep.contamination.grams import WIDTHS, GramSet, WordedTexts
 from data_prep.contamination.texts import TaskFiles, read_texts
 from data_prep.pool import Pool
-from data_prep.token_parts import Piece, TokenPart, divide, read_documents, tokenizer_of
+from data_prep.token_parts import DocumentPiece, TokenPart, divide, read_documents, tokenizer_of
 from gpt_dist.data.tokens.folder import SPLITS, SplitName, TokenFolder
 
 _PART_TOKENS = 1 << 21
@@ -22,12 +22,12 @@ class TaskTexts:
     """The texts of tests, part by part, and their grams."""
 
     where: tuple[str, ...]
-    """Of each text."""
+    """The file and place of each text."""
     files: tuple[int, ...]
     """The index of the file of each text."""
     test: NDArray[np.intp]
     """The index of the text of each part."""
-    texts: Texts
+    texts: WordedTexts
     lengths: NDArray[np.intp]
     """The number of words of each part."""
     grams: tuple[GramSet, ...]
@@ -49,7 +49,7 @@ def read_task_files(files: TaskFiles) -> TaskTexts:
             parts += [part.encode("utf-8", "replace") for part in text.parts]
             where.append(text.where)
             file.append(index)
-    texts = Texts(parts)
+    texts = WordedTexts(parts)
     lengths = np.bincount(texts.owner, minlength=len(parts))
     grams = (GramSet.collect(texts, width, lengths) for width in WIDTHS)
     chosen = tuple(one for one in grams if len(one.hashes))
@@ -111,7 +111,7 @@ def _per_gram(pairs: list[NDArray[np.intp]]) -> tuple[NDArray[np.intp], NDArray[
     return np.unique(np.unique(np.concatenate(pairs, axis=1), axis=1)[0], return_counts=True)
 
 
-def _batches(part: TokenPart) -> Iterator[tuple[NDArray[np.intp], Texts]]:
+def _batches(part: TokenPart) -> Iterator[tuple[NDArray[np.intp], WordedTexts]]:
     """Yield texts of a part, about a megabyte at a time, and the document of each."""
     tokenizer = tokenizer_of(part.path)
     documents: list[int] = []
@@ -122,13 +122,13 @@ def _batches(part: TokenPart) -> Iterator[tuple[NDArray[np.intp], Texts]]:
         texts.append(_whole_words(tokenizer.decode(piece.ids.tolist()), piece).encode())
         size += len(texts[-1])
         if size >= _BATCH_BYTES:
-            yield np.array(documents), Texts(texts)
+            yield np.array(documents), WordedTexts(texts)
             documents, texts, size = [], [], 0
     if texts:
-        yield np.array(documents), Texts(texts)
+        yield np.array(documents), WordedTexts(texts)
 
 
-def _whole_words(text: str, piece: Piece) -> str:
+def _whole_words(text: str, piece: DocumentPiece) -> str:
     """Return a text without the words that may be cut at the ends of a piece."""
     begin = end = 0
     if piece.continues:

@@ -7,10 +7,9 @@ from typing import Any
 
 import orjson
 
+from data_prep.defaults import TEST_SUFFIXES
 from gpt_dist.data.tasks.files import read_rows
 from gpt_dist.errors import DataError
-
-FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ class TaskFiles:
         for path in self.paths:
             if not path.exists():
                 raise DataError(f"{path}: no such file")
-            if not path.is_dir() and path.suffix.lower() not in FORMATS:
+            if not path.is_dir() and path.suffix.lower() not in TEST_SUFFIXES:
                 raise DataError(
-                    f"{path}: not a file of tests by its suffix; give {', '.join(FORMATS)}, or a "
-                    "folder of RACE"
+                    f"{path}: not a file of tests by its suffix; give {', '.join(TEST_SUFFIXES)}, "
+                    "or a folder of RACE"
                 )
 
 

@@ -1,8 +1,7 @@
 """Near-duplicate documents and repeated passages of a corpus."""
 
+from data_prep.duplicates.corpus import TextRange
 from data_prep.duplicates.find import (
-    PASSAGE_WORDS,
-    THRESHOLD,
     Dropped,
     Findings,
     find_duplicates,
@@ -11,11 +10,10 @@ from data_prep.duplicates.passages import Cut
 from data_prep.duplicates.sketch import write_sketch
 
 __all__ = [
-    "PASSAGE_WORDS",
-    "THRESHOLD",
     "Cut",
     "Dropped",
     "Findings",
+    "TextRange",
     "find_duplicates",
     "write_sketch",
 ]

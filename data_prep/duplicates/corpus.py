@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,15 @@ from data_prep.duplicates.sketch import COUNT, FINGERPRINT
 _ENTRY = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("fingerprints", "<u4")])
 
 
-class TextRange(Protocol):
+class TextRange(NamedTuple):
     """Clean text that lies in a file as a range of bytes."""
 
-    @property
-    def file(self) -> Path:
-        """File that holds the text, as UTF-8."""
-
-    @property
-    def offset(self) -> int:
-        """Byte at which the text begins."""
-
-    @property
-    def size(self) -> int:
-        """Number of bytes."""
+    file: Path
+    """File that holds the text, as UTF-8."""
+    offset: int
+    """Byte at which the text begins."""
+    size: int
+    """Number of bytes."""
 
 
 class Corpus:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from data_prep.contamination.overlap import Contamination
 from data_prep.contamination.table import HEADERS, examples_of, row_of
+from data_prep.manifest import BuildManifest, DropEntry
 from data_prep.page.charts import bars
 from data_prep.page.html import Html, code, names, paragraph, section, table
 from data_prep.progress import amount
 from data_prep.steps import Steps
-from gpt_dist.data.tokens.folder import DropEntry, TokenManifest
 
 _PAIRS = 40
 _TEST_FILES = 20
@@ -18,7 +18,7 @@ _DUPLICATES = ("duplicate", "near-duplicate", "contained")
 Section = tuple[str, Html]
 
 
-def corpus_sections(manifest: TokenManifest, contamination: Contamination | None) -> list[Section]:
+def corpus_sections(manifest: BuildManifest, contamination: Contamination | None) -> list[Section]:
     """Return the sections about sources, documents and cleaning."""
     return [
         section("From bytes to tokens", *_funnel(manifest)),
@@ -31,19 +31,19 @@ def corpus_sections(manifest: TokenManifest, contamination: Contamination | None
     ]
 
 
-def _funnel(manifest: TokenManifest) -> Iterator[Html]:
+def _funnel(manifest: BuildManifest) -> Iterator[Html]:
     totals = manifest.totals
     token_bytes = sum(
         shard.bin.bytes for split in manifest.splits.values() for shard in split.shards
     )
-    steps = [("sources", totals.source_bytes, f"{len(manifest.sources):,} files")]
+    steps = [("sources", totals.source_bytes, amount(len(manifest.sources), "files"))]
     if manifest.version > 1:
         steps += [
-            ("text in them", totals.text_bytes, f"{totals.documents_read:,} documents"),
+            ("text in them", totals.text_bytes, amount(totals.documents_read, "documents")),
         ]
         if totals.all_cleaned_bytes:
             steps.append(("clean text", totals.all_cleaned_bytes, "of all documents"))
-    steps.append(("kept text", totals.cleaned_bytes, f"{totals.documents_kept:,} documents"))
+    steps.append(("kept text", totals.cleaned_bytes, amount(totals.documents_kept, "documents")))
     steps.append((f"tokens as {manifest.dtype}", token_bytes, f"{totals.tokens:,} tokens"))
     yield bars(
         "Bytes at each stage",
@@ -53,12 +53,12 @@ def _funnel(manifest: TokenManifest) -> Iterator[Html]:
         yield paragraph("Made by version 1, which did not record the steps between.", "dim")
     packed = totals.text_bytes > totals.source_bytes
     yield paragraph(
-        f"{totals.documents_kept:,} of {totals.documents_read:,} documents were kept."
+        f"Documents kept: {totals.documents_kept:,} of {totals.documents_read:,}."
         + (" Sources are compressed, so that their text is larger." if packed else "")
     )
 
 
-def _cleaning(manifest: TokenManifest) -> Iterator[Html]:
+def _cleaning(manifest: BuildManifest) -> Iterator[Html]:
     options = manifest.options
     descriptions = {name: field.description for name, field in Steps.model_fields.items()}
     if manifest.version > 1:
@@ -70,7 +70,8 @@ def _cleaning(manifest: TokenManifest) -> Iterator[Html]:
     rows = []
     for step, effect in manifest.effects.items():
         about, _, unit = " ".join((descriptions.get(step) or "").split()).partition(" Count: ")
-        changes = f"{effect.changes:,} {unit.partition(',')[0].partition(' that')[0].rstrip('.')}"
+        unit = unit.partition(",")[0].partition(" that")[0].rstrip(".")
+        changes = amount(effect.changes, unit)
         examples = names(effect.names, effect.documents)
         rows.append((step, about, changes, f"{effect.documents:,}", examples))
     if rows:
@@ -81,7 +82,7 @@ def _cleaning(manifest: TokenManifest) -> Iterator[Html]:
         yield paragraph("No step changed a document.")
 
 
-def _encodings(manifest: TokenManifest) -> Iterator[Html]:
+def _encodings(manifest: BuildManifest) -> Iterator[Html]:
     counts: Counter[str] = Counter()
     for source in manifest.sources:
         counts.update(source.encodings)
@@ -94,10 +95,10 @@ def _encodings(manifest: TokenManifest) -> Iterator[Html]:
         ]
         yield table(("encoding", "#documents", "in"), rows)
     else:
-        yield paragraph("All documents were read as UTF-8.")
+        yield paragraph("All documents that were read are in UTF-8.")
 
 
-def _left_out(manifest: TokenManifest) -> Iterator[Html]:
+def _left_out(manifest: BuildManifest) -> Iterator[Html]:
     by_reason: dict[str, list[str]] = {}
     for drop in manifest.drops:
         by_reason.setdefault(drop.reason, []).append(drop.name)
@@ -113,7 +114,7 @@ def _left_out(manifest: TokenManifest) -> Iterator[Html]:
         yield paragraph("Nothing was left out.")
 
 
-def _duplicates(manifest: TokenManifest) -> Iterator[Html]:
+def _duplicates(manifest: BuildManifest) -> Iterator[Html]:
     count = sum(manifest.dropped.get(reason, 0) for reason in _DUPLICATES)
     threshold = manifest.options.near_duplicates
     if threshold:
@@ -121,26 +122,29 @@ def _duplicates(manifest: TokenManifest) -> Iterator[Html]:
             f"A document was left out if another has {100 * threshold:.3g} % of its words, in runs "
             "of eight."
         )
+    elif threshold is None and manifest.version > 1:
+        yield paragraph("Duplicates were kept, also of equal text.")
+        return
     else:
         yield paragraph("Only documents with the same text as another were left out.")
     pairs = [drop for drop in manifest.drops if drop.reason in _DUPLICATES]
     if pairs:
         rows = [(names([drop.name]), drop.reason, names([_detail(drop)])) for drop in pairs]
         yield table(("left out", "as", "because"), rows, _PAIRS)
-    yield paragraph(f"{count:,} documents were left out as duplicates.")
+    yield paragraph(f"Left out as duplicates: {amount(count, 'documents')}.")
 
 
 def _detail(drop: DropEntry) -> str:
     return drop.detail or "the manifest does not say"
 
 
-def _passages(manifest: TokenManifest) -> Iterator[Html]:
+def _passages(manifest: BuildManifest) -> Iterator[Html]:
     found = manifest.passages
     if manifest.options.passage_words:
         share = 100 * found.bytes / max(1, found.bytes + manifest.totals.cleaned_bytes)
         yield paragraph(
-            f"{found.passages:,} passages of {manifest.options.passage_words} words or more, which "
-            f"an earlier document holds, were cut: {found.bytes:,} bytes, {share:.3g} % "
+            f"Cut, since an earlier document holds them: {amount(found.passages, 'passages')} of "
+            f"{manifest.options.passage_words} words or more, {found.bytes:,} bytes, {share:.3g} % "
             "of the text."
         )
         if found.names:

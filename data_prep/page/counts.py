@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.pool import Pool
+from data_prep.shards import read_lengths
 from data_prep.token_parts import TokenPart, divide, read_blocks, reopened
 from gpt_dist.data.tokens.folder import SPLITS, TokenFolder
-from gpt_dist.data.tokens.shards import read_lengths
 
 _PART_TOKENS = 1 << 25
 BINS_AN_OCTAVE = 2

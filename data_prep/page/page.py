@@ -1,6 +1,7 @@
 """Make the page about a token folder."""
 
 from data_prep.contamination.overlap import Contamination
+from data_prep.manifest import BuiltFolder
 from data_prep.page import html
 from data_prep.page.corpus import corpus_sections
 from data_prep.page.counts import count_tokens
@@ -9,11 +10,10 @@ from data_prep.page.tokens import token_sections
 from data_prep.pool import Pool
 from data_prep.progress import Progress
 from gpt_dist.data.tokenizers.folder import open_tokenizer
-from gpt_dist.data.tokens.folder import TokenFolder
 
 
 def make_page(
-    folder: TokenFolder,
+    folder: BuiltFolder,
     contamination: Contamination | None,
     seed: int,
     pool: Pool,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from data_prep.manifest import BuiltFolder
 from data_prep.pool import Pool
 from data_prep.token_parts import TokenPart, reopened, tokenizer_of
 from gpt_dist.data.tokens.folder import SPLITS, SplitName, TokenFolder
@@ -60,7 +61,7 @@ class _Window:
     begin: str
 
 
-def draw_sample(folder: TokenFolder, seed: int, pool: Pool) -> Sample:
+def draw_sample(folder: BuiltFolder, seed: int, pool: Pool) -> Sample:
     """Draw windows of 16,384 tokens, at most 64 of both splits together, and decode them."""
     count = sum(len(_begins(folder, split)) for split in SPLITS)
     draws = random.Random(seed)

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_prep.manifest import BuildManifest
 from data_prep.page.charts import Point, bars, histogram, log_curve
 from data_prep.page.counts import BINS_AN_OCTAVE, Counts, Lengths, TokenCounts
 from data_prep.page.html import Html, code, paragraph, section, table, text
 from data_prep.page.samples import Sample, by_script, outside_ascii
+from data_prep.progress import amount
 from gpt_dist.data.tokenizers.byte_pair import BytePairTokenizer
 from gpt_dist.data.tokenizers.folder import FolderTokenizer
-from gpt_dist.data.tokens.folder import SPLITS, TokenManifest
+from gpt_dist.data.tokens.folder import SPLITS
 
 _CURVE_POINTS = 150
 _RARE = 100
@@ -23,7 +25,7 @@ Section = tuple[str, Html]
 
 
 def token_sections(
-    manifest: TokenManifest, tokenizer: FolderTokenizer, counts: TokenCounts, sample: Sample
+    manifest: BuildManifest, tokenizer: FolderTokenizer, counts: TokenCounts, sample: Sample
 ) -> list[Section]:
     """Return the sections about tokens, lengths, characters and samples."""
     return [
@@ -47,12 +49,13 @@ def _lengths(lengths: Lengths) -> Iterator[Html]:
     half = int(np.searchsorted(np.cumsum(bins), bins.sum() / 2))
     low, high = (2 ** (index / BINS_AN_OCTAVE) for index in (half, half + 1))
     yield paragraph(
-        f"{int(bins.sum()):,} documents of {lengths.shortest:,} to {lengths.longest:,} tokens; the "
-        f"median is between {low:,.0f} and {high:,.0f}. All indexes were read."
+        f"{amount(int(bins.sum()), 'documents')} of {lengths.shortest:,} to "
+        f"{amount(lengths.longest, 'tokens')}; the median is between {low:,.0f} and {high:,.0f}. "
+        "All indexes were read."
     )
 
 
-def _splits(manifest: TokenManifest) -> Iterator[Html]:
+def _splits(manifest: BuildManifest) -> Iterator[Html]:
     splits, total = manifest.splits, max(1, manifest.totals.tokens)
     rows = [
         (split, f"{splits[split].documents:,}", f"{splits[split].tokens:,}",
@@ -86,7 +89,7 @@ def _characters(sample: Sample) -> Iterator[Html]:
 
 
 def _vocabulary(
-    manifest: TokenManifest, tokenizer: FolderTokenizer, counts: Counts, sample: Sample
+    manifest: BuildManifest, tokenizer: FolderTokenizer, counts: Counts, sample: Sample
 ) -> Iterator[Html]:
     totals = manifest.totals
     special = set(manifest.special_tokens.values())
@@ -122,7 +125,7 @@ def _curve(descending: Counts) -> list[Point]:
     return [(int(rank), int(descending[rank - 1])) for rank in ranks]
 
 
-def _longest(manifest: TokenManifest, tokenizer: FolderTokenizer, counts: Counts) -> Iterator[Html]:
+def _longest(manifest: BuildManifest, tokenizer: FolderTokenizer, counts: Counts) -> Iterator[Html]:
     texts = [_shown(tokenizer, index) for index in range(tokenizer.vocab_size)]
     ordinary = set(range(len(texts))) - set(manifest.special_tokens.values())
     longest = sorted(ordinary, key=lambda index: (-len(texts[index]), index))

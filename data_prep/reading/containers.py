@@ -1,7 +1,8 @@
 """Read files by their kind, and files inside packed files and archives, to any honest depth.
 
 Members are read one after another and never written to disk. Whatever an archive says, only regular
-files are read; links, devices and hidden members are left out by name. The limits:
+files are read; links, devices, hidden members and those whose path leads out of the archive are
+left out by name. The limits:
 - A file unpacks to 16 MiB or 100 times its size, whichever is more, all that is in it together.
 - It has a million members. Archives nest 8 deep.
 - A header of a tar has 4 MiB, the directory of a zip 64 MiB, the memory to unpack xz 256 MiB.
@@ -9,6 +10,8 @@ files are read; links, devices and hidden members are left out by name. The limi
 """
 
 import io
+import posixpath
+import re
 import stat
 import tarfile
 import zipfile
@@ -18,6 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
+from data_prep.cleaning.encodings import decode, is_unlikely
 from data_prep.reading.documents import Document, LeftOut, ReadOptions, printable
 from data_prep.reading.kinds import (
     ARCHIVES,
@@ -33,7 +37,7 @@ from data_prep.reading.kinds import (
     unpacked_name,
 )
 from data_prep.reading.rows import read_json
-from data_prep.reading.text import encoding_of, lacks_mark, read_text
+from data_prep.reading.text import read_text
 from data_prep.reading.unpacking import Budget, buffered, unpack
 
 _MAX_DEPTH = 8
@@ -42,6 +46,7 @@ _DIRECTORY_BYTES = 64 << 20
 _HELD_BYTES = 64 << 20
 _TAR_BUFFER_BYTES = 1 << 18
 _INSTALL = "pip install 'gpt_dist[text]'"
+_DRIVE = re.compile("[a-z]:/", re.IGNORECASE)
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 Items = Iterator[Document | LeftOut]
@@ -77,9 +82,8 @@ class FileReader:
                 yield LeftOut(name, f"archives more than {_MAX_DEPTH} deep")
             elif kind is None:
                 yield LeftOut(name, NOT_TEXT)
-            elif kind in {"text", "json", "jsonl"} and lacks_mark(stream, self._options.encoding):
-                encoding = encoding_of(stream, self._options.encoding)
-                yield LeftOut(name, f"not text in {encoding} (no byte-order mark)")
+            elif kind in {"text", "json", "jsonl"} and (fault := self._encoding_fault(stream)):
+                yield LeftOut(name, fault)
             elif kind == "text":
                 yield from read_text(name, title, stream, self._options)
             elif kind in {"json", "jsonl"}:
@@ -97,6 +101,10 @@ class FileReader:
                 yield from self._read_seekable(name, kind, stream, depth)
         except ModuleNotFoundError as error:
             yield LeftOut(name, f"not read: .{kind} without {error.name} ({_INSTALL})")
+
+    def _encoding_fault(self, stream: BufferedReader) -> str | None:
+        head, encoding = stream.peek()[:HEAD_BYTES], self._options.encoding
+        return decode(head, encoding).fault if encoding and is_unlikely(head, encoding) else None
 
     def _read_seekable(self, name: str, kind: Kind, stream: BufferedReader, depth: int) -> Items:
         if depth == 0:
@@ -136,7 +144,8 @@ class FileReader:
                 continue
             label, title = _member_names(name, member.filename)
             mode = stat.S_IFMT(member.external_attr >> 16)
-            if reason := _reason_against(title, mode in {0, stat.S_IFREG}):
+            regular = mode in {0, stat.S_IFREG}
+            if reason := self._reason_against(member.filename, title, regular):
                 yield LeftOut(label, reason)
             elif member.flag_bits & 1:
                 yield LeftOut(label, "encrypted")
@@ -155,12 +164,20 @@ class FileReader:
             if member.isdir():
                 continue
             label, title = _member_names(name, member.name)
-            if reason := _reason_against(title, member.isreg() and not member.issparse()):
+            regular = member.isreg() and not member.issparse()
+            if reason := self._reason_against(member.name, title, regular):
                 yield LeftOut(label, reason)
                 continue
             content = archive.extractfile(member)
             assert content is not None
             yield from self.read(label, title, buffered(content), depth + 1)
+
+    def _reason_against(self, path: str, title: str, regular: bool) -> str | None:
+        if _leads_out(path):
+            return "path that leads out of its archive"
+        if title.startswith("."):
+            return HIDDEN
+        return refusal(title, self._options.suffixes) if regular else NOT_REGULAR
 
 
 @contextmanager
@@ -198,10 +215,10 @@ def _member_names(archive: str, member: str) -> tuple[str, str]:
     return printable(f"{archive}:{member}"), printable(member.rpartition("/")[2])
 
 
-def _reason_against(title: str, regular: bool) -> str | None:
-    if title.startswith("."):
-        return HIDDEN
-    return refusal(title) if regular else NOT_REGULAR
+def _leads_out(path: str) -> bool:
+    """Tell whether the path of a member is absolute or leads above the archive, on any system."""
+    path = posixpath.normpath(path.replace("\\", "/"))
+    return path.startswith(("/", "../")) or _DRIVE.match(path) is not None
 
 
 class _TarStream(io.RawIOBase):

@@ -34,7 +34,8 @@ class Document:
     """Bytes are to be decoded."""
     form: Form
     encoding: str = "utf-8"
-    """The encoding that a text was read in, by Python's name."""
+    """The encoding that a text was read in, by Python's name, and the one that it says, if another.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,10 @@ class ReadOptions(Record):
     """Text between documents, wherever it occurs; an empty one separates nothing."""
     encoding: str | None = None
     """The encoding of bytes that do not state theirs; None to find it out."""
+    suffixes: tuple[str, ...] = ()
+    """Suffixes that are not known, of files to read by their content."""
+    guess: bool = True
+    """True if markup may be read in an encoding that can only be guessed, as in `Steps`."""
 
 
 def document_of(name: str, decoded: Decoded, form: Form) -> Document | LeftOut:

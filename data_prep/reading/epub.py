@@ -28,7 +28,7 @@ def read_epub(
     pages: list[Decoded] = []
     try:
         for page in _spine(archive, budget):
-            pages.append(html_text(_member(archive, page, budget), options.encoding))
+            pages.append(html_text(_member(archive, page, budget), options))
             if sum(len(page.text) for page in pages) > DOCUMENT_BYTES:
                 return LeftOut(name, TOO_LONG)
     except MarkupError as error:

@@ -2,6 +2,7 @@
 
 import codecs
 import re
+from collections.abc import Collection
 from typing import Literal
 
 Kind = Literal[
@@ -30,7 +31,12 @@ _TAR_SUFFIX = re.compile(r"\.t(gz|xz|bz2|zst)$", re.IGNORECASE)
 # The number in "Vol. 2" and the words after "Mr. " are no suffixes.
 _SUFFIX = re.compile(r"\.(?=\w*[a-z])(\w{1,10})$", re.IGNORECASE | re.ASCII)
 _UTF8_SUFFIX = re.compile(r"(?<=\.txt)\.utf-?8$", re.IGNORECASE)  # as Gutenberg names files
+_NO_TEXT = (
+    *("png", "jpg", "jpeg", "gif", "webp", "bmp", "ico", "tif", "tiff", "svg", "mp3", "ogg", "wav"),
+    *("mp4", "avi", "mkv", "webm", "ttf", "otf", "woff", "woff2", "exe", "dll", "so", "o", "pyc"),
+)
 _REMEDIES = {
+    **dict.fromkeys(_NO_TEXT),
     **dict.fromkeys(["pdf", "djvu", "ps"], "convert it with pdftotext or the like"),
     **dict.fromkeys(["mobi", "azw", "azw3", "fb2", "lit"], "convert it to .epub"),
     **dict.fromkeys(["doc", "docx", "odt", "rtf", "tex", "rst"], "convert it to .txt with pandoc"),
@@ -58,13 +64,18 @@ def kind_of(name: str) -> Kind | None:
     return _SUFFIXES.get(found[1].lower()) if found else None
 
 
-def refusal(name: str) -> str | None:
-    """Return the reason and remedy if a file of this name is not read."""
+def refusal(name: str, suffixes: Collection[str] = ()) -> str | None:
+    """Return the reason and remedy if a file of this name is not read.
+
+    Args:
+        name: The name.
+        suffixes: Suffixes, without a dot, that are not known but read.
+    """
     found = _SUFFIX.search(_UTF8_SUFFIX.sub("", name))
-    if not found or found[1].lower() in _SUFFIXES:
+    suffix = found[1].lower() if found else None
+    if suffix is None or suffix in _SUFFIXES or suffix in suffixes:
         return None
-    suffix = found[1].lower()
-    remedy = _REMEDIES.get(suffix)
+    remedy = _REMEDIES.get(suffix, f"if it is text, give --read-suffix {suffix}")
     return f"not read: .{suffix}" + (f" ({remedy})" if remedy else "")
 
 

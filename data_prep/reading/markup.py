@@ -22,12 +22,16 @@ MARKUP_BYTES = 16 << 20
 _MAX_TAGS = 500_000
 _XHTML = "{http://www.w3.org/1999/xhtml}html"
 
-_CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_XML_DECLARED = re.compile(rb"""(?<=<\?xml)[^>]*?\sencoding\s*=\s*["']([\w.:-]+)""")
 _CHARSET_BYTES = 4096
 _TAG = re.compile(rb"<[^<>]*>")
-# The bytes themselves tell the encodings of Unicode, and the others are for no page.
-_DECLARED_IN_VAIN = re.compile("ascii|utf-.*|punycode|.*escape")
+# The bytes themselves tell the encodings of Unicode, and the others are unknown or for no page.
+_DECLARED_IN_VAIN = re.compile("|ascii|utf-.*|punycode|.*escape")
+_OFTEN_UTF8 = ("iso8859-1", "cp1252")  # whatever they declare
+_AS_BROWSERS_DO = {"iso8859-1": "cp1252"}
 _SPACE = re.compile(r"[ \t\r\n\f]+")
+_ANY = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -84,26 +88,25 @@ def read_markup(
     data = stream.read(MARKUP_BYTES + 1)
     try:
         if kind == "html":
-            yield document_of(name, html_text(data, options.encoding), "paragraphs")
+            yield document_of(name, html_text(data, options), "paragraphs")
             return
-        texts = _xml_texts(parse_xml(data))
+        decoded = _decode(data, options, _XML_DECLARED)
+        texts = _xml_texts(parse_xml(decoded.text.encode("utf-8", "replace"), "utf-8"))
     except MarkupError as error:
         yield LeftOut(name, str(error))
         return
     for number, text in enumerate(texts, 1):
-        yield Document(name if len(texts) == 1 else f"{name}#{number}", text, "paragraphs")
+        label = name if len(texts) == 1 else f"{name}#{number}"
+        yield document_of(label, replace(decoded, text=text), "paragraphs")
 
 
-def html_text(data: bytes, encoding: str | None = None) -> Decoded:
-    """Return the text of HTML or XHTML, whose encoding may be given if it does not say it.
+def html_text(data: bytes, options: ReadOptions = _ANY) -> Decoded:
+    """Return the text of HTML or XHTML.
 
     Raises:
         MarkupError: It is too large, too deep, or not text in a known encoding.
     """
-    _check_size(data)
-    decoded = _decode(data, encoding)
-    if decoded.fault:
-        raise MarkupError(decoded.fault)
+    decoded = _decode(data, options, _DECLARED)
     text = decoded.text.replace("\0", "")
     data = text.encode("utf-8", "replace")
     root = None
@@ -154,35 +157,52 @@ def _parse_html(data: bytes) -> etree._Element | None:
     return root
 
 
-def _decode(data: bytes, encoding: str | None) -> Decoded:
+def _decode(data: bytes, options: ReadOptions, declaration: re.Pattern[bytes]) -> Decoded:
+    """Decode markup; an encoding that it declares but is not in is named beside the real one.
+
+    Raises:
+        MarkupError: It is too large, or not text in a known encoding.
+    """
+    _check_size(data)
+    found = declaration.search(data, 0, _CHARSET_BYTES)
+    declared = _codec(found[1].decode("ascii", "replace")) if found else ""
+    decoded = _decode_as_declared(data, declared if found else None, options)
+    if decoded.fault:
+        raise MarkupError(decoded.fault)
+    names = declared, _AS_BROWSERS_DO.get(declared, declared)
+    if declared and not data.isascii() and not decoded.encoding.startswith(names):
+        return replace(decoded, encoding=f"{decoded.encoding} (declared {declared})")
+    return decoded
+
+
+def _decode_as_declared(data: bytes, declared: str | None, options: ReadOptions) -> Decoded:
     """Decode by the mark, the declared or given encoding, as UTF-8, or as the bytes seem to be."""
     if marked_encoding(data):
         return decode(data)
-    found = _CHARSET.search(data, 0, _CHARSET_BYTES)
-    declared = _known(found[1].decode("ascii", "replace")) if found else None
-    if found and declared in {None, "iso8859-1"}:
-        with suppress(UnicodeDecodeError):
-            return Decoded(data.decode(), "utf-8")
-    if declared == "iso8859-1":
-        declared = "cp1252"  # as browsers do
-    if declared and not (decoded := decode(data, declared)).fault:
-        return decoded
-    if encoding:
-        return decode(data, encoding)
+    if declared is not None:
+        in_vain = _DECLARED_IN_VAIN.fullmatch(declared)
+        if in_vain or declared in _OFTEN_UTF8:
+            with suppress(UnicodeDecodeError):
+                return Decoded(data.decode(), "utf-8")
+        encoding = _AS_BROWSERS_DO.get(declared, declared)
+        if not in_vain and not (decoded := decode(data, encoding)).fault:
+            return decoded
+    if options.encoding:
+        return decode(data, options.encoding)
     # Tags hide from a detector how the text looks. In UTF-16 without a mark they are not found.
     text = data if b"\0" in data else _TAG.sub(b"\n", data)
-    decoded = decode(text)
+    decoded = decode(text, guess=options.guess)
     return decoded if decoded.fault or text is data else decode(data, decoded.encoding)
 
 
-def _known(name: str) -> str | None:
-    """Return Python's name of a declared encoding, if it is known and tells more than the bytes."""
+def _codec(name: str) -> str:
+    """Return Python's name of a declared encoding, or an empty one if it is not known."""
     try:
         known = codecs.lookup(name).name
         b" ".decode(known, "replace")
     except (LookupError, UnicodeError):
-        return None
-    return None if _DECLARED_IN_VAIN.fullmatch(known) else known
+        return ""
+    return known
 
 
 def _xml_texts(root: etree._Element) -> list[str]:

@@ -1,7 +1,9 @@
-"""Read rows of text from JSON: one value a line, an array, or values one after another.
+"""Read rows of text from JSON: one value a line, or values over lines, in an array or without.
 
 A row is an object with a text field, or a string. A row that has no text is left out, and so is one
-of more than 32 MiB, past which the file is read without holding it.
+of more than 32 MiB, past which the file is read without holding it. After one that is no JSON,
+reading goes on at its last bracket or quote, or else at the next row that begins in the same way;
+without either, what is left out is named by its place in the file.
 """
 
 import codecs
@@ -29,9 +31,21 @@ from data_prep.reading.text import as_utf8, encoding_of
 _REST_NOT_JSON = "not valid JSON, nor read from here on"
 
 _CHUNK = 1 << 16
+# Control characters in strings can have but one meaning.
+_DECODER = json.JSONDecoder(strict=False)
+_LAST_CHARACTERS = 16  # in which an error may come of a value's going on
+_SPACE_TO_END = re.compile(r"\s*\Z")
 _GAP = re.compile(r"[\s,]*")
+_BARE = re.compile(r"""[^\s,\[\]{}"]+|.""", re.DOTALL)
+_FOLLOWED = re.compile(r"\s|[,{\[\"]|\Z")
+_FOLLOWED_IN_ARRAY = re.compile(r"\s*(?:[,\]]|\Z)")
+# The first key of an object, or what begins another value.
+_BEGINNING = re.compile(r'\{\s{0,99}"[^"\\]{1,99}"\s{0,9}:|[{\["]')
+_OVERLAP = 400
 _MARK = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 _BAD = LeftOut("", "not valid JSON")
+_TOO_DEEP = LeftOut("", "too deep")
+_CUT = LeftOut("", "cut")
 _TOO_LONG = LeftOut("", TOO_LONG)
 _NOT_UTF8 = LeftOut("", "not UTF-8 (give --encoding)")
 # A broken byte, as Python's handler "surrogateescape" gives it.
@@ -41,10 +55,12 @@ _BROKEN = re.compile("[\udc80-\udcff]")
 def has_lines(head: bytes, kind: str) -> bool:
     """Tell from the first bytes of a `json` or `jsonl` file whether each line is a value."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if kind == "jsonl" or not start:
-        return not start.startswith(b"[")
-    line, end, _ = start.partition(b"\n")
-    return not start.startswith(b"[") and (not end or not isinstance(_parse(line), LeftOut))
+    line, end, following = start.partition(b"\n")
+    if start.startswith(b"["):
+        return False
+    if kind == "jsonl" and line.strip() != b"{" and not following.startswith((b" ", b"\t")):
+        return True
+    return not end or not isinstance(_parse(line), LeftOut)
 
 
 def read_json(
@@ -101,7 +117,7 @@ def _parse(line: bytes | None, encoding: str = "utf-8") -> object:
     except ValueError:
         pass
     try:  # for a byte-order mark, NaN, or half of a surrogate pair
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"), strict=False)
     except UnicodeDecodeError:
         return _NOT_UTF8
     except (ValueError, RecursionError):
@@ -110,7 +126,7 @@ def _parse(line: bytes | None, encoding: str = "utf-8") -> object:
 
 def _row(name: str, value: object, field: str, encoding: str) -> Document | LeftOut:
     if isinstance(value, LeftOut):
-        return LeftOut(name, value.reason)
+        return LeftOut(name + value.name, value.reason)
     if isinstance(value, dict):
         if field not in value:
             return LeftOut(name, no_field(field))
@@ -141,40 +157,55 @@ class _Values:
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
         self._text = ""
         self._place = 0  # of the next value in the text
+        self._dropped = 0  # characters before the text
+        self._lines = 1
+        self._counted = 0  # characters of the text, whose lines are counted
         self._ended = False
 
     def __iter__(self) -> Iterator[object]:
-        scan = json.JSONDecoder().raw_decode
-        inside = False
+        followed = _FOLLOWED
         while self._skip_gap():
             mark = self._text[self._place]
-            if mark in "[]" and inside == (mark == "]"):
-                inside = not inside
+            if mark in "[]" and (followed is _FOLLOWED_IN_ARRAY) == (mark == "]"):
+                followed = _FOLLOWED if mark == "]" else _FOLLOWED_IN_ARRAY
                 self._place += 1
                 continue
-            try:
-                begin = self._place
-                value, self._place = scan(self._text, begin)
-                yield _NOT_UTF8 if _BROKEN.search(self._text, begin, self._place) else value
-            except RecursionError:
-                yield _BAD
+            value, end = self._scan(followed)
+            if end:
+                yield _NOT_UTF8 if _BROKEN.search(self._text, self._place, end) else value
+                self._place = end
+            elif value is _BAD:
+                yield self._skip_damage(followed)
+            elif value is _TOO_DEEP or len(self._text) - self._place > DOCUMENT_BYTES:
+                yield _BAD if value is _TOO_DEEP else _TOO_LONG
                 self._skip_value()
-            except ValueError:
-                if self._ended:
-                    yield LeftOut("", _REST_NOT_JSON)
-                    return
-                if len(self._text) - self._place > DOCUMENT_BYTES:
-                    yield _TOO_LONG
-                    self._skip_value()
-                else:
-                    self._read()
+            else:
+                self._read()
+
+    def _scan(self, followed: re.Pattern[str]) -> tuple[object, int]:
+        """Return the next value and its end; without an end, why it has none."""
+        try:
+            value, end = _DECODER.raw_decode(self._text, self._place)
+        except RecursionError:
+            return _TOO_DEEP, 0
+        except json.JSONDecodeError as error:
+            is_late = error.pos > len(self._text) - _LAST_CHARACTERS
+            is_cut = is_late or error.msg.startswith("Unterminated")
+            return (_BAD if self._ended or not is_cut else _CUT), 0
+        is_followed = followed.match(self._text, end)
+        is_late = not is_followed and end > len(self._text) - _LAST_CHARACTERS
+        if not self._ended and (is_late or _SPACE_TO_END.match(self._text, end)):
+            return _CUT, 0
+        return (value, end) if is_followed else (_BAD, 0)
 
     def _read(self) -> None:
         """Read as much again as is left of the text, so that a long value is read in few steps."""
         rest = self._text[self._place :]
+        self._dropped += self._place
+        self._line()
         data = self._stream.read(max(_CHUNK, len(rest)))
         self._ended = not data
-        self._text, self._place = rest + self._decode(data, self._ended), 0
+        self._text, self._place, self._counted = rest + self._decode(data, self._ended), 0, 0
 
     def _skip_gap(self) -> bool:
         """Go to the next value, and tell whether there is one."""
@@ -188,20 +219,80 @@ class _Values:
 
     def _skip_value(self) -> None:
         """Go past a value without holding it."""
-        depth, quoted = 0, False
-        while True:
-            for mark in _MARK.finditer(self._text, self._place):
-                self._place = mark.end()
+        depth, quoted, is_escaped = 0, False, False
+        while not self._ended:
+            for mark in _MARK.finditer(self._text, self._place + is_escaped):
+                is_escaped = mark[0] == "\\"  # at the end; the next character is no mark then
                 if mark[0] == '"':
                     quoted = not quoted
                 elif not quoted and mark[0] in "{}[]":
                     depth += 1 if mark[0] in "{[" else -1
                 if depth <= 0 and not quoted:
+                    self._place = mark.end()
                     return
-            # An escape may be cut in two: the character after it is no mark.
-            escaped = self._text.endswith("\\") and self._place == len(self._text)
             self._place = len(self._text)
-            if self._ended:
-                return
             self._read()
-            self._place = int(escaped)
+
+    def _line(self) -> int:
+        """Return the number of the line of the next value."""
+        self._lines += self._text.count("\n", self._counted, self._place)
+        self._counted = self._place
+        return self._lines
+
+    def _skip_damage(self, followed: re.Pattern[str]) -> LeftOut:
+        """Go past a value that is no JSON, and return what is left out."""
+        if len(self._text) - self._place < _CHUNK and not self._ended:
+            self._read()
+        line, character = self._line(), self._dropped + self._place + 1
+        if found := _BEGINNING.match(self._text, self._place):
+            place, beginning = _next_place(found, followed), re.escape(found[0])
+        else:
+            bare = _BARE.match(self._text, self._place)
+            assert bare is not None
+            is_whole = followed.match(self._text, bare.end())
+            place, beginning = bare.end() if is_whole else None, r'[{\["]'
+        if place:
+            self._place = place
+        elif not self._find(re.compile(rf"[,\n][ \t\r]*(?={beginning})")):
+            count = self._dropped + len(self._text) - character + 1
+            where = f" (line {line}, character {character}, to the end: {count} characters)"
+            return LeftOut(where, _REST_NOT_JSON)
+        return _BAD
+
+    def _find(self, pattern: re.Pattern[str]) -> bool:
+        """Go to the end of a match behind the next character, or of the file if there is none."""
+        self._place += 1
+        while not (found := pattern.search(self._text, self._place)):
+            self._place = max(self._place, len(self._text) - _OVERLAP)
+            if self._ended:
+                self._place = len(self._text)
+                return False
+            self._read()
+        self._place = found.end()
+        return True
+
+
+def _next_place(beginning: re.Match[str], followed: re.Pattern[str]) -> int | None:
+    """Return where the brackets and quotes of a value that is no JSON end, within 64 KiB.
+
+    Quotes are not balanced if a value of the same beginning is between them, nor brackets if one is
+    in place of a key: it is the next value then.
+    """
+    text, begin = beginning.string, beginning.start()
+    opened: list[str] = []
+    quoted = False
+    for mark in _MARK.finditer(text, begin, begin + _CHUNK):
+        place = mark.start()
+        if (quoted or opened[-1:] == ["{"]) and text.startswith(beginning[0], place):
+            before = text[max(begin, place - _OVERLAP) : place].rstrip(" \t\r")
+            if before.endswith((",", "\n")):
+                return place
+        if mark[0] == '"':
+            quoted = not quoted
+        elif not quoted and mark[0] in "{[":
+            opened.append(mark[0])
+        elif not quoted and mark[0] in "}]":
+            opened.pop()
+        if not opened and not quoted:
+            return mark.end() if followed.match(text, mark.end()) else None
+    return None

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import TYPE_CHECKING
 
-from data_prep.cleaning.encodings import checked, marked_encoding
+from data_prep.cleaning.encodings import checked, marked_encoding, unmarked
 from data_prep.reading.documents import (
     DOCUMENT_BYTES,
     Document,
@@ -96,15 +96,8 @@ def is_wide(stream: BufferedReader, encoding: str | None) -> bool:
 
 def encoding_of(stream: BufferedReader, stated: str | None) -> str:
     """Return the encoding by a byte-order mark, else the stated one, else UTF-8."""
-    name = marked_encoding(stream.peek(4)[:4]) or stated or "utf-8"
-    return "utf-8" if name == "utf-8-sig" else codecs.lookup(name).name
-
-
-def lacks_mark(stream: BufferedReader, stated: str | None) -> bool:
-    """Tell whether the encoding needs a byte-order mark, and the stream begins without."""
-    head = stream.peek(4)[:4]
-    needed = encoding_of(stream, stated) in {"utf-16", "utf-32"}
-    return needed and head != b"" and marked_encoding(head) is None
+    name = marked_encoding(stream.peek(4)[:4]) or unmarked(stated or "utf-8")
+    return "utf-8" if name == "utf-8-sig" else name
 
 
 def as_utf8(stream: BufferedReader, encoding: str) -> BufferedReader:

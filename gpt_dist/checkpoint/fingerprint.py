@@ -21,11 +21,11 @@ Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Fingerprints = dict[str, int]
-"""By `KIND/PARAMETER`; the kind LAYERS is the weight as forward uses it, in its precision."""
+"""Fingerprints by `KIND/PARAMETER`; the kind LAYERS is the weight in the precision of forward."""
 LAYERS = "layers"
 
 _FACTORS = (0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64)
-"""Of SplitMix64 (Steele, Lea, Flood 2014), as int64."""
+"""The multipliers of SplitMix64 (Steele, Lea, Flood 2014), as int64."""
 _CHUNKS = {"cpu": 2**15, "cuda": 2**24}
 """Elements at a time: on the CPU, what stays in the cache."""
 

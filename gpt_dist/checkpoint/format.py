@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic_core import from_json
 from torch import Tensor
 
 from gpt_dist.checkpoint.fingerprint import KINDS, Kind, Place, fingerprint
 from gpt_dist.data.tokens.folder import TokenizerName
 from gpt_dist.data.tokens.mixture import Phase
 from gpt_dist.errors import CheckpointError, first_problem
-from gpt_dist.files.entries import ChunkedEntry, Record, SealedRecord
+from gpt_dist.files.entries import ChunkedEntry, Record, SealedRecord, read_small
 from gpt_dist.files.shared import SharedFiles
 from gpt_dist.files.tensor_file import Shape
 
@@ -73,6 +74,7 @@ class TopologyEntry(Record):
     tensor_parallel_size: PositiveInt
     zero_stage: NonNegativeInt
     precision: str
+    threads: PositiveInt | None = None  # of a process on the CPU
 
 
 class Manifest(SealedRecord):
@@ -84,15 +86,17 @@ class Manifest(SealedRecord):
     consumed_samples: NonNegativeInt
     optimizer_steps: NonNegativeInt
     """Updates that were applied: Adam's own count."""
-    loss_scaler: dict[str, float]
+    loss_scaler: dict[str, FiniteFloat]
     config: dict[str, Any]
     topology: TopologyEntry
     versions: dict[str, str]
     data_digest: str
     """Stands for the whole training data and its tokenizer."""
     phases: tuple[Phase, ...] = ()
-    """The weights by which samples were drawn from token folders, and those planned; of earlier
-    versions and of fine-tuning there are none."""
+    """The weights by which samples were drawn from token folders, and those planned; empty in
+    fine-tuning and in checkpoints of earlier versions."""
+    losses: tuple[FiniteFloat, ...] = ()
+    """The last losses before it, with which training.on_spike compares."""
     probe_loss: float | None = Field(default=None, allow_inf_nan=False)
     """In version 1: what `gpt_dist.model.probe.probe_loss` gives for the weights."""
     files: dict[FileName, ChunkedEntry]
@@ -119,15 +123,16 @@ class Checkpoint:
         """
         self.path, file = path, path / MANIFEST_NAME
         try:
-            self.manifest = Manifest.model_validate_json(file.read_bytes())
+            # From objects: of JSON, each error would hold a copy of the whole.
+            self.manifest = Manifest.model_validate(from_json(read_small(file)))
         except OSError as error:
             raise CheckpointError(f"{file}: {error.strerror}; not a checkpoint") from None
-        except ValidationError as error:
+        except ValueError as error:
             raise CheckpointError(
                 f"{file}: not a manifest of {FORMAT} version 1 to {VERSION}: {first_problem(error)}"
             ) from None
         if self.manifest.sealed() != self.manifest:
-            raise CheckpointError(f"{file}: damaged, its digest is another")
+            raise CheckpointError(f"{file}: damaged: its digest does not match its content")
         for name, parameter in self.manifest.parameters.items():
             _check_coverage(file, name, parameter, self.manifest)
         ranks = dict(self.manifest.files)
@@ -172,7 +177,7 @@ class Checkpoint:
         return tensor
 
     def fingerprint(self, kind: Kind, name: str, tensor: Tensor) -> int:
-        """Return the stated fingerprint, or, where version 1 states none, that of what was read."""
+        """Return the stated fingerprint, or in version 1, without any, that of what was read."""
         stated = self._entry(name).fingerprints
         return int(stated[kind], 16) if stated else fingerprint([tensor], Place())[0]
 

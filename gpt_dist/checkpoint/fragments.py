@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor, nn
 
 from gpt_dist.checkpoint.fingerprint import KINDS
+from gpt_dist.model.adamw import MasterAdamW
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,13 @@ def fragments_of(engine: DeepSpeedEngine) -> Iterator[Fragment]:
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _stage_3(engine, optimizer)
-    if isinstance(optimizer, FP16_UnfusedOptimizer | torch.optim.Optimizer):
-        return _without_zero(engine, optimizer)
+    if isinstance(optimizer, MasterAdamW):
+        return _whole(optimizer)
     return _stage_1_and_2(engine, optimizer)
 
 
-def _without_zero(
-    engine: DeepSpeedEngine, optimizer: FP16_UnfusedOptimizer | torch.optim.Optimizer
-) -> Iterator[Fragment]:
-    parameters = masters = list(engine.module.parameters())
-    if isinstance(optimizer, FP16_UnfusedOptimizer):
-        parameters, masters = [*chain(*optimizer.fp16_groups)], [*chain(*optimizer.fp32_groups)]
-        optimizer = optimizer.optimizer
-    for parameter, master in zip(parameters, masters, strict=True):
+def _whole(optimizer: MasterAdamW) -> Iterator[Fragment]:
+    for parameter, master in zip(optimizer.weights, optimizer.masters, strict=True):
         yield Fragment(parameter, 0, parameter.numel(), master, 0, optimizer, replicated=True)
 
 

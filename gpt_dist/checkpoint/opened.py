@@ -42,7 +42,7 @@ class OpenedModel:
     tokenizer_folder: Path
     """The folder of the tokenizer's files."""
     step: int | None = None
-    """Of pre-training, where it is a checkpoint."""
+    """The number of training steps behind it; None where it is not a checkpoint."""
     probe_loss: float | None = None
     """The loss on fixed tokens that is stated of the weights; None if none is."""
     fine_tuned: bool = False
@@ -77,8 +77,7 @@ class SavedWeights(FullTensors):
         except ValidationError as error:
             problem = first_problem(error)
             raise CheckpointError(f"{path}: config.model: {problem}; {_REMEDY}") from None
-        key_value_heads = config.num_key_value_heads or config.num_heads
-        if config.hidden_size % config.num_heads or config.num_heads % key_value_heads:
+        if config.indivisible():
             raise CheckpointError(f"{path}: config.model: sizes that no model has; {_REMEDY}")
         self.config = config
         shapes = {_PREFIX + name: one.shape for name, one in parameter_table(self.config).items()}

@@ -1,5 +1,6 @@
 """The choice of the checkpoint that a run resumes from, and its checks."""
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from gpt_dist.checkpoint.folder import first_valid, open_shared, paths, step_path, sweep
@@ -57,6 +59,9 @@ def find_checkpoint(
     if checkpoint is None:
         return None
     together(partial(_check_same_run, checkpoint, config, data))
+    threads, now = checkpoint.manifest.topology.threads, torch.get_num_threads()
+    if threads not in (None, now) and topology.device.type == "cpu":
+        say(f"WARNING: {threads} threads a process until now, {now} from here on: other last bits")
     newer = candidates if topology.is_main else []
     why = "damaged" if auto else "superseded"
     together(partial(_set_aside_newer, newer, checkpoint.manifest.step, why))
@@ -94,7 +99,7 @@ def _history(manifest: Manifest, data: DataSource) -> tuple[Phase, ...]:
 
 
 def _set_aside_newer(candidates: list[Path], step: int, why: str) -> None:
-    """Rename what is newer than `step`: a later resume must not take it up again, nor pruning."""
+    """Rename checkpoints newer than `step`, so that no later resume or clean-up counts them."""
     for path in candidates:
         if path > step_path(path.parent, step):
             aside, number = path.with_name(f"{path.name}.{why}"), 2
@@ -107,7 +112,7 @@ def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data: DataSo
     saved, own = _saved_config(checkpoint), config.model_dump(mode="json")
     fixed, free = (_FIXED + _FIXED_OF_TASKS, ()) if config.task else (_FIXED, _FREE)
     changes = [
-        f"{name}: {before!r} there, {now!r} here"
+        f"{name}: {json.dumps(before)} there, {json.dumps(now)} here"
         for name, before, now in _differences(saved, own)
         if any(name == one or name.startswith(f"{one}.") for one in fixed)
         and name not in free
@@ -118,17 +123,18 @@ def _check_same_run(checkpoint: Checkpoint, config: ResolvedConfig, data: DataSo
         paths = ", ".join(folder.path for folder in config.data.folders)
         missing = ", or a folder is missing (list it with weight 0)" if len(needed) > 1 else ""
         changes.append(f"data.path: other tokens or another tokenizer in {paths}{missing}")
-    max_steps = config.training.max_steps
-    if checkpoint.manifest.step > max_steps:
-        changes.append(
-            f"training.max_steps: {checkpoint.manifest.step} steps made, {max_steps} here"
-        )
+    step, max_steps = checkpoint.manifest.step, config.training.max_steps
+    consumed = data.consumed(step, config.training.global_batch_size)
+    if consumed != checkpoint.manifest.consumed_samples:
+        changes.append(f"skipped.jsonl: leaves out other samples of the first {step} steps")
+    if step > max_steps:
+        changes.append(f"training.max_steps: {step} steps made, {max_steps} here")
     if changes:
         follows = any(change.startswith("schedule.decay_steps") for change in changes)
         hint = " of it or of training.max_steps, which it follows" if follows else ""
         raise CheckpointError(
-            f"{checkpoint.path}: of another run: {'; '.join(changes)}; give another "
-            f"run.directory, or take back the change{hint}"
+            f"{checkpoint.path}: this checkpoint is of another run: {'; '.join(changes)}; give "
+            f"another run.directory, or take back the change{hint}"
         )
 
 

@@ -1,13 +1,14 @@
 """Checkpoint writer: in the background, each published atomically."""
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,8 +24,9 @@ from gpt_dist.checkpoint.format import (
     TopologyEntry,
     rank_file,
 )
-from gpt_dist.checkpoint.state import TrainingState, snapshot
+from gpt_dist.checkpoint.state import TrainingState, check_numbers, snapshot
 from gpt_dist.config import ResolvedConfig
+from gpt_dist.data.batches import batch_of
 from gpt_dist.data.tokens.mixture import Phase
 from gpt_dist.errors import CheckpointError
 from gpt_dist.files.entries import ChunkedEntry, describe_file
@@ -53,6 +55,12 @@ class DataSource:
     """Weights of the token folders, in pre-training."""
     folders: Mapping[str, str] = field(default_factory=dict)
     """Digests of the token folders, by those and by the ones that earlier versions recorded."""
+    left_out: tuple[int, ...] = ()
+    """Numbers of the global batches that the run does not train on."""
+
+    def consumed(self, step: int, batch_size: int) -> int:
+        """Return the number of the first sample after those of a step."""
+        return (batch_of(step, self.left_out) + 1) * batch_size
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,11 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, keep: Collection[int] = ()) -> None:
+    def save(self, step: int, keep: Collection[int] = (), losses: Iterable[float] = ()) -> None:
         """Take a snapshot and write it; returns at once where checkpoint.asynchronous is set.
 
         Older checkpoints go as checkpoint.keep and keep_every say, but those of the steps `keep`.
+        The last `losses` are recorded.
 
         Raises CheckpointError if this save, or the one before it, failed.
         """
@@ -98,7 +107,7 @@ class Saver:
         is_first = not self._buffers
         live = self._state.live_fingerprints() if is_first else {}
         snapshot(self._state, self._buffers)
-        self._writing = self._thread.submit(self._write, self._manifest(step), live, keep)
+        self._writing = self._thread.submit(self._write, self._manifest(step, losses), live, keep)
         if not self._config.checkpoint.asynchronous:
             self.wait()
 
@@ -118,7 +127,7 @@ class Saver:
         self._thread.shutdown()
         dist.destroy_process_group(self._group)
 
-    def _manifest(self, step: int) -> Manifest:
+    def _manifest(self, step: int, losses: Iterable[float]) -> Manifest:
         """Return the manifest of the state as it is now, without files and parameters."""
         config, topology = self._config, self._topology
         optimizer_steps, loss_scaler = self._state.counters()
@@ -126,7 +135,8 @@ class Saver:
             format=FORMAT,
             version=VERSION,
             step=step,
-            consumed_samples=step * config.training.global_batch_size,
+            consumed_samples=self._data.consumed(step, config.training.global_batch_size),
+            losses=tuple(losses),
             optimizer_steps=optimizer_steps,
             loss_scaler=loss_scaler,
             config=config.model_dump(mode="json"),
@@ -135,6 +145,7 @@ class Saver:
                 tensor_parallel_size=topology.tensor_parallel_size,
                 zero_stage=config.parallel.zero_stage,
                 precision=config.training.precision,
+                threads=torch.get_num_threads() if topology.device.type == "cpu" else None,
             ),
             versions=package_versions(),
             data_digest=self._data.digest,
@@ -161,10 +172,8 @@ class Saver:
             )
 
     def _write_part(self, partial: Path, live: Fingerprints) -> _Part:
-        """Write this process's file; ValueError where a weight is not finite."""
-        for name, tensor in self._buffers.items():
-            if name.startswith("weight/") and not tensor.isfinite().all():
-                raise ValueError(f"{name} holds values that are not finite")
+        """Write this process's file; ValueError where a number of the state cannot be."""
+        check_numbers(self._buffers, ValueError)
         partial.mkdir(parents=True, exist_ok=True)
         entries = {name: (one.dtype, tuple(one.shape)) for name, one in self._buffers.items()}
         path = partial / rank_file(self._topology.launch.rank)

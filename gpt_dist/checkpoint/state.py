@@ -1,6 +1,7 @@
 """The training state of a process as fragments: described, copied, filled and proven."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import deepspeed
@@ -20,7 +21,7 @@ from gpt_dist.checkpoint.fingerprint import (
 )
 from gpt_dist.checkpoint.format import Checkpoint, FragmentEntry, ParameterEntry, rank_file
 from gpt_dist.checkpoint.fragments import Fragment, fragments_of
-from gpt_dist.errors import CheckpointError
+from gpt_dist.errors import CheckpointError, TrainingError
 from gpt_dist.model.parameters import split_dimension
 from gpt_dist.topology import Topology, gather, together
 
@@ -34,8 +35,7 @@ class TrainingState:
         self._engine = engine
         self._topology = topology
         self._precision = next(engine.module.parameters()).dtype
-        scaler = getattr(engine.optimizer, "loss_scaler", None)
-        self._scaler = getattr(engine.optimizer, "loss_scale_config", None) or scaler
+        self._scaler = getattr(engine.optimizer, "loss_scaler", None)
         self._partitioned = bool(engine.zero_optimization_partition_weights())
         parameters = dict(engine.module.named_parameters())
         self.entries = {name: _entry_of(one, topology) for name, one in parameters.items()}
@@ -113,6 +113,11 @@ class TrainingState:
         found, expected = self.fingerprints(), saved | self.live_fingerprints()
         together(lambda: check_equal(found, expected, checkpoint.refuse_fingerprint))
 
+        def refuse(problem: str) -> CheckpointError:
+            return CheckpointError(f"{checkpoint.path}: {problem}; take another checkpoint")
+
+        together(lambda: check_numbers(self.tensors(), refuse))
+
     def _fill(
         self, parameter: nn.Parameter, fragment: Fragment | None, kind: Kind, full: Tensor
     ) -> None:
@@ -131,7 +136,7 @@ class TrainingState:
                 own.view(-1)[: fragment.length].copy_(part)
 
     def fingerprints(self) -> Fingerprints:
-        """Return those of the state of all processes together, and of its weights once rounded."""
+        """Return the fingerprints of the whole state, and of its weights rounded for training."""
         return total(gather(self.fingerprint_own(self.tensors(), rounded=True)))
 
     def fingerprint_own(self, tensors: Mapping[str, Tensor], rounded: bool) -> Fingerprints:
@@ -151,9 +156,9 @@ class TrainingState:
         return found
 
     def live_fingerprints(self) -> Fingerprints:
-        """Return those of the weights that forward uses on this process and its peers.
+        """Return the fingerprints of the weights that forward uses on the tensor-parallel peers.
 
-        They follow from the layers alone, whatever is thought of fragments.
+        They are computed from the layers alone, so that a wrong list of fragments shows.
         """
         peers = self._topology.tensor_parallel_group
         found: Fingerprints = {}
@@ -165,6 +170,37 @@ class TrainingState:
                 if dimension is not None or peers.rank() == 0:
                     (found[f"{LAYERS}/{name}"],) = fingerprint([parameter.float()], place)
         return total(gather(found, peers))
+
+    def check_copies(self) -> None:
+        """Compare what several processes hold of the state; collective.
+
+        Raises TrainingError, on all, which names the ranks that differ from most, or all of a tie.
+        """
+        topology, own = self._topology, {}
+        for name, parameter in self._engine.module.named_parameters():
+            fragment = self._fragments.get(name)
+            tensors = fragment.tensors() if fragment else {}
+            if not (self._partitioned or (fragment and fragment.master is parameter)):
+                tensors[LAYERS] = parameter.detach()
+            shard = topology.tensor_parallel_rank if self._is_split(name) else "any"
+            for kind, tensor in tensors.items():
+                whole = kind == LAYERS or (fragment and fragment.replicated)
+                holder = shard, "any" if whole else topology.data_parallel_rank
+                own[f"{kind}/{name}", *holder] = fingerprint([tensor.float()], Place())[0]
+        found, tables = [], gather(own)
+        for key in {key: None for table in tables for key in table}:
+            copies = {rank: table[key] for rank, table in enumerate(tables) if key in table}
+            (value, most), *others = Counter(copies.values()).most_common(2)
+            if others:
+                tied = others[0][1] == most
+                odd = [rank for rank, copy in copies.items() if tied or copy != value]
+                found.append((len(odd), odd, key[0]))
+        if found:
+            _, odd, name = min(found)
+            raise TrainingError(
+                f"{name} on rank(s) {', '.join(map(str, odd))} is not what other processes hold: "
+                "memory or arithmetic failed there; start again without that host or device"
+            )
 
     def _places(self, fragments: Mapping[str, Fragment]) -> dict[str, FragmentEntry]:
         """Return the places of fragments, but empty ones, as a manifest states them."""
@@ -182,6 +218,17 @@ class TrainingState:
 
     def _is_split(self, name: str) -> bool:
         return self.entries[name].tensor_parallel_dimension is not None
+
+
+def check_numbers(tensors: Mapping[str, Tensor], refuse: Callable[[str], Exception]) -> None:
+    """Raise an error for numbers that no training gives to weights or moments, given by name."""
+    for name, tensor in tensors.items():
+        kind, _, _ = name.partition("/")
+        low, high = torch.aminmax(tensor) if kind in KINDS else (torch.zeros(()),) * 2
+        if not (low.isfinite() and high.isfinite()):  # NaN where there is one
+            raise refuse(f"{name} holds values that are not finite")
+        if kind == "exp_avg_sq" and low < 0:
+            raise refuse(f"{name} holds values that are negative")
 
 
 def _entry_of(parameter: nn.Parameter, topology: Topology) -> ParameterEntry:
@@ -212,8 +259,8 @@ def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:
 def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
     """Restore the random state of the process that had this one's place.
 
-    In another layout, or on another kind of device, there is none such; then the draws follow from
-    the step, and differ between data-parallel processes as they must.
+    In another layout, or on another kind of device, no process had this place. Then the draws
+    follow from the step, and differ between data-parallel processes as they must.
     """
     manifest, ranks = checkpoint.manifest, range(topology.launch.world_size)
     layout = (manifest.topology.world_size, manifest.topology.tensor_parallel_size)
@@ -232,5 +279,5 @@ def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:
             torch.cuda.set_rng_state(cuda)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"{checkpoint.path}: a random state that is none ({error}); take another checkpoint"
+            f"{checkpoint.path}: its random state cannot be set ({error}); take another checkpoint"
         ) from None

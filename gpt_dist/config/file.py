@@ -1,4 +1,4 @@
-"""Reads a configuration from a YAML file and `section.key=value` of the command line."""
+"""Read a configuration from a YAML file and `section.key=value` of the command line."""
 
 import difflib
 import json
@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from gpt_dist.config.resolution import check_combinations
-from gpt_dist.config.sections import FINE_TUNING_DEFAULTS, Config, Section, SplitConfig
+from gpt_dist.config.sections import Config, Section, SplitConfig
 from gpt_dist.config.yaml import read_yaml
 from gpt_dist.errors import ConfigError
 
@@ -20,9 +20,14 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     the dotted name of the key, its value and the remedy.
     """
     values = _read_yaml(path)
-    # An override that removes another key comes first: the command line may give that key too.
-    for override in sorted(overrides, key=lambda text: text.partition("=")[0] not in _REPLACED):
-        _apply(values, override)
+    given = [_parse(override) for override in overrides]
+    # Only what the file says is removed: of two keys of the command line, neither gives way.
+    for (*outer, key), value in given:
+        other = _REPLACED.get(".".join([*outer, key]), "").rpartition(".")[2]
+        if other and value not in (None, (section := _section(values, outer)).get(key)):
+            section.pop(other, None)
+    for (*outer, key), value in given:
+        _section(values, outer)[key] = value
     if values.get("task") is not None:
         _fill_in_fine_tuning(values)
     try:
@@ -35,6 +40,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.exists() and not (path.is_file() and path.stat().st_size <= 2**20):
+        raise ConfigError(f"{path}: not a file, or above 1 MiB; give the YAML file of a run")
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -61,19 +68,16 @@ _REPLACED = {
 in another way, or is only true of the old value."""
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    *outer, key = name.split(".")
-    if not (equals and outer and all(outer) and key):
+def _parse(override: str) -> tuple[list[str], Any]:
+    """Return the parts of the dotted name, two or more, and the value."""
+    dotted, equals, text = override.partition("=")
+    name = dotted.split(".")
+    if not (equals and all(name) and len(name) > 1):
         raise ConfigError(f"{override!r}: expected section.key=value, as in training.max_steps=100")
     try:
-        value = read_yaml(text)
+        return name, read_yaml(text)
     except ValueError:
-        raise ConfigError(f"{name}: {text!r} is not a YAML value; quote it") from None
-    section = _section(values, outer)
-    if name in _REPLACED and value not in (None, section.get(key)):
-        section.pop(_REPLACED[name].rpartition(".")[2], None)
-    section[key] = value
+        raise ConfigError(f"{dotted}: {text!r} is not a YAML value; quote it") from None
 
 
 def _section(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -88,9 +92,20 @@ def _section(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return values
 
 
+_FINE_TUNING_DEFAULTS = {
+    "run.directory": "runs/finetune",
+    "optimizer.learning_rate": 6.25e-5,
+    "schedule.warmup_fraction": 0.002,
+    "schedule.shape": "linear",
+    "training.epochs": 3,
+    "training.global_batch_size": 32,
+}
+"""Defaults of a configuration with a task (Radford et al. 2018, section 4.1)."""
+
+
 def _fill_in_fine_tuning(values: dict[str, Any]) -> None:
     """Fill in the paper's fine-tuning values of keys that are left out or null."""
-    for name, value in FINE_TUNING_DEFAULTS.items():
+    for name, value in _FINE_TUNING_DEFAULTS.items():
         *outer, key = name.split(".")
         section, other = _section(values, outer), _REPLACED.get(name, name).rpartition(".")[2]
         if section.get(key) is None and section.get(other) is None:
@@ -112,7 +127,8 @@ def _explain(error: ValidationError, path: Path) -> str:
         elif problem["type"] in ("value_error", "json_invalid"):
             reason = str(problem["ctx"]["error"])
         else:
-            reason, ending = problem["msg"], f", not {value!r}"
+            shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+            reason, ending = problem["msg"], f", not {shown}"
             if problem["type"] == "string_type" and isinstance(value, int | float):
                 ending += "; quote it"
         if name in reasons:

@@ -1,7 +1,6 @@
-"""Completes a configuration from its source, launch and data; refuses what contradicts them."""
+"""Complete a configuration from its source, launch and data, and refuse contradictions."""
 
 import math
-from operator import attrgetter
 from typing import Any
 
 from gpt_dist.config.sections import Config, ModelConfig, ResolvedConfig, ScheduleConfig
@@ -13,10 +12,10 @@ _SIZES = [key for key in ModelConfig.model_fields if key not in _NOT_OF_WEIGHTS]
 
 def check_combinations(config: Config) -> None:
     """Refuse keys that contradict each other, whatever the launch and the data."""
-    parallel, schedule, training = config.parallel, config.schedule, config.training
+    schedule, training = config.schedule, config.training
     seeds = config.run.seeds or []
     if config.model.source_path is None:
-        _check_heads(config)
+        _check_sizes(config)
         if config.model.transferred_layers is not None:
             raise ConfigError(
                 "model.transferred_layers: there is no model.source to take blocks from; leave the "
@@ -40,6 +39,22 @@ def check_combinations(config: Config) -> None:
             "schedule.warmup_fraction: schedule.warmup_steps is given too; leave one of them out"
         )
     _check_weights(config)
+    _check_parallel(config)
+
+
+def _check_parallel(config: Config) -> None:
+    """Refuse ways to divide the work that exclude each other."""
+    parallel = config.parallel
+    if parallel.sequence_parallel and parallel.tensor_parallel_size == 1:
+        raise ConfigError(
+            "parallel.sequence_parallel: parallel.tensor_parallel_size is 1, so nothing is split; "
+            "leave it out, or choose a size of 2 or more"
+        )
+    if parallel.sequence_parallel and config.task:
+        raise ConfigError(
+            "parallel.sequence_parallel: the sequences of a task differ in length and may not be "
+            "divisible; leave it out in fine-tuning"
+        )
     if parallel.offload_optimizer and parallel.zero_stage == 0:
         raise ConfigError("parallel.offload_optimizer: needs parallel.zero_stage 1, 2 or 3, not 0")
 
@@ -66,19 +81,20 @@ def _check_weights(config: Config) -> None:
             raise ConfigError(f"{name}: all weights are 0; give at least one above 0")
 
 
-def _check_heads(config: Config) -> None:
-    for key, divisor in (
-        ("model.hidden_size", "model.num_heads"),
-        ("model.num_heads", "model.num_key_value_heads"),
-        ("model.num_heads", "parallel.tensor_parallel_size"),
-        ("model.num_key_value_heads", "parallel.tensor_parallel_size"),
-    ):
-        number, parts = attrgetter(key)(config), attrgetter(divisor)(config)
-        if number and parts and number % parts:
-            raise ConfigError(
-                f"{key} {number} is not divisible by {divisor} {parts}; choose a "
-                f"{divisor.partition('.')[2]} that divides it"
-            )
+def _check_sizes(config: Config) -> None:
+    if found := config.model.indivisible(config.parallel.tensor_parallel_size):
+        key, number, divisor, parts = found
+        section = "parallel" if divisor == "tensor_parallel_size" else "model"
+        raise ConfigError(
+            f"model.{key} {number} is not divisible by {section}.{divisor} {parts}; choose a "
+            f"{divisor} that divides it"
+        )
+    length, parts = config.model.sequence_length, config.parallel.tensor_parallel_size
+    if config.parallel.sequence_parallel and length % parts:
+        raise ConfigError(
+            f"parallel.sequence_parallel: model.sequence_length {length} is not divisible by "
+            f"parallel.tensor_parallel_size {parts}; choose a length that is, or leave it out"
+        )
 
 
 def _check_decay(schedule: ScheduleConfig, max_steps: int | None) -> None:
@@ -108,7 +124,7 @@ def adopt_source(config: Config, source: ModelConfig) -> Config:
             )
     model = config.model.model_copy(update=source.model_dump(include=set(_SIZES)))
     adopted = config.model_copy(update={"model": model})
-    _check_heads(adopted)
+    _check_sizes(adopted)
     return adopted
 
 
@@ -121,6 +137,11 @@ def check_layout(config: Config, world_size: int, device_type: str) -> None:
             f"process(es); launch a multiple of {parts}"
         )
     data_parallel_size = world_size // parts
+    if config.training.compile and config.parallel.zero_stage == 3 and data_parallel_size > 1:
+        raise ConfigError(
+            "training.compile: a compiled model does not find the weights that ZeRO 3 partitions; "
+            "leave it out, or choose a lower parallel.zero_stage"
+        )
     micro_batch_size = config.training.micro_batch_size or 1
     step = data_parallel_size * micro_batch_size
     if batch_size % step:
@@ -160,6 +181,7 @@ def resolve(config: Config, world_size: int, vocab_size: int, samples: int) -> R
         values["schedule"] |= {"warmup_steps": warmup_steps, "warmup_fraction": None}
     for section in ("validation", "checkpoint"):
         values[section]["interval"] = values[section]["interval"] or interval
+    values["checkpoint"]["keep_best"] |= config.task is not None
     resolved = ResolvedConfig.model_validate(values)
     _check_decay(resolved.schedule, max_steps)
     padded, parts = resolved.model.padded_vocab_size, resolved.parallel.tensor_parallel_size

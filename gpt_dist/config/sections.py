@@ -1,31 +1,26 @@
-"""The typed configuration of a run: its sections and their keys.
-
-The defaults are the paper's for pre-training; FINE_TUNING_DEFAULTS has those that a task changes.
-"""
+"""The typed configuration of a run: its sections, their keys, and the paper's defaults."""
 
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gpt_dist.config.yaml import write_yaml
 
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, so that shapes are the same in every layout."""
 
+IGNORED_LABEL = -1
+"""Label of a position at which nothing is predicted."""
+
+_FAMILIES = Path(__file__).parents[1] / "model" / "families"
+
 NO_SOURCE = "none"
 """Value of model.source that asks for a model from scratch."""
 
-FINE_TUNING_DEFAULTS = {
-    "run.directory": "runs/finetune",
-    "optimizer.learning_rate": 6.25e-5,
-    "schedule.warmup_fraction": 0.002,
-    "schedule.shape": "linear",
-    "training.epochs": 3,
-    "training.global_batch_size": 32,
-}
-"""Defaults of a configuration with a task (Radford et al. 2018, section 4.1)."""
+Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
+"""The forms of a task's input."""
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -78,6 +73,14 @@ class ModelConfig(Section):
     """Number of blocks to take from model.source, counted from the first; the others start from
     scratch. Left out, all."""
 
+    @field_validator("family")
+    @classmethod
+    def _check_family(cls, name: str) -> str:
+        known = sorted(file.stem for file in _FAMILIES.glob("[a-z]*.py"))
+        if name not in known:
+            raise ValueError(f"{name!r} is unknown; choose one of {', '.join(known)}")
+        return name
+
     @model_validator(mode="before")
     @classmethod
     def _translate_norm_position(cls, values: Any) -> Any:
@@ -105,6 +108,19 @@ class ModelConfig(Section):
     def head_size(self) -> int:
         """Number of features of an attention head."""
         return self.hidden_size // self.num_heads
+
+    def indivisible(self, tensor_parallel_size: int = 1) -> tuple[str, int, str, int] | None:
+        """Return a key that its divisor does not divide, and the divisor's key, with their values.
+
+        None means that layers of these sizes can be split into heads and over processes.
+        """
+        values = {**vars(self), "tensor_parallel_size": tensor_parallel_size}
+        shared = ("num_heads", "num_key_value_heads", "feed_forward_size")
+        divisors = [("hidden_size", "num_heads"), ("num_heads", "num_key_value_heads")]
+        for key, divisor in divisors + [(key, "tensor_parallel_size") for key in shared]:
+            if values[key] and values[divisor] and values[key] % values[divisor]:
+                return key, values[key], divisor, values[divisor]
+        return None
 
 
 class ResolvedModelConfig(ModelConfig):
@@ -151,6 +167,9 @@ class DataConfig(Section):
 class ParallelConfig(Section):
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Number of processes that share each layer; groups of them train on different data."""
+    sequence_parallel: bool = False
+    """Split activations along time where tensor parallelism leaves them whole: less memory, and a
+    quarter more to send. In pre-training only; needs tensor_parallel_size of 2 or more."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """State that ZeRO partitions: 0 nothing, 1 optimiser, 2 also gradients, 3 also weights."""
     offload_optimizer: bool = False
@@ -202,10 +221,24 @@ class TrainingConfig(Section):
     always fp32."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | None = None
+    """Compile the model with torch.compile. Left out, it is compiled in pre-training that is long
+    enough to win back the minute that it takes, but not where ZeRO 3 partitions the weights."""
     deterministic: bool = False
     """Forbid operations whose results vary between runs."""
+    check_replicas: int | None = Field(default=None, ge=1)
+    """Number of steps between comparisons of what several processes hold of weights and moments,
+    which is compared before each checkpoint too. Left out, never."""
+    on_spike: Literal["stop", "rollback"] | None = None
+    """Where the loss leaps, or a gradient in fp32 or bf16 is not finite, `stop` ends the run,
+    unsaved, and `rollback` goes back to the last checkpoint and leaves the samples out. Left out,
+    it goes on, and skips steps whose gradient is not finite."""
+    profile: int | None = Field(default=None, ge=1, le=20)
+    """Number of steps to profile after each start, from its fourth step on, into the folder
+    `profile` of run.directory: a table of times, a trace, and the peak memory."""
+    watchdog: float = Field(default=60, ge=0)
+    """Seconds after which a process that gives no sign of life, or stands still for so much more
+    than ten of its longest steps, ends the run; 0 is never."""
     resume: str = "auto"
     """`auto` resumes from the newest undamaged checkpoint in run.directory, if there is one;
     `never` starts anew; a path resumes from that checkpoint."""
@@ -289,7 +322,7 @@ class ZeroShotConfig(Section):
 class TaskConfig(Section):
     name: str
     """Name of the task in tables."""
-    form: Literal["classification", "entailment", "similarity", "multiple_choice"]
+    form: Form
     """Input transformation (Radford et al. 2018, section 3.3)."""
     format: Literal["tsv", "csv", "jsonl", "race"]
     """Format of the files; `race` is a folder with one JSON file for each passage."""
@@ -344,10 +377,6 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     """Settings of the loss in fine-tuning."""
 
-    def save(self, path: Path) -> None:
-        """Write the configuration as YAML."""
-        path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf-8")
-
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 """A configuration, resolved or not, where a function returns what it was given."""
@@ -361,3 +390,7 @@ class ResolvedConfig(Config):
     training: ResolvedTrainingConfig
     validation: ResolvedValidationConfig
     checkpoint: ResolvedCheckpointConfig
+
+    def save(self, path: Path) -> None:
+        """Write the configuration as YAML."""
+        path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf-8")

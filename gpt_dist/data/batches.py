@@ -1,13 +1,15 @@
 """Batches: the arrays that an objective takes, the share of each process, and reading ahead."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gpt_dist.config import IGNORED_LABEL
 
 Array = TypeVar("Array", bound=Any)
 """NumPy's array where a batch is read, torch's tensor where the model takes it."""
@@ -20,19 +22,19 @@ class TokenBatch(Generic[Array]):
     tokens: Array
     """[R, T]: token ids."""
     labels: Array
-    """[R, T]: the next token, or -1 where nothing is to be predicted."""
+    """[R, T]: the next token, or IGNORED_LABEL where nothing is to be predicted."""
 
     @property
     def weight(self) -> int:
         """Number of predictions whose losses an objective sums up."""
-        return int((self.labels != -1).sum())
+        return int((self.labels != IGNORED_LABEL).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class TaskBatch(TokenBatch[Array]):
     """R sequences of B examples, padded on the right with 0 to the longest, T tokens.
 
-    A label is -1 at the last token of a sequence and in the padding.
+    A label is IGNORED_LABEL at the last token of a sequence and in the padding.
     """
 
     ends: Array
@@ -63,6 +65,14 @@ def micro_batches(
     own, part = data_parallel_rank * size, data_parallel_size * size
     for first in range(start + own, stop + own, part):
         yield np.arange(first, first + size)
+
+
+def batch_of(step: int, left_out: Iterable[int]) -> int:
+    """Return the global batch of a step, counted from 1: batches in order, but for some."""
+    number = step - 1
+    for batch in sorted(left_out):
+        number += batch <= number
+    return number
 
 
 def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item, None, None]:

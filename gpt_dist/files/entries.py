@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from io import FileIO
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
@@ -13,6 +14,8 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 BLOCK_BYTES = 2**20
 """Bytes that are read and hashed at a time, and the least length of a chunk."""
 _MAX_CHUNKS = 64
+MANIFEST_BYTES = 2**26
+"""Largest manifest that is read; a hostile one takes 25 times its size in memory."""
 
 
 class Record(BaseModel, frozen=True, extra="forbid"):
@@ -42,8 +45,8 @@ class FileEntry(Record):
 class ChunkedEntry(FileEntry):
     """The same with the SHA-256 of each chunk, so that processes can share out one file.
 
-    All chunks but the last are equally long. There are none of a short file, and in what earlier
-    versions wrote.
+    All chunks but the last are equally long. Short files, and files that earlier versions wrote,
+    have no chunks.
     """
 
     chunks: tuple[Sha256, ...] = ()
@@ -129,6 +132,27 @@ def describe_file(path: Path) -> ChunkedEntry:
         while block := stream.read(BLOCK_BYTES):
             hasher.update(block)
     return hasher.entry()
+
+
+def read_small(path: Path, limit: int = MANIFEST_BYTES) -> bytes:
+    """Return the content of a file; ValueError for more bytes than `limit`, a pipe or a device."""
+    if path.stat().st_size > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    if not path.is_file():
+        raise ValueError("not a file")
+    return path.read_bytes()
+
+
+def read_at(stream: FileIO, position: int, target: memoryview) -> None:
+    """Fill `target` with the bytes of a file from a position on; ValueError where it ends before.
+
+    The place of the stream does not change, so that threads can share it.
+    """
+    while target:
+        count = os.preadv(stream.fileno(), [target], position)
+        if count == 0:
+            raise ValueError(f"it ends at byte {position}")
+        position, target = position + count, target[count:]
 
 
 def file_sha256(path: Path) -> str:

@@ -83,17 +83,17 @@ def write_result(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); make room or correct its "
-            "permissions, and start the run again, which goes on from its last checkpoint"
+            "permissions, and run the same command again"
         ) from None
 
 
-def publish(partial: Path, output: Path) -> None:
-    """Give a written folder or file its name, once all that is in it is safe on the disk."""
-    for path in partial.rglob("*"):
+def publish(partial: Path, output: Path, synced: bool = True) -> None:
+    """Give a written folder or file its name, if `synced` once all in it is safe on the disk."""
+    for path in [*partial.rglob("*"), partial] if synced else []:
         _sync(path)
-    _sync(partial)
     partial.rename(output)
-    _sync(output.parent)
+    if synced:
+        _sync(output.parent)
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Files of a folder that several processes read together, each byte from the disk once."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import cache
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt_dist.errors import GptDistError
-from gpt_dist.files.entries import BLOCK_BYTES, FileEntry, Piece, pieces_of
+from gpt_dist.files.entries import BLOCK_BYTES, FileEntry, Piece, pieces_of, read_at
 from gpt_dist.files.tensor_file import TensorFile, memory_of
 from gpt_dist.topology import Topology, gather, together
 
@@ -35,13 +34,15 @@ class SharedFiles:
         folder: Path,
         entries: Mapping[str, FileEntry | None],
         refuse: Callable[[Path, str], GptDistError],
+        observe: Callable[[str, int, int, memoryview], None] | None = None,
     ) -> None:
         """Take files by name; None is the entry of a file of which nothing is stated.
 
-        `refuse` makes the error that is raised for a file and what is wrong with it.
+        `refuse` makes the error that is raised for a file and what is wrong with it. `observe` is
+        given what is hashed: the file's name and size, a position, and the bytes there.
         """
         self._folder = folder
-        self._refuse = refuse
+        self._refuse, self._observe = refuse, observe
         self._pieces = {
             name: pieces_of(name, entry or self._size_on_disk(name))
             for name, entry in entries.items()
@@ -84,7 +85,7 @@ class SharedFiles:
         self._shared = True
 
     def release(self) -> None:
-        """Give up what is held: each process reads for itself again."""
+        """Free the held bytes; from now on each process reads from the files for itself."""
         self._shared, self.device = False, torch.device("cpu")
         self._owners, self._held, self._received, self._tensor_files = {}, {}, {}, {}
 
@@ -106,7 +107,7 @@ class SharedFiles:
         """
         content = memory_of(target)
         if not self._owners:
-            self._read_here(name, start, content)
+            read_at(self._stream(name), start, content.numpy().data)
             return
         if start + len(content) > self.size(name):
             raise ValueError(f"it ends before byte {start + len(content)}")
@@ -151,7 +152,7 @@ class SharedFiles:
         return owners
 
     def _load(self, piece: Piece, hold: bool) -> Tensor:
-        """Read and check a piece: its bytes if they are to be held, else no more than a block."""
+        """Read a piece, check its SHA-256 and return its bytes; only a last block unless `hold`."""
         path, expected = self._folder / piece.file, self._pieces[piece.file][-1].stop
         found = self._size_on_disk(piece.file)
         if found != expected:
@@ -161,10 +162,12 @@ class SharedFiles:
         with self.reading(piece.file):
             for start in range(0, length, BLOCK_BYTES):
                 block = content[start if hold else 0 :][: min(BLOCK_BYTES, length - start)]
-                self._read_here(piece.file, piece.start + start, block)
+                read_at(self._stream(piece.file), piece.start + start, block.numpy().data)
                 digest.update(block.numpy().data)
+                if self._observe:
+                    self._observe(piece.file, expected, piece.start + start, block.numpy().data)
         if piece.sha256 not in (None, digest.hexdigest()):
-            raise self._refuse(path, "damaged, its SHA-256 is another")
+            raise self._refuse(path, "damaged: its SHA-256 is not the stated one")
         return content
 
     def _size_on_disk(self, name: str) -> int:
@@ -173,14 +176,6 @@ class SharedFiles:
             if not S_ISREG(status.st_mode):
                 raise ValueError("not a file")
             return status.st_size
-
-    def _read_here(self, name: str, start: int, target: Tensor) -> None:
-        content = target.numpy().data
-        while content:
-            count = os.preadv(self._stream(name).fileno(), [content], start)
-            if count == 0:
-                raise ValueError(f"it ends at byte {start}")
-            start, content = start + count, content[count:]
 
     @contextmanager
     def reading(self, name: str, problem: str = "cannot be read") -> Iterator[None]:

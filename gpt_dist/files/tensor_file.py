@@ -6,16 +6,15 @@ A file is the length of its header (8 bytes, little-endian), the header in JSON,
 import json
 import math
 from collections.abc import Callable, Mapping, Set
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from pydantic_core import from_json
 from torch import Tensor
 
 from gpt_dist.files.entries import ChunkedEntry, HashedFile
-
-if TYPE_CHECKING:
-    from gpt_dist.files.shared import SharedFiles
 
 Shape = tuple[int, ...]
 
@@ -43,13 +42,25 @@ def write_tensor_file(
     return file.close()
 
 
+class _Files(Protocol):
+    """Files that are read by name and place, as `SharedFiles` reads them."""
+
+    device: torch.device
+
+    def size(self, name: str) -> int: ...
+    def reading(self, name: str, problem: str = ...) -> AbstractContextManager[None]: ...
+    def read(
+        self, name: str, start: int, target: Tensor, users: Set[int] | None = None
+    ) -> None: ...
+
+
 class TensorFile:
     """An open file whose header is checked, and whose data are read when they are asked for.
 
     What is wrong with the file raises the error that its `files` refuse it with.
     """
 
-    def __init__(self, files: "SharedFiles", name: str) -> None:
+    def __init__(self, files: _Files, name: str) -> None:
         self._files, self._name = files, name
         with files.reading(name, "not a whole safetensors file"):
             self._first, self.entries = self._read_header()
@@ -60,10 +71,7 @@ class TensorFile:
         size = int.from_bytes(self._header_bytes(0, 8), "little")
         if size > min(_HEADER_BYTES, file_size):
             raise ValueError(f"a header of {size} bytes")
-        try:
-            header = json.loads(self._header_bytes(8, size))
-        except RecursionError:
-            raise ValueError("a header too deep") from None
+        header = from_json(self._header_bytes(8, size))
         if not isinstance(header, dict):
             raise ValueError("a header that names no tensors")
         first = stop = 8 + size

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gpt_dist.config import TaskConfig
+from gpt_dist.config import IGNORED_LABEL, TaskConfig
 from gpt_dist.data.batches import TaskBatch
-from gpt_dist.model import GPT, IGNORED_LABEL
+from gpt_dist.model import GPT
 from gpt_dist.model.layers import INIT_STD
 from gpt_dist.train.objective import Objective
 
@@ -100,11 +100,13 @@ class TaskObjective(Objective[TaskBatch[Tensor]]):
         self.head = head
         self.auxiliary_weight = auxiliary_weight
 
-    def forward(self, batch: TaskBatch[Tensor]) -> Tensor:
-        """Return in training the sum of L3 over the examples, in evaluation the head's scores."""
+    def scores(self, batch: TaskBatch[Tensor]) -> Tensor:
+        """Return the head's scores of the examples."""
+        return task_scores(self.model, self.head, batch)[0]
+
+    def loss(self, batch: TaskBatch[Tensor]) -> Tensor:
+        """Return the sum of L3 over the examples."""
         scores, hidden = task_scores(self.model, self.head, batch)
-        if not self.training:
-            return scores
         loss = task_losses(self.head.kind, scores, batch.targets).sum()
         if self.auxiliary_weight:
             losses = sequence_losses(self.model, hidden, batch.labels)  # [R]

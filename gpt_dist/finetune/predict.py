@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import pearsonr, spearmanr
@@ -23,6 +22,7 @@ from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import TrainingError
 from gpt_dist.finetune.objective import head_shape, task_losses
 from gpt_dist.progress import Report, silent
+from gpt_dist.topology import gather
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ class Evaluator:
                 scores = self.evaluate(batch).float().cpu().numpy()
                 own.update(zip(numbers.tolist(), scores, strict=True))
                 self.report("scoring", len(own), math.ceil(len(order) / group.size()))
-        gathered: list[dict[int, NDArray[np.float32]]] = [{}] * group.size()
-        dist.all_gather_object(gathered, own, group=group)
-        found = {number: row for part in gathered for number, row in part.items()}
+        found = {number: row for part in gather(own, group) for number, row in part.items()}
         # An example with fewer choices than others of its batch has -inf for the rest.
         rows = [row[row != -np.inf] if row.ndim else row for _, row in sorted(found.items())]
         if not all(np.isfinite(row).all() for row in rows):

@@ -11,13 +11,13 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
+from pydantic_core import from_json
 
 from gpt_dist.data.tasks.reading import DEV
 from gpt_dist.errors import DataError, first_problem
-from gpt_dist.files.entries import Record
+from gpt_dist.files.entries import Record, read_small
 from gpt_dist.files.folders import write_result
 
 RESULTS_NAME = "results.json"
@@ -72,13 +72,13 @@ class Results(Record):
     def read(cls, path: Path) -> Self:
         """Read a file that `write` made; raise DataError if it cannot be read or is damaged."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate(from_json(read_small(path)))
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); launch/finetune.py writes it at the "
                 "end of a run"
             ) from None
-        except ValidationError as error:
+        except ValueError as error:
             raise DataError(
                 f"{path}: not results of gpt_dist.results version 1: {first_problem(error)}; "
                 "copy it again, or run launch/finetune.py again"

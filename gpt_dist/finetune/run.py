@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch.distributed as dist
-
 from gpt_dist.checkpoint.folder import first_valid, open_shared, step_of, step_path, warner
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import OpenedModel, model_path, newest_path
@@ -33,9 +31,9 @@ from gpt_dist.finetune.objective import TaskHead, TaskObjective, head_shape
 from gpt_dist.finetune.predict import Evaluator, metrics_of
 from gpt_dist.finetune.results import RESULTS_NAME, Results, SeedResult, median_and_spread
 from gpt_dist.finetune.task_model import save_task_model
-from gpt_dist.model import GPT, num_parameters
+from gpt_dist.model import GPT, family_of, num_parameters
 from gpt_dist.rendezvous import Launch
-from gpt_dist.topology import Topology, device_type, together
+from gpt_dist.topology import Topology, device_type, gather, together
 from gpt_dist.train.directory import check_writable, set_aside_earlier_run
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
@@ -71,8 +69,7 @@ def check(config: Config, launch: Launch) -> Inputs:
     """
     check_layout(config, launch.world_size, device_type())
     task = config.task
-    if task is None:
-        raise ConfigError("task: not given; see configs/finetune/ for examples")
+    assert task is not None, "the command has refused a configuration without"
     if config.data.path is None:
         raise ConfigError("data.path: not given; it is the folder of the task's files")
     folder = Path(config.data.folders[0].path)
@@ -84,8 +81,7 @@ def check(config: Config, launch: Launch) -> Inputs:
         for name in present_splits(folder, task)
     }
     resolved = resolve(config, launch.world_size, vocab_size, len(encoded[TRAIN]))
-    keep = resolved.checkpoint.model_copy(update={"keep_best": True})
-    resolved = resolved.model_copy(update={"checkpoint": keep})
+    family_of(resolved.model)
     _check_same_kind(config)
     for one in _each_seed(config):
         check_writable(Path(one.run.directory))
@@ -101,8 +97,8 @@ def _open_source(config: Config) -> tuple[Config, OpenedModel | None, Path, Fold
     """
     if config.model.source is None:
         raise ConfigError(
-            "model.source: not given; give a model folder, a checkpoint or a Hugging Face GPT-1 "
-            "folder, or `none` for a model without pre-training"
+            "model.source: not given; give a model folder, a checkpoint, the Hugging Face folder "
+            "of a known family, or `none` for a model without pre-training"
         )
     if not config.model.source_path:
         if config.data.tokenizer is None:
@@ -186,10 +182,8 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
         made.append(_train_seed(inputs, one, topology, interruption))
         # DeepSpeed's engine refers to itself, and holds the whole training state.
         gc.collect()
-        interrupted, _ = interruption.agreed()
-        if interrupted and one is not runs[-1]:
+        if any(gather(interruption.noted)) and one is not runs[-1]:
             raise Interrupted(f"interrupted after seed {one.run.seed}; start again to go on")
-    interruption.close()
 
     def leave() -> None:
         results = _results(inputs, tuple(result for result, _ in made))
@@ -220,13 +214,13 @@ def _train_seed(
         draw=lambda _: samples,
         validate=lambda engine: Evaluator(engine.evaluate, *how).validate(encoded, limit),
         data=inputs.data,
+        directory=Path(inputs.config.run.directory),
         source=inputs.source,
     )
     engine, best_first = run(config, plan, topology, interruption)
     best = _load_best(engine, best_first, config, topology)
-    others = {name: split for name, split in encoded.items() if name != TRAIN}
-    evaluator = Evaluator(engine.evaluate, *how)
-    judged = {name: evaluator.judge(split) for name, split in others.items()}
+    judge = Evaluator(engine.evaluate, *how).judge
+    judged = {name: judge(split) for name, split in encoded.items() if name != TRAIN}
 
     def write_predictions() -> None:
         for name, one in judged.items():
@@ -245,9 +239,8 @@ def _load_best(
     """Give the engine the weights that validated best, of those that are whole."""
     folder = Path(config.run.directory) / "checkpoints"
     steps = best_first or [config.training.max_steps]
-    found = [[path for step in steps if (path := step_path(folder, step)).is_dir()]]
-    dist.broadcast_object_list(found, src=0)
-    checkpoint = first_valid(found[0], warner(topology), partial(open_shared, topology=topology))
+    found = gather([path for step in steps if (path := step_path(folder, step)).is_dir()])[0]
+    checkpoint = first_valid(found, warner(topology), partial(open_shared, topology=topology))
     if checkpoint is None:
         raise CheckpointError(f"{folder}: its checkpoints are gone; start again")
     engine.state().load(checkpoint)
@@ -267,7 +260,7 @@ def _replace_model(best: Checkpoint, model: Path) -> None:
 def _results(inputs: Inputs, seeds: tuple[SeedResult, ...]) -> Results:
     config, task, encoded = inputs.config, inputs.task, inputs.encoded
     model = config.model
-    scored = {name: split for name, split in encoded.items() if name != TRAIN}
+    scored = {name: len(one) for name, one in encoded.items() if one.targets is not None}
     median, spread = median_and_spread(seeds)
     return Results(
         task=task.name,
@@ -281,8 +274,8 @@ def _results(inputs: Inputs, seeds: tuple[SeedResult, ...]) -> Results:
         hidden_size=model.hidden_size,
         parameters=num_parameters(model),
         data_digest=inputs.data.digest,
-        train_examples=len(encoded[TRAIN]),
-        examples={name: len(one) for name, one in scored.items() if one.targets is not None},
+        train_examples=scored.pop(TRAIN),
+        examples=scored,
         max_steps=config.training.max_steps,
         hyperparameters={
             f"{section}.{key}": getattr(getattr(config, section), key)

@@ -27,7 +27,7 @@ from gpt_dist.data.tasks.examples import encode_split
 from gpt_dist.data.tasks.reading import dev_splits, read_labelled
 from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.errors import CheckpointError, ModelError, first_problem
-from gpt_dist.files.entries import Record
+from gpt_dist.files.entries import Record, read_small
 from gpt_dist.finetune.objective import TaskHead, head_shape, task_scores
 from gpt_dist.finetune.predict import Evaluator, metric_rows
 from gpt_dist.inference.assemble import Load
@@ -135,9 +135,7 @@ def _head_tensors(content: bytes) -> dict[str, Tensor]:
 
 def _read(path: Path, parse: Callable[[bytes], Content], what: str) -> Content:
     try:
-        if path.stat().st_size > _LIMIT_BYTES:
-            raise ValueError(f"larger than {_LIMIT_BYTES} bytes")
-        return parse(path.read_bytes())
+        return parse(read_small(path, _LIMIT_BYTES))
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: no readable {what} ({reason}); copy the folder again") from None

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.utils.rnn import pad_sequence
 
 from gpt_dist.checkpoint.opened import OpenedModel
-from gpt_dist.config import ResolvedModelConfig, TaskConfig
+from gpt_dist.config import IGNORED_LABEL, ResolvedModelConfig, TaskConfig
 from gpt_dist.data.tasks.reading import TRAIN, Example, dev_splits, read_labelled
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.data.tokens.shards import Ids
@@ -23,7 +23,7 @@ from gpt_dist.errors import ConfigError, ModelError
 from gpt_dist.finetune.objective import sequence_losses
 from gpt_dist.finetune.predict import Judged, metric_rows, score
 from gpt_dist.inference.assemble import Load
-from gpt_dist.model import GPT, IGNORED_LABEL
+from gpt_dist.model import GPT
 from gpt_dist.progress import Report
 
 

@@ -21,16 +21,16 @@ def assemble(
     so, and ModelError or CheckpointError where it is damaged.
     """
     config = opened.config
+    key, size, *_ = config.indivisible(tensor_parallel_size) or ("num_heads", config.num_heads)
     for number, what in (
         (launch.world_size, "processes launched"),
-        (config.num_heads, "attention heads"),
-        (config.num_key_value_heads or config.num_heads, "key-value heads"),
+        (size, key),
         (config.padded_vocab_size, "rows of the padded vocabulary"),
     ):
         if number % tensor_parallel_size:
             raise ConfigError(
-                f"--tensor-parallel-size: {tensor_parallel_size} does not divide the {number} "
-                f"{what}; choose a divisor"
+                f"--tensor-parallel-size: {tensor_parallel_size} does not divide {what}: {number}; "
+                "choose a divisor"
             )
     topology = form_groups(launch, connect(launch), tensor_parallel_size)
     opened = share_model(opened, topology)

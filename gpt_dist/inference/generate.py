@@ -105,17 +105,19 @@ def generate(
     active = set(range(len(prompts)))
     while active := {row for row in active if position < limits[row]}:
         with torch.no_grad():
-            probabilities = _next_probabilities(model, tokens, caches, sampling)  # [B, V]
-        column = []
-        for row, prompt in enumerate(prompts):
-            token = prompt[position] if position < len(prompt) else 0
-            if row in active and position >= len(prompt):
-                token = int(torch.multinomial(probabilities[row], 1, generator=draws[row]))
-                if token == end_of_text:
-                    active.discard(row)
-                else:
-                    yield row, token
-            column.append([token])
+            logits = _next_logits(model, tokens, caches)  # [B, V]
+        rows = [row for row in sorted(active) if position >= len(prompts[row])]
+        chosen = _choose(logits[rows], [draws[row] for row in rows], sampling)
+        made = dict(zip(rows, chosen, strict=True))
+        for row, token in made.items():
+            if token == end_of_text:
+                active.discard(row)
+            else:
+                yield row, token
+        column = [
+            [prompt[position] if position < len(prompt) else made.get(row, 0)]
+            for row, prompt in enumerate(prompts)
+        ]
         tokens = torch.tensor(column, device=device)
         position += 1
 
@@ -156,12 +158,19 @@ def _decode_stream(prompt: list[int], tokens: Iterable[int], tokenizer: Tokenize
     yield text[shown:]
 
 
-def _next_probabilities(
-    model: GPT, tokens: Tensor, caches: Sequence[LayerCache], sampling: Sampling
-) -> Tensor:
-    """Return the distributions [B, V] of the next tokens, on the CPU: the same on every host."""
+def _choose(logits: Tensor, draws: Sequence[torch.Generator], sampling: Sampling) -> list[int]:
+    """Return a token for each row of logits [R, V], drawn from the row's own generator."""
+    if sampling.temperature == 0:
+        best: list[int] = logits.argmax(-1).tolist()
+        return best
+    rows = zip(filtered_probabilities(logits, sampling), draws, strict=True)
+    return [int(torch.multinomial(row, 1, generator=generator)) for row, generator in rows]
+
+
+def _next_logits(model: GPT, tokens: Tensor, caches: Sequence[LayerCache]) -> Tensor:
+    """Return the logits [B, V] of the next tokens, on the CPU: the same on every host."""
     logits = model.logits(model(tokens, caches)[:, -1])  # [B, V/tp]
     assert isinstance(model.group, ProcessGroup)
     parts = [torch.empty_like(logits) for _ in range(model.group.size())]
     dist.all_gather(parts, logits.contiguous(), group=model.group)
-    return filtered_probabilities(torch.cat(parts, dim=-1).float().cpu(), sampling)
+    return torch.cat(parts, dim=-1).float().cpu()

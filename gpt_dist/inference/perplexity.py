@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_dist.checkpoint.opened import OpenedModel
+from gpt_dist.config import IGNORED_LABEL
 from gpt_dist.data.tokens.folder import TokenFolder
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.files.entries import file_sha256
-from gpt_dist.model import GPT, IGNORED_LABEL
+from gpt_dist.model import GPT
 from gpt_dist.progress import Report, silent
 from gpt_dist.topology import Topology
 
@@ -60,7 +61,7 @@ def open_texts(files: Sequence[Path], opened: OpenedModel) -> Texts:
 
 def open_validation_split(path: Path, opened: OpenedModel) -> Texts:
     """Open a token folder's held-out tokens; raise DataError if another tokenizer made them."""
-    folder = TokenFolder.open(path)
+    folder = TokenFolder(path)
     own = opened.tokenizer_folder / folder.manifest.tokenizer.name
     differs = own.is_file() and file_sha256(own) != folder.manifest.tokenizer.sha256
     if differs or folder.vocab_size != opened.config.vocab_size:

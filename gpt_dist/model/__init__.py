@@ -1,7 +1,6 @@
 """Models: families of decoder-only Transformers on tensor-parallel layers, and their weights."""
 
 from gpt_dist.model.decoder import GPT as GPT
-from gpt_dist.model.decoder import IGNORED_LABEL as IGNORED_LABEL
 from gpt_dist.model.families import family_of as family_of
 from gpt_dist.model.flops import flops_per_token as flops_per_token
 from gpt_dist.model.flops import peak_flops as peak_flops

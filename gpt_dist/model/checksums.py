@@ -31,7 +31,7 @@ class _Checksums(SealedRecord):
 
 
 def write_checksums(folder: Path, probe_loss: float) -> None:
-    """State every file there is, and the loss on fixed tokens; call it last."""
+    """Write `checksums.json` about a complete folder: its files, and the loss on fixed tokens."""
     files = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
     content = _Checksums(format="gpt_dist.model", version=2, probe_loss=probe_loss, files=files)
     text = content.sealed().model_dump_json(indent=2, exclude_defaults=True)
@@ -54,7 +54,7 @@ def read_checksums(folder: Path) -> tuple[float | None, dict[str, ChunkedEntry]]
     if any(name != Path(name).name for name in stated.files):
         raise ModelError(f"{path}: does not list the folder's files; copy the folder again")
     if stated.sealed() != stated:
-        raise ModelError(f"{path}: damaged, its digest is another; copy the folder again")
+        raise ModelError(f"{path}: damaged: its digest does not match its content; copy it again")
     for file in sorted(folder.iterdir()):
         if file.name not in stated.files and _READ.fullmatch(file.name):
             raise ModelError(f"{file}: not listed in {CHECKSUMS_NAME}; remove it; {_REMEDY}")

@@ -1,5 +1,6 @@
 """The contract of a model family: its modules, and its translation to and from Hugging Face."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
-from gpt_dist.model.layers import INIT_STD, Group, Rotation
+from gpt_dist.model.layers import INIT_STD, Rotation
+from gpt_dist.model.regions import Group
 
 Values = Mapping[str, Any]
 """The content of a config.json."""
@@ -112,6 +114,12 @@ class Family:
     """The same for keys that are not written."""
     derived: Callable[[ResolvedModelConfig], Values]
     """Gives the values of keys that follow from the model section, and may be left out or null."""
+    head: str = "lm_head.weight"
+    """The name of the head's weight, which files may hold though the head is tied."""
+    other_heads: tuple[str, ...] = ("score.", "classifier.", "qa_outputs.")
+    """Prefixes of the heads that transformers' classes for other work put beside the model."""
+    buffers: tuple[str, ...] = ()
+    """Suffixes of tensors that old files hold beside the weights: masks, positions, angles."""
     flatten: Callable[[Values], Values] = lambda values: values
     """Brings what other versions of transformers write into the form of `keys`."""
     complete: Callable[[ResolvedModelConfig], Values] = lambda _config: {}
@@ -163,8 +171,8 @@ class Family:
         for key, allowed in {**self.written, **self.accepted, **derived}.items():
             if key in values and values[key] not in allowed:
                 raise ModelError(
-                    f"{path}: {key} is {values[key]!r}; only models with {allowed[-1]!r} can be "
-                    "opened"
+                    f"{path}: {key} is {json.dumps(values[key])}; only models with "
+                    f"{json.dumps(allowed[-1])} can be opened"
                 )
         return config
 
@@ -173,13 +181,12 @@ class Family:
             config = ResolvedModelConfig.model_validate(found, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            key, value = self.keys[str(first["loc"][0])][1], repr(first["input"])[:40]
+            key, value = self.keys[str(first["loc"][0])][1], json.dumps(first["input"])[:40]
             raise ModelError(f"{path}: {key} is {value}: {first['msg']}; copy it again") from None
-        for divisor, number in (("num_heads", "hidden_size"), ("num_key_value_heads", "num_heads")):
-            of, part = getattr(config, number), getattr(config, divisor)
-            if part and of % part:
-                raise ModelError(
-                    f"{path}: {self.keys[divisor][1]} {part} does not divide "
-                    f"{self.keys[number][1]} {of}; copy it again"
-                )
+        if indivisible := config.indivisible():
+            key, number, divisor, parts = indivisible
+            raise ModelError(
+                f"{path}: {self.keys[divisor][1]} {parts} does not divide {self.keys[key][1]} "
+                f"{number}; copy it again"
+            )
         return config

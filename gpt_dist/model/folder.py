@@ -24,13 +24,7 @@ CONFIG_NAME = "config.json"
 _CONFIG_BYTES = 2**20
 # What was given may have been meant as any of them.
 _GIVE = "give a model folder, a whole checkpoint, or the directory of a run that has one"
-
-# Tensors that old exports hold beside the parameters: causal masks, positions, angles.
-_BUFFERS = ("attn.bias", "attention.bias", "masked_bias", "position_ids", "rotary_emb.inv_freq")
-_HEAD = "lm_head.weight"
 _EMBEDDING = "token_embedding.weight"
-# Heads that transformers' classes for other work than language modelling put beside it.
-_OTHER_HEADS = ("multiple_choice_head.", "score.", "classifier.", "qa_outputs.")
 
 
 class ModelFolder(FullTensors):
@@ -52,6 +46,7 @@ class ModelFolder(FullTensors):
         others = {name: entry for name, entry in stated.items() if name not in names}
         SharedFiles(path, others, refuse).verify()
         self.config = read_model_config(path / CONFIG_NAME)
+        self._family = family_of(self.config)
         self.files = SharedFiles(path, {name: stated.get(name) for name in names}, refuse)
         self._paths = self._find_tensors(names)
         if self.config.num_layers > len(self._paths):
@@ -73,10 +68,11 @@ class ModelFolder(FullTensors):
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [self._read(theirs) for theirs in self._stored[name]]
-        head = self._paths.get(_HEAD) if name == _EMBEDDING else None
-        if head and _HEAD not in self._wanted and not self._read(_HEAD).equal(parts[0]):
+        theirs = self._family.head
+        head = self._paths.get(theirs) if name == _EMBEDDING else None
+        if head and theirs not in self._wanted and not self._read(theirs).equal(parts[0]):
             raise ModelError(
-                f"{head}: {_HEAD} differs from {self._stored[name][0]}; only models whose head is "
+                f"{head}: {theirs} differs from {self._stored[name][0]}; only models whose head is "
                 "tied to the embedding can be opened"
             )
         return self._table[name].stored.join(parts)
@@ -115,24 +111,26 @@ class ModelFolder(FullTensors):
         They may lack the prefix of the class with a head, such as `transformer.`; and a tied
         embedding may be stored as the head alone.
         """
-        stored = self._paths.keys()
-        prefix = family_of(self.config).names["blocks"].split(".")[0] + "."
+        stored, family = self._paths.keys(), self._family
+        prefix = family.names["blocks"].split(".")[0] + "."
         dropped = "" if any(name.startswith(prefix) for name in stored) else prefix
         names = {
             name: [theirs.removeprefix(dropped) for theirs in spec.stored.names]
             for name, spec in self._table.items()
         }
-        tied = "head.weight" not in self._table
-        if tied and _HEAD in stored and not stored >= set(names[_EMBEDDING]):
-            names[_EMBEDDING] = [_HEAD]
+        if family.tied_head and family.head in stored and not stored >= set(names[_EMBEDDING]):
+            names[_EMBEDDING] = [family.head]
         wanted = {theirs for each in names.values() for theirs in each}
         if missing := sorted(wanted - stored):
             raise ModelError(
                 f"{self.path}: {len(missing)} weights are missing, such as {missing[0]}; weights "
                 f"and {CONFIG_NAME} must be of one model"
             )
-        unknown = stored - wanted - {_HEAD}
-        unknown -= {x for x in unknown if x.endswith(_BUFFERS) or x.startswith(_OTHER_HEADS)}
+        unknown = {
+            name
+            for name in stored - wanted - {family.head}
+            if not name.endswith(family.buffers) and not name.startswith(family.other_heads)
+        }
         if unknown:
             raise ModelError(
                 f"{self._paths[min(unknown)]}: {min(unknown)} is no weight of the model that "

@@ -4,72 +4,73 @@ Shapes: B batch, T time, D hidden, H query heads, G key-value heads, S head size
 vocabulary; `/tp` where a dimension is split over the tensor-parallel group.
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from gpt_dist.config import ResolvedModelConfig
-
-with warnings.catch_warnings():
-    # Each import of megatron-core says that its optional CUDA extensions are missing.
-    warnings.simplefilter("ignore")
-    from megatron.core.model_parallel_config import ModelParallelConfig
-    from megatron.core.tensor_parallel import (
-        ColumnParallelLinear,
-        RowParallelLinear,
-        VocabParallelEmbedding,
-        reduce_from_tensor_model_parallel_region,
-    )
+from gpt_dist.megatron import (
+    ColumnParallelLinear,
+    ModelParallelConfig,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    reduce_from_tensor_model_parallel_region,
+)
+from gpt_dist.model.dropout import (
+    Dropout,
+    fork_rng_for_tensor_parallel,
+    hashes_masks,
+    keep_mask,
+    uses_compiled_forms,
+)
+from gpt_dist.model.regions import GatheredProduct, Group, ReduceScatter
 
 INIT_STD = 0.02
 """Standard deviation of initial weights (Radford et al. 2018, section 4.1)."""
 
 
-class SingleProcess:
-    """The group of a process that holds whole layers, with or without torch.distributed."""
+QUERIES_PER_BLOCK = 128
+"""Queries of a block of attention on the CPU, by measurement."""
 
-    def size(self) -> int:
-        """Return 1."""
-        return 1
-
-    def rank(self) -> int:
-        """Return 0."""
-        return 0
+FEW_ROWS, PARTS = 6, 16
+"""Rows up to which an fp32 product on the CPU is fastest in so many parts, by measurement."""
 
 
-Group = ProcessGroup | SingleProcess
-"""The tensor-parallel group, whose processes share each layer."""
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `hidden @ weight.T + bias` for hidden states [..., D] and a weight [E, D].
 
-
-@contextmanager
-def fork_rng_for_tensor_parallel(
-    group: Group, device: torch.device, enabled: bool
-) -> Iterator[None]:
-    """Draw from a generator of this peer's own inside the context.
-
-    Each process holds other heads, so their attention masks must be independent, while replicated
-    activations need equal masks. The inner seed is drawn from the shared default generator: there
-    is no second state to save, and activation checkpointing, which restores the default generators,
-    repeats the inner draws too.
+    For fp32 on the CPU torch calls MKL, which leaves cores idle where the rows are few. Without
+    gradients oneDNN's product is used, which is faster, or for fewer rows that of parts of the
+    weight, which is faster still.
     """
-    if not enabled or group.size() == 1:
-        yield
-        return
-    seed = int(torch.randint(2**62, ()))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed + group.rank())
-        yield
+    if torch.is_grad_enabled() or uses_compiled_forms() or not _suits_onednn(hidden):
+        output = F.linear(hidden, weight)
+        return output if bias is None else output + bias
+    rows = hidden.flatten(0, -2)  # [R, D]
+    if len(rows) > FEW_ROWS:
+        output = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    else:
+        parts = weight.unflatten(0, (math.gcd(len(weight), PARTS), -1))  # [P, E/P, D]
+        output = parts @ rows.t().expand(len(parts), -1, -1)  # [P, E/P, R]
+        output = output.flatten(0, 1).t()
+        output = output.contiguous() if bias is None else output + bias
+    return output.reshape(*hidden.shape[:-1], len(weight))
+
+
+def _suits_onednn(hidden: Tensor) -> bool:
+    is_full = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    return is_full and torch.backends.mkldnn.is_available()
 
 
 class ColumnParallel(ColumnParallelLinear):
-    """Linear map whose output features are split over the group: [..., D] -> [..., E/tp]."""
+    """Linear map whose output features are split over the group: [..., D] -> [..., E/tp].
+
+    Under sequence parallelism its input is split along time: [B, T/tp, D] -> [B, T, E/tp].
+    """
 
     def __init__(
         self, input_size: int, output_size: int, group: Group, bias: bool, own_weight: bool = True
@@ -86,15 +87,21 @@ class ColumnParallel(ColumnParallelLinear):
 
     def forward(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
         """Map hidden states by `weight`, or by the layer's own."""
-        if self.group.size() > 1:
+        if self.group.size() > 1 and not self.sequence_parallel:
             output, _ = super().forward(hidden, weight)
             return output
-        output = F.linear(hidden, self.weight if weight is None else weight)
+        weight = self.weight if weight is None else weight
+        if not self.sequence_parallel:
+            return linear(hidden, weight, self.bias)
+        output = GatheredProduct.apply(hidden, weight, self.group)  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias
 
 
 class RowParallel(RowParallelLinear):
-    """Linear map whose input features are split over the group: [..., E/tp] -> [..., D]."""
+    """Linear map whose input features are split over the group: [..., E/tp] -> [..., D].
+
+    Under sequence parallelism its output is split along time: [B, T, E/tp] -> [B, T/tp, D].
+    """
 
     def __init__(
         self, input_size: int, output_size: int, group: Group, bias: bool, std: float = INIT_STD
@@ -111,24 +118,38 @@ class RowParallel(RowParallelLinear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Add up what the processes of the group make of their features, and the bias once."""
+        if self.group.size() == 1:
+            return linear(hidden, self.weight, self.bias)
         output = F.linear(hidden, self.weight)
-        if self.group.size() > 1:
-            output = reduce_from_tensor_model_parallel_region(output, group=self.group)
+        if self.sequence_parallel:
+            return ReduceScatter.apply(output, self.bias, self.group)  # type: ignore[no-untyped-call]
+        output = reduce_from_tensor_model_parallel_region(output, group=self.group)
         return output if self.bias is None else output + self.bias
 
 
 class TokenEmbedding(VocabParallelEmbedding):
-    """Embedding whose rows are split over the group: token ids [B, T] -> [B, T, D]."""
+    """Embedding whose rows are split over the group: token ids [B, T] -> [B, T, D].
+
+    Under sequence parallelism its output is split along time: [B, T] -> [B, T/tp, D].
+    """
 
     def __init__(self, config: ResolvedModelConfig, group: Group) -> None:
         super().__init__(config.padded_vocab_size, config.hidden_size, **_settings(group, INIT_STD))
         self.group = group
+        self.sequence_parallel = False
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the rows of these tokens, complete on every process."""
-        if self.group.size() > 1 or self.deterministic_mode:
-            return super().forward(tokens)
-        return F.embedding(tokens, self.weight)
+        """Return the rows of these tokens, put together from those that each process holds."""
+        if not self.sequence_parallel:
+            if self.group.size() > 1 or self.deterministic_mode:
+                return super().forward(tokens)
+            return F.embedding(tokens, self.weight)
+        rows = tokens - self.vocab_start_index
+        is_own = (rows >= 0) & (rows < self.num_embeddings_per_partition)  # [B, T]
+        rows = rows.where(is_own, 0)
+        found = self.weight[rows] if self.deterministic_mode else F.embedding(rows, self.weight)
+        found = found.where(is_own[..., None], 0.0)
+        return ReduceScatter.apply(found, None, self.group)  # type: ignore[no-untyped-call]
 
 
 def _settings(group: Group, std: float) -> dict[str, Any]:
@@ -221,16 +242,46 @@ class Attention(nn.Module):
 
         With more keys than queries there must be one query, that of the last token, which sees all.
         """
-        dropout = self.dropout if self.training else 0.0
-        with fork_rng_for_tensor_parallel(self.group, query.device, enabled=dropout > 0):
+        rate, is_causal = self.dropout if self.training else 0.0, query.size(2) == key.size(2)
+        if is_causal and hashes_masks(query):
+            return self._attend_by_products(query, key, value, rate)
+        with fork_rng_for_tensor_parallel(self.group, query.device, enabled=rate > 0):
             return F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                dropout_p=dropout,
-                is_causal=query.size(2) == key.size(2),
+                dropout_p=rate,
+                is_causal=is_causal,
                 enable_gqa=self.queries_per_group > 1,
             )
+
+    def _attend_by_products(self, query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:
+        """Mix values on the CPU, where products over blocks of queries are fastest.
+
+        A block sees no key behind its last query. The random numbers of a head follow from its
+        place among all heads, so the masks are those of a single process.
+        """
+        if self.queries_per_group > 1:
+            key = key.repeat_interleave(self.queries_per_group, dim=1)
+            value = value.repeat_interleave(self.queries_per_group, dim=1)
+        batch, heads, length, _ = query.shape
+        all_heads, first_head = heads * self.group.size(), heads * self.group.rank()
+        numbers = torch.arange(batch * all_heads, dtype=torch.int32).view(batch, all_heads, 1, 1)
+        numbers = numbers[:, first_head : first_head + heads] * length
+        positions = torch.arange(length, dtype=torch.int32)
+        blocks = []
+        for start in range(0, length, QUERIES_PER_BLOCK):
+            stop = min(start + QUERIES_PER_BLOCK, length)
+            queries = positions[start:stop, None]
+            scores = query[:, :, start:stop] @ key[:, :, :stop].transpose(-1, -2)
+            scores = scores.float() * self.head_size**-0.5
+            scores = scores.masked_fill(positions[:stop] > queries, -math.inf)
+            shares = scores.softmax(dim=-1)  # [B, H/tp, queries, keys]
+            if rate:
+                kept = keep_mask(numbers + queries, positions[:stop], rate)
+                shares = shares.where(kept, 0.0) / (1 - rate)
+            blocks.append(shares.to(value.dtype) @ value[:, :, :stop])
+        return torch.cat(blocks, dim=2)
 
 
 class FeedForward(nn.Module):
@@ -266,7 +317,7 @@ class Block(nn.Module):
         self.attention_norm = attention_norm
         self.feed_forward = feed_forward
         self.feed_forward_norm = feed_forward_norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm_first = norm_first
 
     def forward(

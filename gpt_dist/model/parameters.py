@@ -14,7 +14,8 @@ from gpt_dist.files.tensor_file import Shape
 from gpt_dist.model.decoder import GPT
 from gpt_dist.model.families import family_of
 from gpt_dist.model.family import TOKEN_MODULES, Stored
-from gpt_dist.model.layers import INIT_STD, SingleProcess
+from gpt_dist.model.layers import INIT_STD
+from gpt_dist.model.regions import SingleProcess
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ParameterSpec:
     """One parameter of a model, as the module that holds it declares it."""
 
     shape: Shape
-    """Of the full tensor, with the padding of the vocabulary."""
+    """The shape of the full tensor, with the padding of the vocabulary."""
     stored: Stored
     """Its form in a Hugging Face model."""
 
@@ -80,7 +81,7 @@ class GrownVocabulary(FullTensors):
     tensors: Mapping[str, Tensor]
     before: ResolvedModelConfig
     config: ResolvedModelConfig
-    """Of the grown model, which has more tokens at most."""
+    """The configuration of the grown model, which has more tokens at most."""
     unused: Sequence[int]
     """Ids of the model before that get new rows as well."""
     seed: int

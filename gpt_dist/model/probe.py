@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.decoder import GPT
-from gpt_dist.model.layers import SingleProcess
+from gpt_dist.model.regions import SingleProcess
 
 _SEQUENCES = 4
 _LENGTH = 16

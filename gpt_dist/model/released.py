@@ -1,6 +1,5 @@
 """Read the released GPT-1's weights: one long vector in pieces, and a list of shapes."""
 
-import json
 import math
 from itertools import accumulate
 from pathlib import Path
@@ -8,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic_core import from_json
 from torch import Tensor
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ModelError
+from gpt_dist.files.entries import read_small
 from gpt_dist.files.shared import SharedFiles
 from gpt_dist.files.tensor_file import Shape
 from gpt_dist.model.checksums import refuse
@@ -19,7 +20,7 @@ from gpt_dist.model.parameters import FullTensors, parameter_table
 
 SHAPES_NAME = "params_shapes.json"
 HEAD_SIZE = 64
-"""Of the released model (Radford et al. 2018, section 4.1), whose files do not state it."""
+"""Size of the heads (Radford et al. 2018, section 4.1), which the released files do not state."""
 
 _SHAPES_BYTES = 2**20
 _REMEDY = "copy the released files again"
@@ -66,9 +67,7 @@ class ReleasedWeights(FullTensors):
 def _read_config(path: Path) -> ResolvedModelConfig:
     """Return the model of a list of shapes; raise ModelError if it is not a GPT-1's."""
     try:
-        if path.stat().st_size > _SHAPES_BYTES:
-            raise ValueError(f"larger than {_SHAPES_BYTES} bytes")
-        shapes = json.loads(path.read_bytes())
+        shapes = from_json(read_small(path, _SHAPES_BYTES))
         (positions, width), (vocabulary, _) = shapes[:2]
         config = ResolvedModelConfig(
             num_layers=len(shapes[2:]) // 12,  # the tensors of a block
@@ -84,7 +83,7 @@ def _read_config(path: Path) -> ResolvedModelConfig:
         ]
         if width % HEAD_SIZE or shapes != expected:
             raise ValueError("not the shapes of a GPT-1")
-    except (OSError, ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, IndexError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: not a list of a GPT-1's shapes ({reason}); {_REMEDY}") from None
     return config
@@ -97,7 +96,7 @@ def _stored_shapes(config: ResolvedModelConfig) -> dict[str, Shape]:
 
 
 def _open_pieces(folder: Path) -> dict[str, np.memmap[Any, Any]]:
-    """params_0.npy, params_1.npy, … as flat vectors that stay on the disk."""
+    """Open params_0.npy, params_1.npy, … as flat vectors that stay on the disk."""
     count = len(list(folder.glob("params_*.npy")))
     pieces = {}
     for path in (folder / f"params_{number}.npy" for number in range(count)):

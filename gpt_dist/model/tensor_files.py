@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic_core import from_json
 from torch import Tensor
 
 from gpt_dist.errors import ModelError
+from gpt_dist.files.entries import read_small
 from gpt_dist.files.tensor_file import Shape, write_tensor_file
 
 WEIGHTS_NAME = "model.safetensors"
@@ -91,13 +93,9 @@ def _is_file_name(name: Any) -> bool:
 def read_json(path: Path, limit: int) -> dict[str, Any]:
     """Read the object in a JSON file of at most `limit` bytes; raise ModelError if that fails."""
     try:
-        if path.stat().st_size > limit:
-            raise ModelError(f"{path}: larger than {limit} bytes; {_REMEDY}")
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{path}: missing; {_REMEDY}") from None
-    except (OSError, ValueError, RecursionError) as error:
+        values = from_json(read_small(path, limit))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+        return values
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable JSON file ({error}); {_REMEDY}") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: holds no JSON object; {_REMEDY}")
-    return values

@@ -1,18 +1,21 @@
 """The directory of a run: writable, and used by one run at a time."""
 
-import fcntl
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TextIO
 
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.errors import ConfigError
-from gpt_dist.rendezvous import Launch
+from gpt_dist.rendezvous import Launch, open_store
 from gpt_dist.topology import Topology, connect, disconnect, form_groups
+from gpt_dist.train.ledger import LEDGER_NAME
+from gpt_dist.train.status import Status, lock, record_end
+from gpt_dist.watchdog import Progress, Watchdog
 
 
 def check_writable(directory: Path) -> None:
@@ -32,39 +35,37 @@ def train_alone(config: ResolvedConfig, launch: Launch, train: Callable[[Topolog
 
     The lock ends with the process, however that ends. Raises ConfigError where another run has it.
     """
-    with nullcontext() if launch.rank else _lock(Path(config.run.directory)):
-        train(form_groups(launch, connect(launch), config.parallel.tensor_parallel_size))
-        disconnect()
-
-
-def _lock(directory: Path) -> TextIO:
-    """Return the file that holds the lock while it is open."""
-    try:
-        file = (directory / ".lock").open("w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"run.directory: another run is using {directory}; wait for it, or choose another"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"run.directory: {directory / '.lock'} cannot be locked against other runs "
-            f"({error.strerror or error}); choose another, on a file system that has locks"
-        ) from None
-    return file
+    directory, progress = Path(config.run.directory), Progress()
+    with nullcontext() if launch.rank else lock(directory):
+        if not launch.rank:
+            Status("running").write(directory)
+        store, seconds = open_store(launch), config.training.watchdog
+        record = partial(record_end, directory)
+        with Watchdog(launch, store, seconds, directory / "logs", progress, record):
+            device = connect(launch, store)
+            topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
+            train(replace(topology, progress=progress))
+            disconnect()
 
 
 def set_aside_earlier_run(directory: Path) -> None:
     """Move the files of an earlier run into a folder `earlier-N`, which no resume reads."""
-    names = ("metrics.jsonl", "tensorboard", "checkpoints", "results.json", "model")
-    left = [path for name in names if (path := directory / name).exists()]
+    contents = "tensorboard/*", "checkpoints/step-*", "model/*", "profile/*"
+    found = ("metrics.jsonl", "results.json", *contents)
+    left = [directory / Path(name).parts[0] for name in found if any(directory.glob(name))]
     if not left:
         return
     left += [*directory.glob("config.yaml"), *directory.glob("*.tsv")]
+    left += [*directory.glob(LEDGER_NAME)]
     folders = (directory / f"earlier-{number}" for number in count(1))
     aside = next(folder for folder in folders if not folder.exists())
     aside.mkdir()
     for path in left:
-        path.rename(aside / path.name)
+        moved, target = [path], aside
+        if path.name == "checkpoints" and (path.is_symlink() or path.is_mount()):
+            moved, target = [*path.glob("step-*")], path / aside.name  # which stay on their disk
+            target.mkdir(exist_ok=True)
+        for one in moved:
+            one.rename(target / one.name)
     text = f"{directory} holds an earlier run: starting from scratch, its files are now in"
     print(text, f"{aside.name}/", file=sys.stderr)

@@ -4,7 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import deepspeed
@@ -18,20 +18,73 @@ from gpt_dist.checkpoint.state import TrainingState
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.errors import LaunchError
+from gpt_dist.model.adamw import MasterAdamW, build_optimizer
 from gpt_dist.model.parameters import split_dimension
 from gpt_dist.topology import Topology, model_parallel_unit
+from gpt_dist.train.compilation import compile_in_place, is_worthwhile
 from gpt_dist.train.objective import Objective, to_device
-from gpt_dist.train.optimizer import build_optimizer, deepspeed_config
+from gpt_dist.train.optimizer import deepspeed_config, is_partitioned
+from gpt_dist.train.profile import Phases
+
+# Places in the figures of a step, which end in a flag of each rank.
+_LOSS, _SQUARE, _ALERTS = range(3)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
 class Update:
-    """Outcome of an optimizer step, which is not applied if a gradient is not finite."""
+    """Outcome of an optimizer step, the same on every process.
 
-    grad_norm: float
-    applied: bool
-    bad_ranks: tuple[int, ...]
-    """Ranks, or groups of ranks, whose gradient is not finite."""
+    The host waits for the device only where it reads a property.
+    """
+
+    def __init__(self, figures: Tensor, tensor_parallel_size: int) -> None:
+        """Have the sums of `_sum_figures` copied to the host, behind the work under way."""
+        self._figures = figures.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if figures.is_cuda else None
+        if self._copied:
+            self._copied.record()
+        self._tensor_parallel_size = tensor_parallel_size
+        self._first_flag = len(figures) - dist.get_world_size()
+
+    @cached_property
+    def _values(self) -> list[float]:
+        if self._copied:
+            self._copied.synchronize()
+        values: list[float] = self._figures.tolist()
+        return values
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the global batch."""
+        return self._values[_LOSS]
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the gradient before it is clipped."""
+        return math.sqrt(self._values[_SQUARE])
+
+    @property
+    def applied(self) -> bool:
+        """Whether every gradient was finite, so that the weights have changed."""
+        return math.isfinite(self._values[_SQUARE]) and not any(self._values[self._first_flag :])
+
+    @property
+    def alerts(self) -> list[bool]:
+        """Which of the alerts given to `train_batch` any process has raised."""
+        return [bool(value) for value in self._values[_ALERTS : self._first_flag]]
+
+    @property
+    def bad_ranks(self) -> tuple[int, ...]:
+        """Ranks that cause a gradient not to be finite.
+
+        These are the ranks whose loss is not finite. If there are none, they are whole
+        data-parallel groups: the sum of their gradients does not tell which rank is the cause.
+        """
+        size, flags = self._tensor_parallel_size, self._values[self._first_flag :]
+        groups = {rank % size for rank, flag in enumerate(flags) if flag}
+        peers = (rank for rank in range(len(flags)) if rank % size in groups)
+        return tuple(rank for rank, flag in enumerate(flags) if flag == 2) or tuple(peers)
 
 
 class Engine:
@@ -43,29 +96,32 @@ class Engine:
         _prepare_deepspeed()
         self._topology = topology
         self._clip_norm = config.optimizer.clip_norm
-        # For fp32 without ZeRO, DeepSpeed does not report the norm and lets NaN through: there the
-        # norm, the clip and the check are done here.
-        unpartitioned = config.parallel.zero_stage == 0
-        self._plain = unpartitioned and config.training.precision == "fp32"
-        self._half_without_zero = unpartitioned and not self._plain
+        self._partitioned = is_partitioned(config, topology.data_parallel_size)
         self.num_parameters = sum(parameter.numel() for parameter in objective.parameters())
         """Parameters of this process's tensor-parallel slice."""
-        derived = deepspeed_config(config)
-        if self._plain:
-            derived["gradient_clipping"] = 0.0
+        self.phases = Phases(topology.device)
+        """Measures the parts of a step where that is profiled."""
         objective.to(topology.device)
-        if config.training.compile:
-            objective.compile()
+        self._optimizer: MasterAdamW | None = None
+        if not self._partitioned:
+            objective.to(PRECISIONS[config.training.precision])
+            self._optimizer = MasterAdamW(objective.parameters(), config.optimizer)
+            is_first = topology.tensor_parallel_rank == 0
+            owned = [is_first or split_dimension(p) is not None for p in objective.parameters()]
+            # Otherwise the optimizer takes the gradients as they are.
+            self._accumulates = config.training.global_batch_size > config.training.micro_batch_size
+            self._owned = torch.tensor(owned, dtype=torch.float64, device=topology.device)
+        self.compiled = is_worthwhile(config, topology)
+        if self.compiled:
+            compile_in_place(objective, topology)
         self._engine, _, _, _ = deepspeed.initialize(
             model=objective,
-            optimizer=build_optimizer(objective, config.optimizer),
-            config=derived,
+            optimizer=self._optimizer or build_optimizer(objective.parameters(), config.optimizer),
+            config=deepspeed_config(config, self._partitioned),
             mpu=model_parallel_unit(topology),
             dist_init_required=False,
         )
-        if self._half_without_zero:
-            # DeepSpeed allocated the moments by a step that Adam's bias correction must not count.
-            self._engine.optimizer.optimizer.state.clear()
+        self._engine.enable_backward_allreduce = self._partitioned
         # DeepSpeed silently assumes no tensor parallelism where it cannot use its `mpu`.
         if self._engine.dp_world_size != topology.data_parallel_size:
             raise LaunchError(
@@ -73,17 +129,33 @@ class Engine:
                 f"data-parallel processes, not {topology.data_parallel_size}; use a version that "
                 "pyproject.toml allows"
             )
+        if config.training.profile:
+            self._watch_reductions()
+
+    def _watch_reductions(self) -> None:
+        """Have DeepSpeed's own reductions, which are parts of its backward pass, counted apart."""
+        engine, bucketed = self._engine, "reduce_independent_p_g_buckets_and_remove_grads"
+        for owner, name in ((engine, "allreduce_gradients"), (engine.optimizer, bucketed)):
+            if method := getattr(
+                owner, name, None
+            ):  # an optimizer of whole gradients has no buckets
+                setattr(owner, name, self.phases("reduction")(method))
 
     def state(self) -> TrainingState:
         """Return the weights, moments and counters, to be saved or loaded."""
         return TrainingState(self._engine, self._topology)
 
     def train_batch(
-        self, micro_batches: Sequence[TokenBatch[Any]], learning_rate: float
-    ) -> tuple[float, Update]:
+        self,
+        micro_batches: Sequence[TokenBatch[Any]],
+        learning_rate: float,
+        alerts: Sequence[bool] = (),
+    ) -> tuple[Tensor, Update]:
         """Make one optimizer step with this process's share of a global batch; collective.
 
-        Returns the mean loss of the whole global batch, the same on every process, and the outcome.
+        `alerts` are what this process has to tell the others. Returns the mean loss of the whole
+        global batch, on the device and the same on every process, and the outcome. The host does
+        not wait for the device, except in DeepSpeed where that holds the state.
         """
         engine = self._engine
         assert len(micro_batches) == engine.gradient_accumulation_steps()
@@ -91,25 +163,28 @@ class Engine:
         weight = torch.full((), own, dtype=torch.float64, device=engine.device)
         dist.all_reduce(weight, group=self._topology.data_parallel_group)
         weight = weight.clamp(min=1).float()
+        # DeepSpeed takes the mean over data-parallel processes, but the parts must be summed.
+        processes = self._topology.data_parallel_size if self._partitioned else 1
         loss = torch.zeros((), device=engine.device)
         for number, batch in enumerate(micro_batches):
             if number:
                 engine.step()  # counts the micro-batch before; the weights stay
-            part = self._call(batch) / weight
-            # DeepSpeed takes the mean over data-parallel processes, but the parts must be summed.
-            scale = self._topology.data_parallel_size * self._missing_loss_scale()
-            engine.backward(part * scale, scale_wrt_gas=False)
+            with self.phases("forward"):
+                part = self._call(batch) / weight
+            with self.phases("backward"):
+                engine.backward(part * processes, scale_wrt_gas=False)
+                if self._optimizer and self._accumulates:
+                    self._optimizer.collect()
             loss += part.detach()
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        figures = _check_gradients(engine, loss)
-        grad_norm, applied = self._update_weights()
-        *flags, loss_sum = figures.tolist()
         size = self._topology.tensor_parallel_size
-        if not applied:
-            # With an offloaded optimizer, DeepSpeed adds the next gradients to those not finite.
-            getattr(engine.optimizer, "averaged_gradients", {}).clear()
-        return loss_sum / size, Update(grad_norm, applied, _name_ranks(flags, size))
+        with self.phases("optimizer"):
+            if self._optimizer:
+                figures = self._update_masters(self._optimizer, loss / size, alerts)
+            else:
+                figures = self._update_partitioned(loss / size, alerts)
+        return figures[_LOSS], Update(figures, size)
 
     def evaluate(self, batch: TokenBatch[Any]) -> Tensor:
         """Return the objective's scores of a batch, without dropout; every process must call."""
@@ -123,47 +198,60 @@ class Engine:
         # ZeRO 3 warns of positional arguments that are no tensors.
         return self._engine(batch=to_device(batch, self._topology.device))
 
-    def _update_weights(self) -> tuple[float, bool]:
-        """Let the optimizer step; return the gradient's norm, and whether the step was applied."""
-        engine = self._engine
-        if self._plain:
-            grad_norm = self._clip()
-            engine.step()
-            return grad_norm, math.isfinite(grad_norm)
-        scale = self._missing_loss_scale()
-        if self._half_without_zero:
-            # DeepSpeed looks on the gradient for the mark that megatron-core put on the parameter.
-            for parameter in engine.module.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.tensor_model_parallel = split_dimension(parameter) is not None
-        engine.step()
-        return float(engine.get_global_grad_norm()) / scale, engine.was_step_applied()
+    def _update_masters(
+        self, optimizer: MasterAdamW, loss: Tensor, alerts: Sequence[bool]
+    ) -> Tensor:
+        """Reduce the gradients, clip and apply them; return the figures of the step.
 
-    def _missing_loss_scale(self) -> float:
-        """Return the loss scale in half precision without ZeRO, else 1.
-
-        There DeepSpeed divides the gradients by it, but does not multiply the loss, and reports the
-        norm with the scale in it.
+        They are not applied where a process has one that is not finite. `loss` is this process's
+        part of the mean loss.
         """
-        if not self._half_without_zero:
-            return 1.0
-        return float(self._engine.optimizer.loss_scale_config.cur_scale)
+        topology = self._topology
+        gradients = optimizer.gradients()
+        if topology.data_parallel_size > 1:
+            group = topology.data_parallel_group
+            with self.phases("reduction"):
+                for handle in [
+                    dist.all_reduce(one, group=group, async_op=True) for one in gradients
+                ]:
+                    handle.wait()
+        # On the CPU, the norm of a large embedding in fp32 is off by a part in a thousand.
+        rows = [torch.linalg.vector_norm(one, dim=-1, dtype=torch.float32) for one in gradients]
+        squares = torch.stack([norms.double().square().sum() for norms in rows])
+        owned = squares @ self._owned / topology.data_parallel_size
+        figures = _sum_figures(loss, owned, alerts, squares.isfinite().all())
+        optimizer.found_inf = figures[-dist.get_world_size() :].any().float()
+        optimizer.grad_scale = torch.ones_like(optimizer.found_inf)
+        if self._clip_norm:
+            norm = figures[_SQUARE].sqrt() + 1e-6
+            optimizer.grad_scale = (norm / self._clip_norm).clamp(min=1).float()
+        self._engine.step()
+        return figures
 
-    def _clip(self) -> float:
-        """Scale all gradients to the clip norm; drop them if the norm is not finite."""
-        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
-        is_first = self._topology.tensor_parallel_rank == 0
-        owned = [p.grad for p in parameters if is_first or split_dimension(p) is not None]
-        # On the CPU, a norm summed in fp32 is off by a part in a thousand for a large embedding.
-        square = torch.stack(torch._foreach_norm(owned, 2, torch.float64)).square().sum()
-        dist.all_reduce(square, group=self._topology.tensor_parallel_group)
-        norm = float(square.sqrt())
-        if not math.isfinite(norm):
-            for parameter in parameters:
-                parameter.grad = None
-        elif self._clip_norm and norm > self._clip_norm:
-            torch._foreach_mul_([p.grad for p in parameters], self._clip_norm / (norm + 1e-6))
-        return norm
+    def _update_partitioned(self, loss: Tensor, alerts: Sequence[bool]) -> Tensor:
+        """Have DeepSpeed clip and apply the gradients; return the figures of the step.
+
+        DeepSpeed skips a step whose gradient norm is not finite. The norm counts a parameter that
+        tensor parallelism replicates on the first tensor-parallel rank only, so DeepSpeed would
+        apply a NaN that another rank has in it. So a gradient of every process is made NaN if a
+        reduced gradient of any process is not finite.
+        """
+        engine, held = self._engine, _held_gradients(self._engine)
+        # Unlike sums, they overflow in no precision; and torch's infinity norm is slow on the CPU.
+        bounds = [bound.float() for one in held for bound in torch.aminmax(one)]
+        is_finite = torch.stack([*bounds, loss.new_zeros(())]).isfinite().all()
+        figures = _sum_figures(loss, loss.new_zeros(()), alerts, is_finite)
+        poison = torch.where(figures[-dist.get_world_size() :].any(), math.nan, 0.0)
+        for gradient in held[:1]:
+            gradient[(0,) * gradient.dim()] += poison
+        engine.step()
+        if engine.was_step_applied():
+            figures[_SQUARE] = float(engine.get_global_grad_norm()) ** 2
+        else:
+            figures[_SQUARE] = math.nan
+            # With an offloaded optimizer, DeepSpeed adds the next gradients to those not finite.
+            getattr(engine.optimizer, "averaged_gradients", {}).clear()
+        return figures
 
 
 def _prepare_deepspeed() -> None:
@@ -174,41 +262,21 @@ def _prepare_deepspeed() -> None:
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
-def _check_gradients(engine: DeepSpeedEngine, loss: Tensor) -> Tensor:
-    """Make a gradient of every process NaN if a reduced gradient of any process is not finite.
+def _sum_figures(loss: Tensor, square: Tensor, alerts: Sequence[bool], is_finite: Tensor) -> Tensor:
+    """Return figures of a step, summed over all processes, on the device; the host does not wait.
 
-    DeepSpeed skips a step whose gradient norm is not finite. The norm counts a parameter that
-    tensor parallelism replicates on the first tensor-parallel rank only, so DeepSpeed would apply
-    a NaN that another rank has in it. The host does not wait for the device here.
-
-    `engine` is between its last backward pass and its step, and `loss` is this process's part of
-    the mean loss. Returns a tensor [world size + 1] on the device, the same on every process: for
-    each rank 0, or 1 where its gradient is not finite, or 2 where its loss is not either; then the
-    sum of `loss`.
+    These are `loss`, `square`, the `alerts`, and a flag of each rank: 0, or 1 where its gradient is
+    not finite, or 2 where its loss is not either.
     """
-    held = _held_gradients(engine)
-    size = dist.get_world_size()
-    figures = torch.zeros(size + 1, dtype=torch.float64, device=engine.device)
-    if held:
-        # Unlike a sum, the largest magnitude overflows in no precision.
-        largest = torch.stack(torch._foreach_norm(held, math.inf))
-        figures[dist.get_rank()] = ~largest.isfinite().all() * (1 + ~loss.isfinite())
-    figures[size] = loss
+    first_flag = _ALERTS + len(alerts)
+    size = first_flag + dist.get_world_size()
+    figures = torch.zeros(size, dtype=torch.float64, device=loss.device)
+    figures[_LOSS], figures[_SQUARE] = loss, square
+    for place, alert in enumerate(alerts, _ALERTS):
+        figures[place] = float(alert)
+    figures[first_flag + dist.get_rank()] = ~is_finite * (1 + ~loss.isfinite())
     dist.all_reduce(figures)
-    for gradient in held[:1]:
-        gradient[(0,) * gradient.dim()] += torch.where(figures[:size].any(), math.nan, 0.0)
     return figures
-
-
-def _name_ranks(flags: Sequence[float], tensor_parallel_size: int) -> tuple[int, ...]:
-    """Return the ranks that cause a gradient not to be finite, by the flags of all ranks.
-
-    These are the ranks whose loss is not finite. If there are none, they are whole data-parallel
-    groups: the sum of their gradients does not tell which rank is the cause.
-    """
-    groups = {rank % tensor_parallel_size for rank, flag in enumerate(flags) if flag}
-    peers = (rank for rank in range(len(flags)) if rank % tensor_parallel_size in groups)
-    return tuple(rank for rank, flag in enumerate(flags) if flag == 2) or tuple(peers)
 
 
 def _held_gradients(engine: DeepSpeedEngine) -> list[Tensor]:
@@ -218,6 +286,4 @@ def _held_gradients(engine: DeepSpeedEngine) -> list[Tensor]:
         return list(optimizer.fp32_groups_gradients_flat)
     if engine.zero_cpu_offload():
         return list(optimizer.norm_for_param_grads.values())
-    if engine.zero_optimization():
-        return [part for group in optimizer.averaged_gradients.values() for part in group]
-    return [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return [part for group in optimizer.averaged_gradients.values() for part in group]

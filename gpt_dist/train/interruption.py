@@ -1,40 +1,34 @@
 """Pre-emption: a signal to any process, or the end of the launcher, ends a run between steps."""
 
 import signal
-
-import torch
-import torch.distributed as dist
+import time
 
 from gpt_dist.rendezvous import Launch, launcher_ended
-from gpt_dist.topology import gloo_group
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption:
-    """Notes the signals by which schedulers announce the end of a job.
+    """Notes Ctrl-C, and the signals by which schedulers announce the end of a job.
 
     The `deepspeed` command passes no signal on: it ends at once, and its processes go on without
     it. So the end of the launcher counts as a signal.
     """
 
     def __init__(self, launch: Launch) -> None:
-        self._noted = False
-        self._group = gloo_group()
-        self._launch = launch
+        self._signalled = False
+        self._launch, self._checked = launch, 0.0
         for number in SIGNALS:
             signal.signal(number, self._note)
 
-    def agreed(self, failed: bool = False) -> tuple[bool, bool]:
-        """Return whether any process was interrupted, and whether any has `failed`; collective."""
-        interrupted = self._noted or launcher_ended(self._launch)
-        flags = torch.tensor([interrupted, failed], dtype=torch.int)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
-        return bool(flags[0]), bool(flags[1])
-
-    def close(self) -> None:
-        """Give the group back."""
-        dist.destroy_process_group(self._group)
+    @property
+    def noted(self) -> bool:
+        """True once this process knows that the job ends; others may not know yet."""
+        if not self._signalled and time.monotonic() > self._checked + 1:
+            self._checked = time.monotonic()
+            if launcher_ended(self._launch):
+                self._signalled = True
+        return self._signalled
 
     def _note(self, *_: object) -> None:
-        self._noted = True
+        self._signalled = True

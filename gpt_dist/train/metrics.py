@@ -2,14 +2,20 @@
 
 import json
 import math
+import os
+import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import scalar
 
 from gpt_dist.checkpoint.folder import steps
 from gpt_dist.config import ResolvedConfig
@@ -18,6 +24,34 @@ from gpt_dist.files.folders import write_result
 from gpt_dist.train.directory import set_aside_earlier_run
 
 Row = dict[str, int | float]
+
+
+class _Log:
+    """A file of rows, of which those that the disk does not take are dropped, which is said."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._path, self._say, self._dropped = path, say, 0
+        self.stream = path.open("ab", buffering=0)
+        self._size = self.stream.tell()
+
+    def append(self, rows: bytes) -> None:
+        """Append all or nothing."""
+        try:
+            self.stream.truncate(self._size)  # by what a full disk took of a row
+            written = 0
+            while written < len(rows):
+                written += self.stream.write(rows[written:])
+        except OSError as error:
+            self._dropped += 1
+            if self._dropped == 1:
+                self._say(
+                    f"WARNING: {self._path}: {error.strerror}; its rows are dropped meanwhile"
+                )
+            return
+        self._size += len(rows)
+        if self._dropped:
+            self._say(f"{self._path}: written again; {self._dropped} rows were dropped")
+            self._dropped = 0
 
 
 class Reporter:
@@ -31,14 +65,19 @@ class Reporter:
         self._headline = f"{DEV}_{config.task.metric}" if config.task else "validation_perplexity"
         self._sign = -1 if config.task else 1  # perplexity is better the lower it is
         self._values: dict[int, float] = {}
+        self._console = Console(stderr=True)
         if done:
-            self._drop_rows_after(done)
+            self._drop_rows_after(done, config.logging.interval)
         else:
             set_aside_earlier_run(directory)
         config.save(directory / "config.yaml")
-        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(directory / "tensorboard", purge_step=done + 1)
-        self._console = Console(stderr=True)
+        self._rows = _Log(directory / "metrics.jsonl", self.say)
+        (directory / "tensorboard").mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"
+        self._events = _Log(directory / "tensorboard" / name, self.say)
+        start = SessionLog(status=SessionLog.START)  # hides what an interrupted run had after it
+        form = Event(file_version="brain.Event:2")
+        self._append_events([form, Event(step=done + 1, session_log=start)])
         figures = TextColumn("{task.description}", markup=False)
         columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), figures
         hidden = not self._console.is_terminal
@@ -55,8 +94,8 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._tensorboard.close()
-        self._file.close()
+        self._events.stream.close()
+        self._rows.stream.close()
 
     def training(self, row: Row) -> None:
         """Record a row of training figures, and show the main ones."""
@@ -101,33 +140,46 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a line above the live one."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._console.is_terminal:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            return
+        with suppress(OSError):  # of a log on a full disk
+            print(text, file=sys.stderr, flush=True)
 
     def _write(self, row: Row, group: str) -> None:
         # JSON has no NaN or infinity.
         plain = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
-        for key, value in row.items():
-            if key not in ("step", "samples", "tokens"):
-                self._tensorboard.add_scalar(f"{group}/{key}", value, int(row["step"]))
+        self._rows.append(json.dumps(plain).encode() + b"\n")
+        figures = {k: v for k, v in row.items() if k not in ("step", "samples", "tokens")}
+        scalars = [scalar(f"{group}/{key}", value) for key, value in figures.items()]
+        self._append_events([Event(step=int(row["step"]), summary=one) for one in scalars])
+
+    def _append_events(self, events: Iterable[Event]) -> None:
+        records = BytesIO()
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(records).write(event.SerializeToString())
+        self._events.append(records.getvalue())
 
     def _remember(self, row: Row) -> None:
         value = row.get(self._headline)
         if isinstance(value, int | float) and math.isfinite(value):
             self._values[int(row["step"])] = value
 
-    def _drop_rows_after(self, last_step: int) -> None:
+    def _drop_rows_after(self, last_step: int, interval: int) -> None:
         """Drop the rows of an interrupted run after a step, and text that a crash left."""
         path = self._directory / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         saved = {0, *steps(self._directory / "checkpoints")}
-        kept = []
+        kept, recorded = [], 0
         for line in text.splitlines():
             with suppress(ValueError, RecursionError, TypeError, KeyError):
                 row = json.loads(line)
                 if row["step"] <= last_step:
                     kept.append(json.dumps(row) + "\n")
+                    recorded = row["step"]
                     if row["step"] in saved:
                         self._remember(row)
+        if recorded < (last_step // interval * interval or 1):
+            self.say(f"WARNING: {path}: cut or gone: no row of steps {recorded + 1} to {last_step}")
         write_result(path, "".join(kept))

@@ -11,23 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from gpt_dist.data.batches import TokenBatch
-from gpt_dist.model import GPT, IGNORED_LABEL
+from gpt_dist.model import GPT
 
 Batch = TypeVar("Batch", bound=TokenBatch[Any])
 
 
 class Objective(nn.Module, Generic[Batch], ABC):
-    """Gives the loss of a batch in training and its scores in evaluation.
-
-    DeepSpeed and torch.compile know modules by `forward` alone.
-    """
+    """Gives the loss of a batch, for training, and its scores, for validation."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Tensor:
-        """Return in training a sum in fp32; a global batch's over its weight is minimised.
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the sum of a batch's losses, in fp32.
 
-        In evaluation, return the predictions or losses that validation needs.
+        Training minimises this sum over the global batch, divided by the sum of `batch.weight`.
         """
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> Tensor:
+        """Return the predictions, or the losses of single tokens, that validation needs."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss in training, else the scores: DeepSpeed and torch.compile call this."""
+        return self.loss(batch) if self.training else self.scores(batch)
 
 
 class LanguageModelObjective(Objective[TokenBatch[Tensor]]):
@@ -37,11 +42,13 @@ class LanguageModelObjective(Objective[TokenBatch[Tensor]]):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: TokenBatch[Tensor]) -> Tensor:
-        """Return the loss of each token [R, T], 0 at IGNORED_LABEL; in training their sum."""
-        losses = self.model.token_losses(self.model(batch.tokens), batch.labels)
-        losses = losses.masked_fill(batch.labels == IGNORED_LABEL, 0.0)
-        return losses.sum() if self.training else losses
+    def loss(self, batch: TokenBatch[Tensor]) -> Tensor:
+        """Return the sum of the losses of all tokens."""
+        return self.scores(batch).sum()
+
+    def scores(self, batch: TokenBatch[Tensor]) -> Tensor:
+        """Return the loss of each token [R, T], 0 at IGNORED_LABEL."""
+        return self.model.token_losses(self.model(batch.tokens), batch.labels)
 
 
 def to_device(batch: TokenBatch[Any], device: torch.device) -> Any:

@@ -1,22 +1,9 @@
-"""AdamW, the learning-rate schedule of the paper, and the configuration of DeepSpeed."""
+"""The learning-rate schedule of the paper, and the configuration of DeepSpeed."""
 
 import math
 from typing import Any
 
-import torch
-from torch import nn
-
-from gpt_dist.config import OptimizerConfig, ResolvedConfig, ResolvedScheduleConfig
-
-
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only; each step sets its learning rate."""
-    parameters = list(module.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
+from gpt_dist.config import ResolvedConfig, ResolvedScheduleConfig
 
 
 def learning_rate(step: int, maximum: float, schedule: ResolvedScheduleConfig) -> float:
@@ -36,20 +23,32 @@ def learning_rate(step: int, maximum: float, schedule: ResolvedScheduleConfig) -
     return maximum * (1 + math.cos(math.pi * progress)) / 2
 
 
-def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
+def is_partitioned(config: ResolvedConfig, data_parallel_size: int) -> bool:
+    """Return whether DeepSpeed holds the state of training; otherwise MasterAdamW does.
+
+    ZeRO has nothing to partition among one data-parallel process, and would only cost time.
+    DeepSpeed scales the loss of fp16, and does it wrongly without ZeRO.
+    """
+    parallel = config.parallel
+    partitions = parallel.zero_stage > 0 and data_parallel_size > 1
+    return partitions or parallel.offload_optimizer or config.training.precision == "fp16"
+
+
+def deepspeed_config(config: ResolvedConfig, partitioned: bool) -> dict[str, Any]:
     """Return the dictionary for `deepspeed.initialize`, from a resolved configuration.
 
     Gradients are summed and reduced in fp32 wherever DeepSpeed can, so that accumulation and the
-    number of processes do not change the result.
+    number of processes do not change the result. If the state is not `partitioned`, MasterAdamW
+    clips the gradients and holds the fp32 weights.
     """
     training, parallel = config.training, config.parallel
-    zero: dict[str, Any] = {"stage": parallel.zero_stage}
+    zero: dict[str, Any] = {"stage": max(1, parallel.zero_stage) if partitioned else 0}
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     derived: dict[str, Any] = {
         "train_batch_size": training.global_batch_size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_clipping": config.optimizer.clip_norm,
+        "gradient_clipping": config.optimizer.clip_norm if partitioned else 0.0,
         "communication_data_type": "fp32",
         "zero_optimization": zero,
         # The optimizer is torch's fused AdamW, on the host too: it needs no compiled extension.
@@ -57,10 +56,11 @@ def deepspeed_config(config: ResolvedConfig) -> dict[str, Any]:
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+    if not partitioned:
+        return derived
     if training.precision == "bf16":
         derived["bf16"] = {"enabled": True}
-        if parallel.zero_stage:
-            derived["data_types"] = {"grad_accum_dtype": "fp32"}
+        derived["data_types"] = {"grad_accum_dtype": "fp32"}
     elif training.precision == "fp16":
         derived["fp16"] = {"enabled": True, "initial_scale_power": 16}
     return derived

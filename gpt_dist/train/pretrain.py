@@ -7,26 +7,28 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from gpt_dist.checkpoint.folder import warner
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.save import DataSource
-from gpt_dist.config import Config, DataConfig, ResolvedConfig
+from gpt_dist.config import IGNORED_LABEL, Config, DataConfig, ResolvedConfig
 from gpt_dist.config.resolution import check_layout, resolve
 from gpt_dist.data.batches import TokenBatch, micro_batches, prefetch
 from gpt_dist.data.tokenizers.folder import tokenizer_files
-from gpt_dist.data.tokens.folder import TokenFolder, files_of
+from gpt_dist.data.tokens.folder import TokenFolder, files_of, refuse
 from gpt_dist.data.tokens.mixture import Mixture, Phase, plan_phases
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows, split_labels
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.files.shared import SharedFiles
-from gpt_dist.model import IGNORED_LABEL
+from gpt_dist.model import family_of
 from gpt_dist.rendezvous import Launch
-from gpt_dist.topology import Topology, device_type
+from gpt_dist.topology import Topology, device_type, gather
 from gpt_dist.train.directory import check_writable
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.interruption import Interruption
@@ -35,8 +37,8 @@ from gpt_dist.train.metrics import Row
 from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.start import open_source, share_source
 
-VERIFIED_BYTES = 2**30
-"""Token folders up to this size are hashed before training, which takes a second or two."""
+HASHED_GIB = 32
+"""GiB that a process hashes at most before training, which takes it about 40 seconds."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,6 @@ def check(config: Config, launch: Launch) -> Inputs:
     Needs no process group. Raises ConfigError, DataError, ModelError or CheckpointError.
     """
     check_layout(config, launch.world_size, device_type())
-    if config.task or config.run.seeds:
-        key = "task" if config.task else "run.seeds"
-        raise ConfigError(f"{key}: of fine-tuning; use launch/finetune.py, or leave it out")
     if not config.data.folders:
         raise ConfigError(
             "data.path: not given; make a token folder by `python -m data_prep build`"
@@ -73,11 +72,12 @@ def check(config: Config, launch: Launch) -> Inputs:
             raise ConfigError(
                 f"model.source: the tokens of data.path {folder.path} are of another tokenizer "
                 f"than {config.model.source}; prepare them by `python -m data_prep build … "
-                f"--tokenizer {model.tokenizer_folder}`"
+                f"--tokenizer {quote(str(model.tokenizer_folder))}`"
             )
     samples = {digest: _shuffle(one, config) for digest, one in folders.items()}
     size = sum(map(len, samples.values()))
     resolved = resolve(config, launch.world_size, folder.vocab_size, size)
+    family_of(resolved.model)
     check_writable(Path(config.run.directory))
     joint = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     tokenizer = folder.tokenizer_path
@@ -96,12 +96,12 @@ def _open_folders(data: DataConfig) -> dict[str, TokenFolder]:
     """Open data.path by digest; ConfigError for different tokenizers or the same tokens twice."""
     folders: dict[str, TokenFolder] = {}
     for one in data.folders:
-        folder = TokenFolder.open(Path(one.path))
+        folder = TokenFolder(Path(one.path))
         first = next(iter(folders.values()), folder)
         if folder.manifest.tokenizer.sha256 != first.manifest.tokenizer.sha256:
             raise ConfigError(
                 f"data.path: {folder.path} has another tokenizer than {first.path}; prepare it by "
-                f"`python -m data_prep build … --tokenizer {first.path}`"
+                f"`python -m data_prep build … --tokenizer {quote(str(first.path))}`"
             )
         if (other := folders.setdefault(folder.digest, folder)) is not folder:
             raise ConfigError(
@@ -133,11 +133,10 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
         draw=inputs.draw,
         validate=partial(validate, held_out=held_out, config=config, topology=topology),
         data=inputs.data,
+        directory=Path(config.run.directory),
         source=source,
     )
-    interruption = Interruption(topology.launch)
-    run(config, plan, topology, interruption)
-    interruption.close()
+    run(config, plan, topology, Interruption(topology.launch))
 
 
 def validate(
@@ -189,14 +188,17 @@ def _total_loss(
 
 
 def _check_hashes(folder: TokenFolder, topology: Topology) -> None:
-    """Hash a folder that is not too large, each process a part; DataError, on all, for damage."""
-
-    def refuse(path: Path, problem: str) -> DataError:
-        return DataError(
-            f"{path}: {problem}; copy the token folder again, or prepare it with "
-            "`python -m data_prep build`"
+    """Hash a folder, and have later reads compared with it; DataError, on all, for damage."""
+    entries, checksums = dict(files_of(folder.manifest)), folder.checksums
+    gib = sum(entry.bytes for entry in entries.values()) // 2**30
+    if gib > HASHED_GIB * topology.launch.world_size:
+        warner(topology)(
+            f"WARNING: {folder.path} has {gib} GiB, more than {HASHED_GIB} a process: its SHA-256 "
+            "is not checked; use `python -m data_prep verify`"
         )
-
-    entries = dict(files_of(folder.manifest))
-    if sum(entry.bytes for entry in entries.values()) <= VERIFIED_BYTES:
-        SharedFiles(folder.path, entries, refuse).share(topology, hold=False)
+        return
+    if gib > 3:
+        warner(topology)(f"checking the SHA-256 of {gib} GiB in {folder.path}")
+    SharedFiles(folder.path, entries, refuse, checksums.take).share(topology, hold=False)
+    for found in gather(checksums.files):
+        checksums.files |= found

@@ -17,10 +17,8 @@ from gpt_dist.config.resolution import adopt_source
 from gpt_dist.errors import CheckpointError, DataError, ModelError
 from gpt_dist.model import GPT, GrownVocabulary, agrees, load_full_tensors, probe_loss
 from gpt_dist.topology import Topology, together
-from gpt_dist.train.engine import Engine
+from gpt_dist.train.engine import PRECISIONS, Engine
 from gpt_dist.train.objective import Objective
-
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def open_source(
@@ -98,17 +96,16 @@ def start_engine(
     # Equal on all processes: initial weights are drawn whole and sliced.
     torch.manual_seed(config.run.seed)
     model = GPT(
-        config.model, topology.tensor_parallel_group, config.training.activation_checkpointing
+        config.model,
+        topology.tensor_parallel_group,
+        config.training.activation_checkpointing,
+        config.parallel.sequence_parallel,
     )
     loaded = _load_source(model, source, config, topology) if source and not checkpoint else {}
     engine = Engine(objective(model), config, topology)
-    # Dropout differs between data-parallel processes and agrees between tensor-parallel peers.
-    torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
+    _seed_dropout(config, topology)
     if checkpoint:
-        engine.state().load(checkpoint)
-        restore_rng(checkpoint, topology)
-        _check_loss(describe_checkpoint(checkpoint))
-        checkpoint.files.release()
+        load_checkpoint(engine, checkpoint, config, topology)
     if source:
         source.files.release()
     if loaded:
@@ -122,6 +119,25 @@ def start_engine(
 
         together(lambda: check_equal(live, loaded, refuse))
     return engine
+
+
+def load_checkpoint(
+    engine: Engine, checkpoint: Checkpoint, config: ResolvedConfig, topology: Topology
+) -> None:
+    """Put an engine in the state of a checkpoint, whose files are released; collective.
+
+    Raises CheckpointError or ModelError, on every rank, where what is loaded is not what was saved.
+    """
+    engine.state().load(checkpoint)
+    _seed_dropout(config, topology)
+    restore_rng(checkpoint, topology)
+    _check_loss(describe_checkpoint(checkpoint))
+    checkpoint.files.release()
+
+
+def _seed_dropout(config: ResolvedConfig, topology: Topology) -> None:
+    """Have dropout differ between data-parallel processes, and agree between their peers."""
+    torch.manual_seed(config.run.seed + 1 + topology.data_parallel_rank)
 
 
 class _Fingerprinted(GrownVocabulary):
@@ -151,7 +167,7 @@ def _load_source(
         tokenizer = together(lambda: source.tokenizer)
         unused = tokenizer.start, tokenizer.delimiter, tokenizer.extract
     grown = source.tensors, source.config, config.model, unused, config.run.seed
-    tensors = _Fingerprinted(_PRECISIONS[config.training.precision], *grown)
+    tensors = _Fingerprinted(PRECISIONS[config.training.precision], *grown)
     load_full_tensors(model, tensors, config.model.transferred_layers)
     return tensors.found
 

@@ -1,8 +1,8 @@
 """Time the preparing and reading of text, beside other libraries, and print one table.
 
-Run by `make bench-data`, or with a folder of .txt files by `make bench-data DATA=FOLDER`. The sides
-of a comparison run in turn; the table shows medians. Building is timed by the clock, the rest by
-the processor time of one thread.
+Run by `make bench-data`, or with a folder of texts by `make bench-data DATA=FOLDER`. The sides of a
+comparison run in turn; the table shows medians. Building is timed by the clock, start-up included,
+the rest by the processor time of one thread.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer as Backend
 
-from gpt_dist.data.tokenizers import encoder
-from gpt_dist.data.tokenizers.encoder import Encoder
+from data_prep import encoder
+from data_prep.encoder import Encoder
+from data_prep.manifest import BuiltFolder
 from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_files
 from tests.benchmarks import data_peers, data_reading
 
@@ -99,7 +100,7 @@ def compare_tokenizing(report: Report, folder: Path, books: Path) -> None:
     """Compare the encoding of clean text by one thread."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     texts, size = [], 0
-    for file in sorted(books.rglob("*.txt")):
+    for file in sorted(books.rglob("*.txt")) or sorted(SAMPLE.glob("*.txt")):
         texts.append(file.read_text(encoding="utf-8", errors="replace").lower())
         size += len(texts[-1].encode())
         if size > ENCODED_BYTES:
@@ -146,26 +147,31 @@ def compare_tokenizing(report: Report, folder: Path, books: Path) -> None:
 
 def compare_builds(report: Report, temporary: Path, tokenizer: Path, books: Path) -> None:
     """Compare whole builds with one and two workers, and datatrove's with as many."""
-    size = sum(file.stat().st_size for file in books.rglob("*.txt")) / 1e6
+    files = [file for file in books.rglob("*") if file.is_file()]
+    only_plain = all(file.suffix == ".txt" for file in files)
 
     def ours(workers: int) -> float:
         with tempfile.TemporaryDirectory(dir=temporary) as folder:
+            tokens = Path(folder) / "tokens"
             options = ("--tokenizer", str(tokenizer), "--workers", str(workers))
-            return size / prepare(books, Path(folder) / "tokens", *options)
+            seconds = prepare(books, tokens, *options)
+            return BuiltFolder(tokens).manifest.totals.text_bytes / 1e6 / seconds
 
     def theirs(workers: int) -> float:
         with tempfile.TemporaryDirectory(dir=temporary) as folder:
             arguments = str(books), folder, str(workers), str(converted)
-            return size / run("tests.benchmarks.data_peers", *arguments)
+            seconds = run("tests.benchmarks.data_peers", *arguments)
+            return sum(file.stat().st_size for file in files) / 1e6 / seconds
 
     converted = temporary / "tokenizer.json"
     converted.write_bytes(tokenizer_files(tokenizer)["tokenizer.json"])
     sides: Sides = {"1": lambda: ours(1), "2": lambda: ours(2)}
     absent = data_peers.absent_packages()
-    if not absent:
+    if only_plain and not absent:
         sides |= {"datatrove 1": lambda: theirs(1), "datatrove 2": lambda: theirs(2)}
     found = medians(sides, BUILD_ROUNDS)
-    peer = f"{absent} is not installed" if absent else "datatrove"
+    peer = "datatrove" if only_plain else "not run: datatrove's pipeline reads .txt"
+    peer = f"{absent} is not installed" if absent else peer
     for workers in ("1", "2"):
         what = f"build with {workers} worker{'s' * (workers > '1')}"
         report.add(what, "MB/s", found[workers], found.get(f"datatrove {workers}"), peer)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gpt_dist.data.tokens.shards import ShardWriter
+from data_prep.shards import ShardWriter
 from tests.unit.test_shards import write_manifest
 
 SEQUENCE_LENGTH = 1024
@@ -27,21 +27,21 @@ MODULES = (
 )
 
 
-def write_tokens(folder: Path, tokens: int, *, real: bool) -> None:
+def write_tokens(folder: Path, tokens: int, *, real: bool, vocab_size: int = VOCAB_SIZE) -> None:
     """Write a token folder of one shard, of random ids or, as a sparse file, of zeros."""
     (folder / SHARD).parent.mkdir(parents=True)
     writer = ShardWriter(folder / SHARD, np.dtype("<u2"))
     draws = np.random.default_rng(0)
     length = tokens // _DOCUMENTS
     for _ in range(_DOCUMENTS if real else 0):
-        writer.write(draws.integers(0, VOCAB_SIZE, length, dtype=np.uint16).tobytes())
+        writer.write(draws.integers(0, vocab_size, length, dtype=np.uint16).tobytes())
     writer.add_lengths(np.full(_DOCUMENTS, length))
     entry = writer.close(SHARD).model_dump()
     if not real:
         entry["bin"]["bytes"] = 2 * tokens
         with (folder / SHARD).with_suffix(".bin").open("r+b") as file:
             file.truncate(2 * tokens)
-    write_manifest(folder, VOCAB_SIZE, [entry])
+    write_manifest(folder, vocab_size, [entry])
 
 
 def _ours(folder: Path) -> Iterator[np.ndarray]:
@@ -49,7 +49,7 @@ def _ours(folder: Path) -> Iterator[np.ndarray]:
     from gpt_dist.data.tokens.folder import TokenFolder
     from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 
-    windows = Windows(TokenFolder.open(folder).split("train"), SEQUENCE_LENGTH)
+    windows = Windows(TokenFolder(folder).split("train"), SEQUENCE_LENGTH)
     samples = ShuffledWindows(windows, seed=0)
     numbers = micro_batches(0, BATCHES * BATCH_SIZE, BATCH_SIZE, 1, 0)
     for batch in prefetch(map(samples.batch, numbers)):

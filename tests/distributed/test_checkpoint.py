@@ -297,7 +297,7 @@ def test_a_checkpoint_with_the_keys_of_an_earlier_version_is_resumed(
     for message in process_group(2).run(
         refusal, settings | {"model.family": "gpt2"}, checkpoints.parent
     ):
-        assert "model.family: 'openai_gpt' there, 'gpt2' here" in message
+        assert 'model.family: "openai_gpt" there, "gpt2" here' in message
     assert process_group(2).run(refusal, settings, checkpoints.parent) == ["", ""]
     resumed = Checkpoint(checkpoints / "step-00000005")
     assert resumed.manifest.config["model"]["family"] == "openai_gpt"

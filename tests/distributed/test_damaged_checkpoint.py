@@ -6,10 +6,12 @@ import json
 import pickle
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 
+from gpt_dist.checkpoint.fingerprint import Place, fingerprint
 from gpt_dist.checkpoint.folder import first_valid, open_whole, paths
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import inspect_model, open_model
@@ -207,3 +209,31 @@ def test_rows_that_a_crash_has_garbled_are_dropped(process_group, token_folder, 
     rows = read_rows(directory)
     assert rows[: len(read_rows(finished))] == read_rows(finished)
     assert rows[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("kind", ["weight", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e-30])
+def test_numbers_that_no_training_gives_are_refused_though_all_hashes_agree(
+    process_group, token_folder, tmp_path, kind, number
+):
+    settings = RUN | {"data.path": token_folder, "training.max_steps": 2}
+    settings |= {"checkpoint.interval": 2, "training.micro_batch_size": 4}
+    process_group(1).run(train, settings, tmp_path)
+    checkpoint = tmp_path / "checkpoints/step-00000002"
+    opened = Checkpoint(checkpoint)
+    name = next(one for one in opened.manifest.parameters if one.endswith("norm.bias"))
+    file = checkpoint / "rank-00000.safetensors"
+    tensors = opened.files.tensors(file.name)
+    place = tensors._first + tensors.entries[f"{kind}/{name}"].start
+    content = bytearray(file.read_bytes())
+    content[place : place + 4] = struct.pack("<f", number)
+    file.write_bytes(content)
+    (found,) = fingerprint([Checkpoint(checkpoint).read(kind, name)], Place())  # the new one
+    forge(checkpoint, ["parameters", name, "fingerprints", kind], f"{found:016x}")
+    vouch_for(checkpoint, file.name)
+    (message,) = process_group(1).run(refusal, settings | {"training.max_steps": 3}, tmp_path)
+    if number == number and kind != "exp_avg_sq" and abs(number) < 1:
+        assert message == ""
+    else:
+        assert f"{kind}/{name} holds values that are n" in message
+        assert str(checkpoint) in message

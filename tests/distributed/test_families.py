@@ -23,7 +23,12 @@ from tests.runs import train
 
 
 def step_beside_theirs(
-    launch: Launch, device: torch.device, family: str, zero_stage: int, tensor: int
+    launch: Launch,
+    device: torch.device,
+    family: str,
+    zero_stage: int,
+    tensor: int,
+    sequence_parallel: bool = False,
 ) -> dict[str, float]:
     """Differences of a step's loss and gradients from those of transformers."""
     from gpt_dist.data.batches import TokenBatch
@@ -36,7 +41,11 @@ def step_beside_theirs(
     sizes = for_four(model_config(family)) if tensor == 4 else model_config(family)
     sections: dict[str, Any] = {
         "model": sizes.model_dump(),
-        "parallel": {"zero_stage": zero_stage, "tensor_parallel_size": tensor},
+        "parallel": {
+            "zero_stage": zero_stage,
+            "tensor_parallel_size": tensor,
+            "sequence_parallel": sequence_parallel,
+        },
         "schedule": {"decay_steps": 1, "warmup_steps": 0},
         "training": {"max_steps": 1, "global_batch_size": 4, "micro_batch_size": 4 // size},
         "validation": {"interval": 1},
@@ -45,9 +54,10 @@ def step_beside_theirs(
     }
     config = ResolvedConfig.model_validate(sections)
     theirs = reference(sizes)
-    model = GPT(config.model, topology.tensor_parallel_group)
+    group = topology.tensor_parallel_group
+    model = GPT(config.model, group, sequence_parallel=sequence_parallel)
     load_full_tensors(model, from_hugging_face(theirs.state_dict(), sizes))
-    tokens = torch.randint(VOCAB_SIZE, (4, 24), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(VOCAB_SIZE, (4, 21), generator=torch.Generator().manual_seed(1))
     expected = theirs(tokens, labels=tokens).loss
     expected.backward()
     engine = Engine(LanguageModelObjective(model), config, topology)
@@ -56,7 +66,7 @@ def step_beside_theirs(
     state = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     gradients = {f"model.{k}": v for k, v in from_hugging_face(state, sizes).items()}
     differences = gradient_differences(engine, gradients, topology)
-    return {"loss": abs(loss - float(expected.detach())), **differences}
+    return {"loss": abs(float(loss) - float(expected.detach())), **differences}
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
@@ -78,22 +88,55 @@ def test_a_step_of_four_tensor_parallel_processes_is_transformers(
         assert differences == pytest.approx(dict.fromkeys(differences, 0.0), abs=TOLERANCE)
 
 
-def test_llama_goes_on_in_another_layout(process_group, token_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "zero_stage", "processes", "tensor_parallel_size"),
+    [
+        *((family, 0, size, size) for family in FAMILIES for size in (2, 4)),
+        ("openai_gpt", 1, 4, 2),
+        ("gpt2", 2, 4, 2),
+        ("llama", 3, 4, 2),
+    ],
+)
+def test_a_sequence_parallel_step_is_transformers(
+    process_group, family, zero_stage, processes, tensor_parallel_size
+):
+    layout = zero_stage, tensor_parallel_size, True
+    for differences in process_group(processes).run(step_beside_theirs, family, *layout):
+        assert differences == pytest.approx(dict.fromkeys(differences, 0.0), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        [
+            {"parallel.tensor_parallel_size": 2, "parallel.zero_stage": 1},
+            {"parallel.zero_stage": 3},
+        ],
+        [
+            {"parallel.tensor_parallel_size": 2, "parallel.sequence_parallel": value}
+            for value in ("true", "false")
+        ],
+    ],
+    ids=["layout", "sequence_parallel"],
+)
+def test_llama_goes_on_in_another_layout(process_group, token_folder, tmp_path, layouts):
     settings = SMALL | {"data.path": token_folder, "model.family": "llama", "model.dropout": 0}
     settings |= {"model.num_key_value_heads": 2, "training.max_steps": 8, "schedule.decay_steps": 8}
     settings["validation.interval"] = 4
     process_group(1).run(train, settings, tmp_path / "whole")
     directory, half = tmp_path / "parts", {"training.max_steps": 4}
-    layout = {"parallel.tensor_parallel_size": 2, "parallel.zero_stage": 1}
-    process_group(2).run(train, settings | half | layout, directory)
-    process_group(2).run(train, settings | {"parallel.zero_stage": 3}, directory)
+    process_group(2).run(train, settings | half | layouts[0], directory)
+    process_group(2).run(train, settings | layouts[1], directory)
     assert_same(read_rows(directory), read_rows(tmp_path / "whole"), 1e-5)
 
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["model.family=bert"], "model.family: 'bert' is unknown; choose one of openai_gpt"),
+        (
+            ["model.family=bert"],
+            "model.family: 'bert' is unknown; choose one of gpt2, llama, openai_gpt",
+        ),
         (["model.rotary_base=500"], "model.rotary_base: 500.0 is given, but model.family"),
         (
             ["model.family=llama", "model.hidden_size=12", "model.num_heads=4"],

@@ -105,8 +105,14 @@ def task_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    return write_model_folders(tmp_path_factory.mktemp("models"))["openai_gpt"]
+def sources(tmp_path_factory) -> dict[str, Path]:
+    """A model folder of each family."""
+    return write_model_folders(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def source(sources) -> Path:
+    return sources["openai_gpt"]
 
 
 def finetune(launch: Launch, device: torch.device, path: Path, overrides: dict[str, Any]) -> None:
@@ -160,6 +166,22 @@ def test_every_layout_is_the_single_process(
         json.loads((path / "results.json").read_text()) for path in (tmp_path, reference(form))
     )
     assert ours["median"]["dev"] == pytest.approx(expected["median"]["dev"], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_family_is_fine_tuned_the_same_in_every_layout(
+    process_group, task_folder, sources, tmp_path, family
+):
+    for name, processes, parts, stage in (("one", 1, 1, 0), ("shared", 2, 2, 0), ("zero", 2, 1, 3)):
+        overrides = {
+            "model.source": sources[family],
+            "run.directory": tmp_path / name,
+            "parallel.tensor_parallel_size": parts,
+            "parallel.zero_stage": stage,
+            "training.micro_batch_size": 4,
+        }
+        process_group(processes).run(finetune, task_folder / "classification.yaml", overrides)
+        assert_same(read_rows(tmp_path / name), read_rows(tmp_path / "one"), 1e-5)
 
 
 def test_a_run_is_reproducible_and_an_interrupted_one_the_same(
@@ -308,12 +330,12 @@ def test_another_experiment_in_the_same_directory_is_refused(
     process_group(2).run(finetune, path, first)
     before = (tmp_path / "results.json").read_bytes()
     for change, expected in (
-        ({"model.transferred_layers": 1}, "model.transferred_layers: None there, 1 here"),
+        ({"model.transferred_layers": 1}, "model.transferred_layers: null there, 1 here"),
         ({"objective.auxiliary_weight": 0}, "objective.auxiliary_weight: 0.5 there, 0.0 here"),
         ({"training.max_steps": 4}, "training.max_steps: 6 steps made, 4 here"),
         ({"optimizer.learning_rate": 0.5}, "optimizer.learning_rate: 0.001 there, 0.5 here"),
-        ({"schedule.shape": "constant"}, "schedule.shape: 'linear' there, 'constant' here"),
-        ({"training.precision": "bf16"}, "training.precision: 'fp32' there, 'bf16' here"),
+        ({"schedule.shape": "constant"}, 'schedule.shape: "linear" there, "constant" here'),
+        ({"training.precision": "bf16"}, 'training.precision: "fp32" there, "bf16" here'),
     ):
         for message in process_group(2).run(refusal, path, first | change):
             assert expected in message

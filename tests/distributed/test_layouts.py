@@ -14,7 +14,7 @@ from gpt_dist.rendezvous import Launch
 from tests.rows import Rows, assert_same, read_rows
 from tests.runs import train
 
-STEPS = 20
+STEPS = 12
 CLIP_NORM = 0.3
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 
@@ -31,7 +31,7 @@ SMALL = {
     "optimizer.learning_rate": 2e-3,
     "optimizer.clip_norm": CLIP_NORM,
     "logging.interval": 1,
-    "validation.interval": 10,
+    "validation.interval": 6,
     "validation.max_samples": 7,
 }
 
@@ -128,7 +128,39 @@ def test_activation_checkpointing_repeats_dropout(run, zero_stage):
 
 
 def test_a_compiled_model_gives_the_same_figures(run):
-    assert_same(run(training__compile="true"), run(), TOLERANCE["fp32"])
+    settings = {"training__max_steps": 4}
+    found = run(**settings, training__compile="true")
+    assert_same(found, run(**settings), TOLERANCE["fp32"])
+
+
+def test_compiled_dropout_is_the_same_at_every_tensor_parallel_degree(run):
+    settings = {"training__max_steps": 4, "model__dropout": 0.2, "training__compile": "true"}
+    assert_same(run(1, 2, **settings), run(**settings), TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize(
+    ("data_parallel_size", "tensor_parallel_size", "settings"),
+    [
+        (1, 2, {"model__dropout": 0.2, "training__compile": "true"}),
+        (1, 4, {"model__family": "gpt2", "training__deterministic": "true"}),
+        (2, 2, {"training__precision": "bf16", "parallel__zero_stage": 3}),
+    ],
+)
+def test_sequence_parallelism_gives_the_single_process_figures(
+    run, data_parallel_size, tensor_parallel_size, settings
+):
+    settings = {"training__max_steps": 4, **settings}
+    layout = data_parallel_size, tensor_parallel_size
+    found = run(*layout, **settings, parallel__sequence_parallel="true")
+    expected = run(**settings | {"parallel__zero_stage": 0})
+    assert_same(found, expected, TOLERANCE[settings.get("training__precision", "fp32")])
+
+
+def test_activation_checkpointing_repeats_dropout_of_split_activations(run):
+    settings = {"model__dropout": 0.2, "parallel__sequence_parallel": "true"}
+    settings |= {"training__max_steps": 4}
+    found = run(1, 2, **settings, training__activation_checkpointing="true")
+    assert_same(found, run(1, 2, **settings), TOLERANCE["fp32"])
 
 
 def test_a_deterministic_run_repeats_bit_for_bit(run, process_group, token_folder, tmp_path):

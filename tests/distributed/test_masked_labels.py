@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt_dist.config import IGNORED_LABEL
 from gpt_dist.config.file import load_config
 from gpt_dist.config.resolution import resolve
 from gpt_dist.data.batches import TokenBatch
-from gpt_dist.model import GPT, IGNORED_LABEL
+from gpt_dist.model import GPT
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 
@@ -45,7 +46,7 @@ def step_beside_the_whole_batch(
     own = [[row] for row in range(topology.data_parallel_rank, 4, topology.data_parallel_size)]
     batches = [TokenBatch(tokens[rows], labels[rows]) for rows in own]
     loss, update = engine.train_batch(batches, 1e-3)
-    return {"loss": (loss, float(expected)), "grad norm": (update.grad_norm, float(norm))}
+    return {"loss": (float(loss), float(expected)), "grad norm": (update.grad_norm, float(norm))}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

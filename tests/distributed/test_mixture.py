@@ -70,7 +70,7 @@ def test_other_weights_at_a_resume_are_a_change_at_that_step(
     group.run(train, mixed(folders, FIRST) | HALF | stage, tmp_path)
     group.run(train, mixed(folders, LATER) | {"training.micro_batch_size": 1} | stage, tmp_path)
     assert_same(read_rows(tmp_path), read_rows(changed), 1e-5)
-    a, b = (TokenFolder.open(folder).digest for folder in folders)
+    a, b = (TokenFolder(folder).digest for folder in folders)
     expected = [
         (0, {a: FIRST[0], b: FIRST[1]}),
         (4 * RUN["training.global_batch_size"], {a: LATER[0], b: LATER[1]}),
@@ -98,7 +98,7 @@ def test_a_folder_joins_a_run_and_one_leaves_it(process_group, folders, tmp_path
     assert f"data.path: other tokens or another tokenizer in {other}" in message
     group.run(train, mixed((other, folders[0]), (1, 0)) | HALF, tmp_path)
     group.run(train, mixed((other,), (1,)), tmp_path)
-    a, b = (TokenFolder.open(folder).digest for folder in folders)
+    a, b = (TokenFolder(folder).digest for folder in folders)
     assert phases_of(tmp_path) == [(0, {a: 1}), (2 * RUN["training.global_batch_size"], {b: 1})]
 
 

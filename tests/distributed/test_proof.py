@@ -96,7 +96,7 @@ def save_something_else(
         ("exchanged", layout(2, 1), ".weight"),
         ("exchanged", layout(3, 1) | {"training.precision": "bf16"}, ".weight"),
         ("shifted", layout(1, 1), ""),
-        ("shifted", layout(3, 2), ""),
+        ("shifted", layout(3, 1), ""),
         ("shards", layout(0, 2), "model.token_embedding.weight"),
         ("shards", layout(3, 2), "model.token_embedding.weight"),
         ("shards", layout(1, 2) | {"training.precision": "bf16"}, "model.token_embedding.weight"),

@@ -64,6 +64,15 @@ def test_a_resume_reads_each_byte_once(process_group, token_folder, run, tmp_pat
     assert_share(reads, size_of(run / PATH, token_folder))
 
 
+@pytest.mark.usefixtures("run")  # which has the processes import what they need
+@pytest.mark.parametrize("target", [layout(0, 2), layout(1, 1)])
+def test_a_save_reads_nothing_back(process_group, token_folder, tmp_path, target):
+    settings = LARGER | {"data.path": token_folder, "checkpoint.interval": 1} | target
+    reads = process_group(2).run(reads_of_start, settings, tmp_path)
+    assert size_of(tmp_path / PATH) > 2**25
+    assert max(reads) < size_of(token_folder) + 2**20
+
+
 def test_a_resume_of_the_first_version_reads_each_byte_once(
     process_group, token_folder, run, tmp_path
 ):
@@ -157,7 +166,7 @@ def test_damage_anywhere_is_named_on_every_rank(
     flip_bit(file, place)
     settings = LARGER | {"data.path": token_folder, "training.resume": directory / PATH}
     for message in process_group(2).run(refusal_without_engine, settings, directory):
-        assert f"training.resume: {file}: damaged, its SHA-256 is another" in message
+        assert f"training.resume: {file}: damaged: its SHA-256 is not the stated one" in message
 
 
 @pytest.mark.parametrize("place", [0.2, 0.8])
@@ -167,7 +176,7 @@ def test_a_damaged_source_is_named_on_every_rank(process_group, token_folder, ru
     flip_bit(model / "model.safetensors", place)
     settings = LARGER | {"data.path": token_folder, "model.source": model}
     for message in process_group(2).run(refusal_without_engine, settings, tmp_path / "new"):
-        assert f"model.source: {model / 'model.safetensors'}: damaged, its SHA-256" in message
+        assert f"model.source: {model / 'model.safetensors'}: damaged: its SHA-256" in message
 
 
 def test_a_run_as_source_falls_back_to_the_checkpoint_before(
@@ -210,7 +219,7 @@ def test_damaged_tokens_are_named_on_every_rank(process_group, token_folder, tmp
     flip_bit(shard, 0.99)
     settings = SMALL | {"data.path": damaged}
     for message in process_group(2).run(refusal_without_engine, settings, tmp_path / "run"):
-        assert f"{shard}: damaged, its SHA-256 is another" in message
+        assert f"{shard}: damaged: its SHA-256 is not the stated one" in message
         assert "copy the token folder again" in message
 
 

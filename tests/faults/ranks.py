@@ -7,6 +7,7 @@ seconds of every start, in which nothing can be learnt.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing as mp
 import os
 import re
@@ -16,13 +17,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
 import pytest
+
+from tests.hosts import Host
 
 SIZE = 2
 """Processes of every run here."""
@@ -59,8 +62,51 @@ class Fault:
         sys.addaudithook(watch)
 
 
+@dataclass(frozen=True)
+class InStep:
+    """Action of a process on itself in its training step of that number since its start."""
+
+    number: int
+    act: Callable[[], None]
+
+    def arm(self) -> None:
+        """Count the steps from now on."""
+        from gpt_dist.train.engine import Engine
+
+        train_batch, seen = Engine.train_batch, 0
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == self.number:
+                self.act()
+            return train_batch(*arguments)
+
+        Engine.train_batch = counted  # type: ignore[method-assign]
+
+
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def leave() -> None:
+    os._exit(0)
+
+
+def hang() -> None:
+    time.sleep(1000)
+
+
+def pause() -> None:
+    time.sleep(8)
+
+
+def refuse() -> None:
+    raise PermissionError(errno.EACCES, "planted")
 
 
 def terminate() -> None:
@@ -77,19 +123,27 @@ class Ranks:
     """The processes of one run."""
 
     def __init__(
-        self, directory: Path, settings: list[str], faults: Mapping[int, Fault] | None = None
+        self,
+        directory: Path,
+        settings: list[str],
+        faults: Mapping[int, Fault | InStep] | None = None,
+        hosts: Sequence[Host] = (),
     ) -> None:
-        """Start the run that the overrides `settings` describe, a fault in some of its ranks."""
+        """Start the run that the overrides `settings` describe, a fault in some of its ranks.
+
+        With `hosts`, each rank runs on its own.
+        """
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         directory.mkdir(exist_ok=True)
         self._console = directory / "console.txt"
         self._console.write_text("")
-        settings = [*settings, f"run.directory={directory}"]
+        # Without waiting for silence, the others end 2 seconds after one has failed.
+        settings = ["training.watchdog=0", *settings, f"run.directory={directory}"]
         self.processes = [
             _CONTEXT.Process(
                 target=_run_script,
-                args=(rank, port, settings, self._console, (faults or {}).get(rank)),
+                args=(rank, port, settings, self._console, (faults or {}).get(rank), hosts),
                 daemon=True,
             )
             for rank in range(SIZE)
@@ -137,7 +191,12 @@ def run_to_its_end(directory: Path, settings: list[str]) -> str:
 
 
 def _run_script(
-    rank: int, port: int, settings: list[str], console: Path, fault: Fault | None
+    rank: int,
+    port: int,
+    settings: list[str],
+    console: Path,
+    fault: Fault | InStep | None,
+    hosts: Sequence[Host],
 ) -> None:
     descriptor = os.open(console, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -149,6 +208,9 @@ def _run_script(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    if hosts:
+        hosts[rank].enter()
+        os.environ.update(LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR=hosts[0].address)
     sys.argv = ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *settings]
     if fault:
         fault.arm()

@@ -17,7 +17,7 @@ from tests.rows import assert_same, read_rows
 pytestmark = pytest.mark.faults
 
 STEPS = 300
-KILLS = 40
+KILLS = 20
 SAVE_SECONDS = 0.06
 """A little more than a save takes, from its first file on."""
 

@@ -8,36 +8,52 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.folders import contents
+
 ROOT = Path(__file__).parents[2]
-SAMPLES = sorted((ROOT / "data_prep/sample_books").glob("*.txt"))
+SAMPLES = sorted((ROOT / "data_prep/sample_books").iterdir())
+MPIRUN = Path(sys.executable).parent / "mpirun"
 KILLS = {signal.SIGKILL: 30, signal.SIGTERM: 8}
 
 pytestmark = pytest.mark.faults
 
 
-def command(inputs: Path, output: Path, workers: int) -> list[str]:
+def command(inputs: Path, output: Path, workers: int, launcher: Sequence[str] = ()) -> list[str]:
     arguments = ["build", inputs, "--output", output, "--vocab-size", 600, "--shard-mb", 1]
     arguments += ["--workers", workers]
-    return [sys.executable, "-m", "data_prep", *map(str, arguments)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+    return [*launcher, sys.executable, "-m", "data_prep", *map(str, arguments)]
 
 
 def descendants(pid: int) -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
     children = [int(line) for line in found.stdout.split()]
     return children + [below for child in children for below in descendants(child)]
+
+
+def with_code(pids: list[int], *code: str) -> list[int]:
+    """Return the processes whose command line has one of the words."""
+    lines = {pid: command_line(pid) for pid in pids}
+    return [pid for pid, line in lines.items() if any(word in line for word in code)]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def wait_for_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a process outlives the build"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -90,28 +106,74 @@ def test_kills_at_random_moments(
             others = {path.name for path in tmp_path.iterdir()} - {f"tokens-{killed}"}
             assert all(name.endswith(".building") or name.startswith("tokens-") for name in others)
             assert status in ({0, -9} if killer == signal.SIGKILL else {0, 130, -15})
-            deadline = time.monotonic() + 5
-            while any(Path(f"/proc/{pid}").exists() for pid in workers):
-                assert time.monotonic() < deadline, "a worker outlives its leader"
-                time.sleep(0.05)
+            wait_for_end(workers)
         assert contents(output) == expected
         assert not list(tmp_path.glob(".*"))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for a part of a build."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    tmpfs = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)]
-    if subprocess.run(tmpfs, capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not allow mounts")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+def kill_one(
+    build: subprocess.Popen[str], draws: random.Random, code: tuple[str, ...], after: float
+) -> tuple[int, str]:
+    """Kill one process of a build that runs such code, and return the exit status and errors."""
+    deadline = time.monotonic() + after
+    found: list[int] = []
+    while build.poll() is None and (time.monotonic() < deadline or not found):
+        found = with_code(descendants(build.pid), *code)
+        time.sleep(0.02)
+    below = descendants(build.pid)
+    if build.poll() is None:
+        with suppress(ProcessLookupError):
+            os.kill(draws.choice(found), signal.SIGKILL)
+    _, errors = build.communicate(timeout=120)
+    wait_for_end(below)
+    return build.returncode, errors
 
 
+def test_a_killed_worker(inputs: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """The build ends at once and says so, and goes on when it is started again."""
+    draws, output, refused = random.Random(1), tmp_path / "tokens", 0
+    while not output.exists():
+        with subprocess.Popen(
+            command(inputs, output, 2), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        ) as build:
+            after = draws.uniform(0, 2) if refused < 4 else 1000
+            status, errors = kill_one(build, draws, ("spawn_main",), after)
+        assert status in {0, 2}
+        if status:
+            assert "error: a worker process was killed" in errors.splitlines()[-1]
+            refused += 1
+    assert refused >= 2
+    assert contents(output) == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+def test_ranks_killed_under_mpirun(
+    inputs: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill of any rank ends all of them, and the rerun gives the same bytes."""
+    pytest.importorskip("mpi4py")
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
+        monkeypatch.setenv(name, "1")
+    draws, output, killed = random.Random(2), tmp_path / "tokens", 0
+    launcher = (str(MPIRUN), "--oversubscribe", "-n", "3")
+    while not output.exists():
+        with subprocess.Popen(
+            command(inputs, output, 1, launcher),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as build:
+            after = draws.uniform(1, 5) if killed < 4 else 1000
+            status, _ = kill_one(build, draws, (f"{sys.executable} -m data_prep",), after)
+        killed += status != 0
+    assert killed >= 2
+    assert contents(output) == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("small_disk", ["6m"], indirect=True)
 def test_a_full_disk(inputs: Path, expected: dict[str, bytes], small_disk: Path) -> None:
     arguments = command(inputs, small_disk / "tokens", 2)
     refused = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 
 from data_prep.cleaning.clean import clean
+from data_prep.manifest import BuiltFolder
 from data_prep.reading.documents import Document
 from data_prep.steps import RECIPES
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokenizers.tokenizer import SentencePieceTokenizer
-from gpt_dist.data.tokens.folder import TokenFolder
+from tests.folders import contents
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = sorted((ROOT / "data_prep/sample_books").glob("*.txt"))
+SAMPLES = sorted((ROOT / "data_prep/sample_books").iterdir())
 RELEASED = ROOT.parent / "shared/data/openai-gpt"
 ALL_TRAIN = ("--validation-fraction", 0)
 MPIRUN = Path(sys.executable).parent / "mpirun"
@@ -42,33 +43,25 @@ def run(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Comple
     )
 
 
-def build(source: Path, output: Path, *more: object, **options: tuple[str, ...]) -> TokenFolder:
+def build(source: Path, output: Path, *more: object, **options: tuple[str, ...]) -> BuiltFolder:
     vocabulary = () if "--tokenizer" in more else ("--vocab-size", 600)
     small = ("--shard-mb", 1)
     result = run("build", source, "--output", output, *vocabulary, *small, *more, **options)
     assert result.returncode == 0, result.stderr
-    return TokenFolder.open(output)
+    return BuiltFolder(output)
 
 
 def clean_text(file: Path) -> str:
     return clean(Document(file.name, file.read_bytes(), "text"), RECIPES["books"]).text
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-
-
-def documents_of(folder: TokenFolder, split: str) -> list[str]:
+def documents_of(folder: BuiltFolder, split: str) -> list[str]:
     """Return the texts of a split, cut at the end-of-text id."""
     tokenizer = SentencePieceTokenizer(folder.tokenizer_path)
     return [tokenizer.decode(part) for part in ids_of(folder, split)]
 
 
-def ids_of(folder: TokenFolder, split: str) -> list[list[int]]:
+def ids_of(folder: BuiltFolder, split: str) -> list[list[int]]:
     """Return the ids of each document of a split, without the end-of-text id."""
     stream = folder.split(split)  # type: ignore[arg-type]
     ids = stream.read(0, stream.num_tokens)
@@ -93,11 +86,11 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(books: Path) -> TokenFolder:
+def folder(books: Path) -> BuiltFolder:
     return build(books, books.parent / "tokens", "--workers", 2)
 
 
-def test_every_kept_document_comes_back(folder: TokenFolder) -> None:
+def test_every_kept_document_comes_back(folder: BuiltFolder) -> None:
     expected = [clean_text(file) for file in SAMPLES]
     (end,) = documents_of(folder, "validation")  # the end of a document that is cut
     found = [
@@ -108,7 +101,7 @@ def test_every_kept_document_comes_back(folder: TokenFolder) -> None:
 
 
 def test_the_digest_is_of_the_tokens_and_the_tokenizer(
-    books: Path, folder: TokenFolder, tmp_path: Path
+    books: Path, folder: BuiltFolder, tmp_path: Path
 ) -> None:
     """A run goes on with the same books in a renamed folder, with one more file left out."""
     renamed = shutil.copytree(books, tmp_path / "library" / "all")
@@ -123,7 +116,7 @@ def test_the_digest_is_of_the_tokens_and_the_tokenizer(
     assert other.digest != folder.digest
 
 
-def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> None:
+def test_manifest_accounts_for_everything(books: Path, folder: BuiltFolder) -> None:
     manifest = folder.manifest
     assert [source.name for source in manifest.sources] == sorted(
         f"books/{file.name}" for file in books.glob("*.txt")
@@ -152,22 +145,51 @@ def test_manifest_accounts_for_everything(books: Path, folder: TokenFolder) -> N
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_bytes_do_not_depend_on_the_workers(
-    books: Path, folder: TokenFolder, tmp_path: Path, workers: int
+    books: Path, folder: BuiltFolder, tmp_path: Path, workers: int
 ) -> None:
     other = build(books, tmp_path / "other name", "--workers", workers)
     assert contents(other.path) == contents(folder.path)
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
-def test_bytes_do_not_depend_on_mpi(books: Path, folder: TokenFolder, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_mpi(books: Path, folder: BuiltFolder, tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
     launcher = (str(MPIRUN), "--oversubscribe", "-n", "3")
     other = build(books, tmp_path / "tokens", launcher=launcher)
     assert contents(other.path) == contents(folder.path)
 
 
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["build", SAMPLES[0], "--dry-run", "--vocab-size", 600], "time with 2 workers"),
+        (["build", "nosuch"], "error: nosuch: no such file or folder"),
+        (["tasks", SAMPLES[0].parent], "Next:  deepspeed launch/finetune.py"),
+    ],
+)
+def test_the_first_rank_alone_speaks(command: list[object], shown: str, tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    launcher = (str(MPIRUN), "--oversubscribe", "-n", "3")
+    result = run(*command, "--output", tmp_path / "out", launcher=launcher)
+    assert (result.stdout + result.stderr).count(shown) == 1, result.stdout + result.stderr
+    assert (result.returncode == 0) == ("nosuch" not in command)
+
+
+def test_processes_that_do_not_find_each_other_are_refused(
+    books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mpi4py")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    command = [sys.executable, "-m", "data_prep", "build", str(books)]
+    command += ["--output", str(tmp_path / "tokens"), "--vocab-size", "300"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "error: 3 processes were launched, but MPI connects 1; with Slurm, use" in found.stderr
+
+
 def test_archive_gives_the_tokens_of_the_folder(
-    books: Path, folder: TokenFolder, tmp_path: Path
+    books: Path, folder: BuiltFolder, tmp_path: Path
 ) -> None:
     with tarfile.open(tmp_path / "books.tar.xz", "w:xz", preset=0) as archive:
         for file in sorted(books.iterdir()):
@@ -178,7 +200,7 @@ def test_archive_gives_the_tokens_of_the_folder(
     assert other.manifest.dropped == folder.manifest.dropped
 
 
-def test_tokenizer_encodes_as_its_parts_do(folder: TokenFolder) -> None:
+def test_tokenizer_encodes_as_its_parts_do(folder: BuiltFolder) -> None:
     import sentencepiece
 
     tokenizer = SentencePieceTokenizer(folder.tokenizer_path)
@@ -200,7 +222,7 @@ def test_tokenizer_encodes_as_its_parts_do(folder: TokenFolder) -> None:
         assert tokenizer.encode(odd).tolist() == plain.encode(odd.replace("\n", "\n "))
 
 
-def test_verify_names_the_damaged_file(folder: TokenFolder, tmp_path: Path) -> None:
+def test_verify_names_the_damaged_file(folder: BuiltFolder, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder.path, copy)
     assert run("verify", copy).returncode == 0
@@ -224,21 +246,26 @@ def test_bookcorpus_lines(tmp_path: Path) -> None:
 
 
 def test_a_part_of_one_book_is_held_out(tmp_path: Path) -> None:
-    result = run("build", SAMPLES[0], "--output", tmp_path / "tokens", "--vocab-size", 600)
+    output = tmp_path / "my tokens"
+    result = run("build", SAMPLES[0], "--output", output, "--vocab-size", 600)
     assert "1, 1 cut for validation" in result.stdout
     assert "WARNING" not in result.stdout
-    assert "deepspeed launch/pretrain.py" in result.stdout
-    folder = TokenFolder.open(tmp_path / "tokens")
+    assert f"deepspeed launch/pretrain.py configs/pretrain/tiny.yaml 'data.path={output}'" in (
+        result.stdout
+    )
+    folder = BuiltFolder(output)
     share = folder.split("validation").num_tokens / folder.manifest.totals.tokens
     assert share == pytest.approx(0.01, rel=0.2)
-    assert f"{100 * share:.3g} % of the tokens, 1 % wanted" in result.stdout
+    found = re.search(r"held out +│ ([\d.]+) % of the text, 1 % wanted", result.stdout)
+    assert found
+    assert float(found[1]) == pytest.approx(1, rel=0.2)
 
 
 def test_a_share_far_from_the_wanted_one_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Some words of text, and a few more. " * 20)
     options = ("--vocab-size", 300, "--validation-fraction", 0.0005)
     result = run("build", tmp_path / "note.txt", "--output", tmp_path / "tokens", *options)
-    share = r"WARNING: [\d.]+ % of the tokens are held out"
+    share = r"WARNING: [\d.]+ % of the text is held out"
     assert re.search(rf"{share} .* --validation-fraction asks for 0\.05 %;", result.stdout)
 
 
@@ -275,7 +302,7 @@ def test_output_that_exists_is_kept(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"tokens/precious": b"kept"}
 
 
-def test_an_interrupted_build_goes_on(folder: TokenFolder, books: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_goes_on(folder: BuiltFolder, books: Path, tmp_path: Path) -> None:
     arguments = ["build", books, "--output", tmp_path / "tokens", "--vocab-size", "600"]
     arguments += ["--shard-mb", "1", "--workers", "1"]
     command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
@@ -312,7 +339,7 @@ def test_an_output_that_is_a_link_to_a_folder_is_resolved(tmp_path: Path) -> Non
     assert made.manifest.totals.documents_kept == 1
 
 
-def test_shards_have_the_wanted_size(folder: TokenFolder, books: Path, tmp_path: Path) -> None:
+def test_shards_have_the_wanted_size(folder: BuiltFolder, books: Path, tmp_path: Path) -> None:
     one = build(books, tmp_path / "tokens", "--shard-mb", 100)
     assert len(one.manifest.splits["train"].shards) == 1
     assert len(folder.manifest.splits["train"].shards) > 1
@@ -329,7 +356,7 @@ def two_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_earlier_folder_s_tokenizer_is_used(
-    folder: TokenFolder, two_books: Path, tmp_path: Path
+    folder: BuiltFolder, two_books: Path, tmp_path: Path
 ) -> None:
     other = build(two_books, tmp_path / "tokens", "--tokenizer", folder.path, *ALL_TRAIN)
     assert other.manifest.tokenizer == folder.manifest.tokenizer
@@ -343,7 +370,7 @@ def test_an_earlier_folder_s_tokenizer_is_used(
 
 
 @pytest.fixture(scope="module")
-def released(two_books: Path) -> TokenFolder:
+def released(two_books: Path) -> BuiltFolder:
     """Build two books in the tokens of the released GPT-1."""
     if not RELEASED.is_dir():
         pytest.skip("../shared/data is absent")
@@ -352,7 +379,7 @@ def released(two_books: Path) -> TokenFolder:
 
 
 def test_the_released_vocabulary_gives_transformers_ids(
-    released: TokenFolder, tmp_path: Path
+    released: BuiltFolder, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
     shutil.copy(RELEASED / "encoder_bpe_40000.json", tmp_path / "vocab.json")
@@ -365,7 +392,7 @@ def test_the_released_vocabulary_gives_transformers_ids(
     assert sorted(again.encode(text).tolist() for text in texts) == expected
 
 
-def test_reserved_tokens_follow_the_released_vocabulary(released: TokenFolder) -> None:
+def test_reserved_tokens_follow_the_released_vocabulary(released: BuiltFolder) -> None:
     manifest, tokenizer = released.manifest, open_tokenizer(released.path)
     assert released.tokenizer_path == released.path / "tokenizer.json"
     assert tokenizer.vocab_size == 40478
@@ -380,7 +407,7 @@ def test_reserved_tokens_follow_the_released_vocabulary(released: TokenFolder) -
     assert run("verify", released.path).returncode == 0
 
 
-def test_megatron_reads_the_released_vocabulary_s_shards(released: TokenFolder) -> None:
+def test_megatron_reads_the_released_vocabulary_s_shards(released: BuiltFolder) -> None:
     indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     (shard,) = released.manifest.splits["train"].shards
     dataset = indexed_dataset.IndexedDataset(str(released.path / shard.name))
@@ -389,7 +416,7 @@ def test_megatron_reads_the_released_vocabulary_s_shards(released: TokenFolder) 
 
 
 def test_a_given_tokenizer_s_bytes_do_not_depend_on_the_workers(
-    released: TokenFolder, two_books: Path, tmp_path: Path
+    released: BuiltFolder, two_books: Path, tmp_path: Path
 ) -> None:
     options = ("--tokenizer", released.path, "--workers", 1, *ALL_TRAIN)
     other = build(two_books, tmp_path / "tokens", *options)
@@ -422,7 +449,7 @@ def test_an_unsuitable_tokenizer_is_refused(
     assert list(tmp_path.iterdir()) == [given]
 
 
-def test_manifest_is_plain_json(folder: TokenFolder) -> None:
+def test_manifest_is_plain_json(folder: BuiltFolder) -> None:
     manifest = json.loads((folder.path / "manifest.json").read_text())
     assert manifest["format"] == "gpt_dist.tokens"
     assert manifest["special_tokens"]["<|extract|>"] == 4

@@ -73,7 +73,7 @@ def test_a_run_leaves_what_was_promised(run):
     rows = read_rows(directory)
     assert set(rows[1]) == {
         *("step", "samples", "tokens", "loss", "learning_rate", "grad_norm"),
-        *("step_seconds", "tokens_per_second"),
+        *("step_seconds", "tokens_per_second", "memory_bytes"),
     }
     assert set(rows[0]) == {"step", "validation_loss", "validation_perplexity"}
     training = [row for row in rows if "loss" in row]
@@ -107,6 +107,7 @@ def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
     """Check that all save the same step after SIGTERM to one rank, and that the run goes on."""
     settings = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
     settings += ["validation.max_samples=1", "parallel.zero_stage=2"]
+    settings += ["training.compile=false"]
     process = start(launcher, *settings, "training.max_steps=100000")
     wait_for_step(tmp_path, 5)
     find_rank(process, 1).send_signal(signal.SIGTERM)
@@ -202,7 +203,7 @@ def test_a_refusal_is_one_line_and_a_failure(launcher, tmp_path):
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_the_rank_that_meets_damage_names_it(launcher, damaged, tmp_path):
     """Check an impossible id that only rank 1 reads and that no hash shows."""
-    folder = TokenFolder.open(damaged)
+    folder = TokenFolder(damaged)
     samples = ShuffledWindows(Windows(folder.split("train"), 128), seed=42)
     start = int(samples.window_numbers(np.array([9]))[0]) * 128
     shards = folder.manifest.splits["train"].shards
@@ -267,6 +268,12 @@ def test_a_run_directory_that_cannot_be_written_is_refused(token_folder, tmp_pat
 def test_another_vocabulary_is_refused(token_folder):
     with pytest.raises(ConfigError, match=r"model\.vocab_size: 501 is not the 500"):
         refuse(token_folder, "model.vocab_size=501")
+
+
+def test_what_its_family_lacks_is_refused_before_a_directory_is_made(token_folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.rotary_base: .* has no such choice"):
+        refuse(token_folder, "model.rotary_base=1e4", f"run.directory={tmp_path}/run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_split_shorter_than_a_window_is_refused(token_folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from collections import Counter
@@ -17,6 +18,7 @@ from gpt_dist.config import TaskConfig
 from gpt_dist.config.file import load_config
 from gpt_dist.data.tasks.checks import check_task
 from gpt_dist.data.tasks.reading import Example, read_split
+from tests.folders import contents
 from tests.texts import clean_text
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +38,6 @@ def configured(name: str) -> TaskConfig:
 
 def read(folder: Path, name: str) -> dict[str, list[Example]]:
     return {split: read_split(folder / name, configured(name), split) for split in SPLITS}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 def write_book(folder: Path, author: str, title: str, sentences: int) -> None:
@@ -174,17 +168,21 @@ def test_fewer_examples_in_upper_case_and_a_book_given_twice_counts_once(tmp_pat
 
 
 def test_authors_without_enough_text_are_left_out_and_named(tmp_path, capsys):
-    for author, sentences in (("Ann Able", 4000), ("Bob Brief", 300), ("Cy Copious", 4000)):
+    for author, sentences in (("Ann O'Able", 4000), ("Bob Brief", 300), ("Cy Copious, Jr", 4000)):
         write_book(tmp_path / "books", author, "Days Gone", sentences)
     (tmp_path / "books" / "notes.txt").write_text("Not a book.")
-    assert make(tmp_path / "books", "--output", tmp_path / "t", "--examples", 200) == 0
-    rows = (tmp_path / "t/author/train.tsv").read_text().splitlines()[1:]
-    assert Counter(row.split("\t")[1] for row in rows) == {"Ann Able": 80, "Cy Copious": 80}
+    made = tmp_path / "t t"
+    assert make(tmp_path / "books", "--output", made, "--examples", 200) == 0
+    rows = (made / "author/train.tsv").read_text().splitlines()[1:]
+    assert Counter(row.split("\t")[1] for row in rows) == {"Ann O'Able": 80, "Cy Copious, Jr": 80}
     assert not any("days gone" in row for row in rows)
     told = capsys.readouterr().out
     assert re.search(r"left out: too little text\W+Bob Brief", told)
-    assert re.search(r"left out: not Author___Title\.txt\W+1 files", told)
-    assert "'task.labels=[Ann Able, Cy Copious]'" in told
+    assert re.search(r"left out: not Author___Title\.txt\W+1 file\b", told)
+    _, _, config, *overrides = shlex.split(told.partition("Next:")[2])
+    config = load_config(ROOT / config, overrides)
+    assert config.data.path == str(made / "author")
+    assert config.task.labels == ["Ann O'Able", "Cy Copious, Jr"]
 
 
 @pytest.mark.parametrize(

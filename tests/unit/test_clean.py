@@ -10,6 +10,7 @@ import pytest
 from data_prep.cleaning.characters import collapse_blanks, plain_blanks, plain_punctuation
 from data_prep.cleaning.encodings import decode
 from data_prep.cleaning.repair import repair
+from data_prep.reading.documents import Form
 from data_prep.steps import RECIPES, Steps
 from tests.texts import SHARED, TEXTS, clean_text, cleaned
 
@@ -58,6 +59,7 @@ def test_crafted_lines(raw: str, clean: str) -> None:
         ("blanks", "a  b\n\n c", 3, None),
         ("punctuation", "“a”…", 3, "“a”…"),
         ("italics", "_a_ b_c", 2, "_a_ b_c"),
+        ("space_mark", "a▁b ▁c 中文▁", 3, "a▁b ▁c 中文▁"),
         ("long_words", "x" * 9000, 2, "x" * 9000),
         ("lowercase", "ABc Éé", 3, "ABc Éé"),
     ],
@@ -84,7 +86,9 @@ def test_the_plain_recipe_changes_line_ends_alone(content, form) -> None:
 def test_recipes_name_steps() -> None:
     assert RECIPES["books"] == Steps()
     on = {name for name, value in RECIPES["plain"] if value is True}
-    assert on == {"guess", "line_ends"}
+    assert on == {"guess", "line_ends", "space_mark"}
+    assert cleaned("a▁b", recipe="plain").text == "a_b"
+    assert cleaned("a▁b", recipe="plain").effects == {"space_mark": 1}
 
 
 def test_texts_of_rows_keep_their_lines() -> None:
@@ -96,6 +100,23 @@ def test_texts_of_rows_keep_their_lines() -> None:
             assert clean_text(text, "record").splitlines() == [
                 " ".join(line.split()).lower() for line in lines
             ]
+
+
+CODE = "```python\ndef f(x):\n\tif x:\n        return  x\n\n    return 1\n```"
+
+
+@pytest.mark.parametrize("form", ["text", "record"])
+def test_fenced_code_keeps_its_blanks(form: Form) -> None:
+    text = f"  Some  prose\n\n{CODE}\n\n   more\tprose\n  {CODE}\n \n"
+    assert clean_text(text, form) == f"some prose\n{CODE}\nmore prose\n  {CODE}"
+    assert cleaned(text, form).effects["blanks"] == 12
+
+
+@pytest.mark.parametrize(
+    "text", ["```\n  a\n", "  a ``` b\n```\n", "```a\n  b\n```c\n", "```a\n" * 9**6]
+)
+def test_fences_that_enclose_nothing_are_text(text: str) -> None:
+    assert "\n " not in clean_text(text)
 
 
 def test_chinese_paragraphs_and_persian_joiners_stay() -> None:

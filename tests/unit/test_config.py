@@ -58,9 +58,10 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
     [
         ("model.num_layrs=2", r"model\.num_layrs: unknown key; did you mean model\.num_layers"),
         ("modle.num_layers=2", "modle: unknown key; did you mean model"),
+        ("model.family=mamba", r"model\.family: 'mamba' is unknown; .* gpt2, llama, openai_gpt"),
         ("model.num_layers=two", r"model\.num_layers: .*integer, not 'two'"),
         ("model.num_layers=2.5", r"model\.num_layers: .*integer, not 2\.5"),
-        ("model.num_layers=true", r"model\.num_layers: .*integer, not True"),
+        ("model.num_layers=true", r"model\.num_layers: .*integer, not true"),
         ("model.num_layers=0", r"model\.num_layers: .*greater than or equal to 1, not 0"),
         ("optimizer.learning_rate=.nan", r"optimizer\.learning_rate: .*finite number, not nan"),
         ("training.precision=fp8", r"training\.precision: .*'fp32', 'bf16' or 'fp16', not 'fp8'"),
@@ -81,11 +82,15 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
         ("model.family=1", r"model\.family: .*valid string, not 1; quote it"),
         ("model.norm_position=mid", r"model: norm_position 'mid' is not 'post' or 'pre'; give fam"),
         ("parallel.offload_optimizer=true", r"needs parallel\.zero_stage 1, 2 or 3, not 0"),
+        (
+            "parallel.sequence_parallel=true",
+            r"parallel\.tensor_parallel_size is 1, so nothing is spl",
+        ),
         ("model.transferred_layers=1", r"model\.transferred_layers: there is no model\.source"),
         ("optimizer.betas=[2, 0.9]", r"optimizer\.betas\.0: .*less than 1, not 2"),
         (
             "task.columns={label:b}",
-            r"task\.columns\.label:b: .*valid string or a valid integer or a valid array, not None",
+            r"task\.columns\.label:b: .*valid string or a valid integer or a valid array, not null",
         ),
         (
             "task.splits={dev: {path: x, colums: {}}}",
@@ -93,7 +98,7 @@ def test_overrides_win_and_numbers_without_a_dot_are_numbers(tmp_path):
         ),
         ("task.labels=[0, 'b']", r"task\.labels\.0: .*valid string, not 0; quote it"),
         ("task.columns={text: 1.5}", r"task\.columns\.text: .* valid array, not 1\.5; quote it"),
-        ("task.name=true", r"task\.name: .*valid string, not True; quote it"),
+        ("task.name=true", r"task\.name: .*valid string, not true; quote it"),
         ("data.path=[unclosed", r"data\.path: '\[unclosed' is not a YAML value"),
     ],
 )
@@ -196,6 +201,32 @@ def test_a_length_on_the_command_line_stands_for_the_file_s(tmp_path):
     assert (config.training.max_steps, config.training.epochs) == (None, 2)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["training.max_steps=3", "training.epochs=5"],
+            r"training\.epochs: .*max_steps is given too",
+        ),
+        (
+            ["schedule.warmup_steps=3", "schedule.warmup_fraction=0.5"],
+            r"schedule\.warmup_fraction: schedule\.warmup_steps is given too",
+        ),
+        (
+            ["model.norm_position=pre", "model.family=llama"],
+            "norm_position pre means family gpt2, not llama",
+        ),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "training: {max_steps: 3}\nmodel: {family: llama}"])
+def test_two_keys_of_the_command_line_that_contradict_are_refused(
+    tmp_path, text, overrides, expected
+):
+    for order in (overrides, overrides[::-1]):
+        with pytest.raises(ConfigError, match=expected):
+            load(tmp_path, text, *order)
+
+
 def test_two_ways_to_say_the_warm_up_exclude_each_other(tmp_path):
     with pytest.raises(ConfigError, match=r"schedule\.warmup_fraction: .* leave one of them out"):
         load(tmp_path, "schedule: {warmup_steps: 5, warmup_fraction: 0.1}")
@@ -207,7 +238,11 @@ def test_steps_and_epochs_exclude_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["yes", "off", "2024-01-01", "1:30", "12:30:45", "=", "<<", "'010'", "!!str 010"]
+    "text",
+    [
+        *("yes", "off", "2024-01-01", "1:30", "12:30:45", "=", "<<", "'010'", "!!str 010"),
+        *("1_000", "0b11", "1_0.5", "0o8", "-0x1", "1e", "+.nan"),
+    ],
 )
 def test_yaml_1_1_s_dates_sexagesimals_and_booleans_are_text(tmp_path, text):
     meant = text.removeprefix("!!str ").strip("'")
@@ -224,6 +259,8 @@ def test_yaml_1_1_s_dates_sexagesimals_and_booleans_are_text(tmp_path, text):
         ("optimizer.learning_rate", "1e-4", 1e-4),
         ("optimizer.learning_rate", "5", 5.0),
         ("parallel.offload_optimizer", "FALSE", False),
+        ("optimizer.learning_rate", "+.5e1", 5.0),
+        ("run.directory", r'"\ud83d\ude00"', "😀"),
         ("model.source", "null", None),
         ("model.source", "~", None),
         ("model.source", "", None),
@@ -237,6 +274,11 @@ def test_values_are_those_of_yaml_1_2(tmp_path, key, text, expected):
         load(tmp_path, "", f"{key}={text}"),
     ):
         assert getattr(getattr(config, section), name) == expected
+
+
+def test_a_directive_does_not_bring_yaml_1_1_back(tmp_path):
+    config = load(tmp_path, "%YAML 1.1\n---\nmodel: {num_layers: 010}\nrun: {directory: 1:30}")
+    assert (config.model.num_layers, config.run.directory) == (10, "1:30")
 
 
 def test_a_key_given_twice_is_an_error_that_names_its_line(tmp_path):
@@ -297,7 +339,21 @@ def test_a_section_that_others_repeat_can_be_changed_alone(tmp_path):
 
 
 AWKWARD = [
-    *("010", "1:30", "1e-4", "0x10", "1_000", "._", "-_", ".5", "2024-01-01", "-.inf", ".nan"),
+    *(
+        "010",
+        "1:30",
+        "1e-4",
+        "0x10",
+        "1_000",
+        "._",
+        "-_",
+        ".5",
+        ".5e3",
+        "0b1",
+        "2024-01-01",
+        "-.inf",
+        ".nan",
+    ),
     *("yes", "null", "~", "", "true", "=", "<<", "- a", "a: b", "a:", "#x", "a #x", "-", "? x"),
     *("[", "{", "&a", "*a", "!a", "|", ">", "%YAML 1.1", "---", "...", "@", "`", "'", '"', "\\"),
     *(" a", "a ", "\t", "a\tb", "\n", "a\n b\n", "\n\n a", "\r", "a\r\nb", "\x01\x07\x1b\x7f"),
@@ -327,6 +383,11 @@ def test_what_is_saved_is_read_back_whatever_its_text(tmp_path):
         (["training.global_batch_size=10"], 4, "10 is not a multiple of 4, 4 data-parallel"),
         (["training.micro_batch_size=48"], 1, r"64 is not a multiple of .*micro_batch_size 48"),
         (["training.precision=fp16"], 1, r"training\.precision: fp16 needs a CUDA device"),
+        (
+            ["training.compile=true", "parallel.zero_stage=3"],
+            2,
+            r"training\.compile: .* weights that ZeRO 3 partitions",
+        ),
     ],
 )
 def test_a_launch_that_does_not_fit_is_refused(tmp_path, overrides, world_size, expected):
@@ -340,6 +401,15 @@ def test_another_vocabulary_than_the_tokens_is_refused(tmp_path):
         ConfigError, match=r"model\.vocab_size: 300 is not the 400 of the data.s tokenizer"
     ):
         resolve(config, world_size=1, vocab_size=400, samples=10)
+
+
+def test_a_length_that_sequence_parallelism_cannot_split_is_refused(tmp_path):
+    overrides = ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"]
+    assert load(tmp_path, "", *overrides).parallel.sequence_parallel
+    with pytest.raises(ConfigError, match=r"parallel\.sequence_parallel: .*length 511 is not div"):
+        load(tmp_path, "", *overrides, "model.sequence_length=511")
+    with pytest.raises(ConfigError, match=r"parallel\.sequence_parallel: the sequences of a task"):
+        load(tmp_path, TASK, *overrides)
 
 
 def test_a_vocabulary_that_cannot_be_shared_is_refused(tmp_path):
@@ -380,7 +450,7 @@ def test_norm_position_of_earlier_versions_means_a_family(tmp_path, position, fa
         assert config.model.family == family
         assert "family" in config.model.model_fields_set
         assert "norm_position" not in config.model_dump(mode="json")["model"]
-    assert load(tmp_path, section, "model.family=other").model.family == "other"
+    assert load(tmp_path, section, "model.family=llama").model.family == "llama"
     with pytest.raises(ConfigError, match=f"norm_position {position} means family {family}, not x"):
         load(tmp_path, f"model: {{norm_position: {position}, family: x}}")
 
@@ -395,15 +465,25 @@ def test_key_and_value_heads_are_shared_by_whole_groups(tmp_path):
         load(tmp_path, "", *heads, "parallel.tensor_parallel_size=4")
 
 
+def test_a_feed_forward_layer_is_shared_by_whole_features(tmp_path):
+    inner = ["model.family=llama", "model.feed_forward_size=301"]
+    assert load(tmp_path, "", *inner).model.feed_forward_size == 301
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.feed_forward_size 301 is not divisible by parallel\.tensor_parallel_size 2",
+    ):
+        load(tmp_path, "", *inner, "parallel.tensor_parallel_size=2")
+
+
 SOURCE = ResolvedModelConfig(
-    family="other", hidden_size=64, num_heads=8, num_key_value_heads=2, vocab_size=400
+    family="llama", hidden_size=64, num_heads=8, num_key_value_heads=2, vocab_size=400
 )
 
 
 def test_a_source_gives_family_and_sizes(tmp_path):
     text = "model: {source: s, num_heads: 8, num_key_value_heads: null, dropout: 0.5}"
     model = adopt_source(load(tmp_path, text), SOURCE).model
-    assert (model.family, model.num_key_value_heads, model.hidden_size) == ("other", 2, 64)
+    assert (model.family, model.num_key_value_heads, model.hidden_size) == ("llama", 2, 64)
     assert (model.vocab_size, model.dropout, model.source) == (None, 0.5, "s")
 
 
@@ -412,9 +492,9 @@ def test_a_source_gives_family_and_sizes(tmp_path):
     [
         (
             "family=gpt2",
-            r"model\.family: gpt2 is not the other of model\.source s; leave the key out",
+            r"model\.family: gpt2 is not the llama of model\.source s; leave the key out",
         ),
-        ("norm_position=post", r"model\.family: openai_gpt is not the other of"),
+        ("norm_position=post", r"model\.family: openai_gpt is not the llama of"),
         ("num_key_value_heads=4", r"model\.num_key_value_heads: 4 is not the 2 of"),
         ("feed_forward_size=99", r"model\.feed_forward_size: 99 is not the default of"),
         ("rotary_base=1e4", r"model\.rotary_base: 10000\.0 is not the default of"),
@@ -425,10 +505,20 @@ def test_another_model_than_the_source_s_is_refused(tmp_path, key, expected):
         adopt_source(load(tmp_path, "model: {source: s}", f"model.{key}"), SOURCE)
 
 
-def test_a_source_whose_heads_cannot_be_shared_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({}, r"model\.num_key_value_heads 2 is not divisible by"),
+        (
+            {"num_key_value_heads": 4, "feed_forward_size": 97},
+            r"model\.feed_forward_size 97 is not divisible by parallel\.tensor_parallel_size 4",
+        ),
+    ],
+)
+def test_a_source_whose_layers_cannot_be_shared_is_refused(tmp_path, size, expected):
     config = load(tmp_path, "model: {source: s}", "parallel.tensor_parallel_size=4")
-    with pytest.raises(ConfigError, match=r"model\.num_key_value_heads 2 is not divisible by"):
-        adopt_source(config, SOURCE)
+    with pytest.raises(ConfigError, match=expected):
+        adopt_source(config, SOURCE.model_copy(update=size))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def pool() -> Iterator[Pool]:
 
 
 def search(tokens: Path, pool: Pool, *paths: Path, limit: int = 10, **how) -> Contamination:
-    folder, files = TokenFolder.open(tokens), TaskFiles(paths, **how)
+    folder, files = TokenFolder(tokens), TaskFiles(paths, **how)
     return find_contamination(folder, files, limit, pool, Progress())
 
 
@@ -49,7 +49,7 @@ def words(text: str) -> list[str]:
 
 def documents(tokens: Path) -> list[list[str]]:
     """Return the words of each document, from the ids of whole splits at once."""
-    folder, tokenizer = TokenFolder.open(tokens), open_tokenizer(tokens)
+    folder, tokenizer = TokenFolder(tokens), open_tokenizer(tokens)
     texts = []
     for split in ("train", "validation"):
         stream = folder.split(split)
@@ -158,7 +158,7 @@ def test_long_document_in_pieces(tmp_path, monkeypatch, pool):
 
 
 def test_documents_of_parts_are_those_of_the_whole(tokens):
-    folder = TokenFolder.open(tokens)
+    folder = TokenFolder(tokens)
     stream = folder.split("train")
     end = open_tokenizer(tokens).end_of_text
     ids = stream.read(0, stream.num_tokens)
@@ -215,7 +215,7 @@ def test_command_writes_what_the_report_reads(tokens, tmp_path, capsys):
     command = ["contamination", str(tokens), str(tmp_path / "test.txt"), "--workers", "2"]
     assert main([*command, "--json", str(result)]) == 0
     assert "18 of 18 13-grams in " in capsys.readouterr().out
-    folder = TokenFolder.open(tokens)
+    folder = TokenFolder(tokens)
     assert read_contamination(result, folder).files[0].dirty == 1
     other = json.loads(result.read_text()) | {"tokens": "0" * 64}
     result.write_text(json.dumps(other))

@@ -8,7 +8,7 @@ import pytest
 
 from gpt_dist.config.file import load_config
 from gpt_dist.config.resolution import resolve
-from gpt_dist.train.optimizer import deepspeed_config
+from gpt_dist.train.optimizer import deepspeed_config, is_partitioned
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 GOLDEN = {
@@ -16,6 +16,7 @@ GOLDEN = {
         "train_batch_size": 16,
         "train_micro_batch_size_per_gpu": 2,
         "zero_optimization": {"stage": 0},
+        "gradient_clipping": 0.0,
     },
     "gpt1": {
         "train_batch_size": 64,
@@ -50,7 +51,32 @@ ALWAYS = {
 )
 def test_golden(path):
     config = resolve(load_config(path, []), world_size=8, vocab_size=40_000, samples=1000)
-    assert deepspeed_config(config) == GOLDEN[path.stem] | ALWAYS
+    assert deepspeed_config(config, is_partitioned(config, 8)) == ALWAYS | GOLDEN[path.stem]
+
+
+def test_unpartitioned_state_is_whole_fp32_without_clipping():
+    config = load_config(Path("configs/pretrain/gpt1.yaml"), [])
+    resolved = resolve(config, world_size=1, vocab_size=500, samples=100)
+    derived = deepspeed_config(resolved, partitioned=False)
+    assert derived["zero_optimization"] == {"stage": 0}
+    assert derived["gradient_clipping"] == 0
+    assert not derived.keys() & {"bf16", "fp16", "data_types"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "partitioned"),
+    [
+        (["parallel.zero_stage=3"], 2, True),
+        (["parallel.zero_stage=3"], 1, False),
+        (["parallel.zero_stage=0"], 2, False),
+        (["training.precision=fp16"], 1, True),
+        (["parallel.zero_stage=1", "parallel.offload_optimizer=true"], 1, True),
+    ],
+)
+def test_who_holds_the_state(overrides, processes, partitioned):
+    config = load_config(Path("configs/pretrain/gpt1.yaml"), overrides)
+    resolved = resolve(config, world_size=processes, vocab_size=500, samples=100)
+    assert is_partitioned(resolved, processes) is partitioned
 
 
 def test_offload_and_fp16():
@@ -58,7 +84,9 @@ def test_offload_and_fp16():
     config = load_config(
         Path("configs/pretrain/tiny.yaml"), [*overrides, "training.precision=fp16"]
     )
-    derived = deepspeed_config(resolve(config, world_size=1, vocab_size=500, samples=100))
+    derived = deepspeed_config(
+        resolve(config, world_size=1, vocab_size=500, samples=100), partitioned=True
+    )
     assert derived["zero_optimization"] == {
         "stage": 2,
         "offload_optimizer": {"device": "cpu", "pin_memory": True},

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from data_prep.build.build import BuildRequest
-from data_prep.build.estimate import Estimate, estimate
+from data_prep.build.estimate import BuildEstimate, estimate
 from data_prep.cli import main
+from data_prep.manifest import BuildOptions, BuiltFolder
 from data_prep.progress import Progress
 from data_prep.reading.documents import ReadOptions
 from data_prep.steps import RECIPES
-from gpt_dist.data.tokens.folder import BuildOptions, TokenFolder
 
 BOOKS = Path("data_prep/sample_books")
 VOCAB = 2000
 
 
-def dry(output: Path, *inputs: Path, **changed) -> Estimate:
+def dry(output: Path, *inputs: Path, **changed) -> BuildEstimate:
     """Estimate a build with the defaults of the command line, some of them changed."""
     options = {
         "vocab_size": VOCAB,
@@ -63,7 +63,7 @@ def test_sample_books_within_15_percent(tmp_path, monkeypatch):
     assert made.sampled.text_bytes < 1_600_000
     build = ["build", str(BOOKS), "--output", str(tmp_path / "tokens"), "--workers", "1"]
     assert main([*build, "--vocab-size", str(VOCAB)]) == 0
-    manifest = TokenFolder.open(tmp_path / "tokens").manifest
+    manifest = BuiltFolder(tmp_path / "tokens").manifest
     assert_close(made.tokens.value, manifest.totals.tokens, 0.15)
     assert_close(made.text_bytes.value, manifest.totals.text_bytes, 0.15)
     assert_close(made.clean_bytes.value, manifest.totals.cleaned_bytes, 0.15)
@@ -164,6 +164,7 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"tokens +│ +[\d,]{7} tokens", out)
     assert "time with 3 workers" in out
+    assert out.startswith("Estimate of a token folder")
     assert "Nothing was written." in out
     assert list(tmp_path.iterdir()) == []
 
@@ -175,4 +176,4 @@ def test_what_a_build_refuses_is_refused(tmp_path, capsys):
     assert main([*command, str(tmp_path / "tokens")]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "new"), "--min-characters", "99999999"]) == 2
-    assert "no document of the sample is kept (10 too short)" in capsys.readouterr().err
+    assert "no document of the sample is kept (9 too short)" in capsys.readouterr().err

@@ -6,17 +6,17 @@ import tarfile
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep.duplicates import THRESHOLD, Findings, find_duplicates, write_sketch
+from data_prep.defaults import THRESHOLD
+from data_prep.duplicates import Findings, TextRange, find_duplicates, write_sketch
 
 ROOT = Path(__file__).parents[2]
-SAMPLE_BOOKS = sorted((ROOT / "data_prep/sample_books").glob("*.txt"))
+SAMPLE_BOOKS = sorted((ROOT / "data_prep/sample_books").iterdir())
 DATA = ROOT.parent / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 
@@ -35,13 +35,6 @@ VERSE = (
 )
 
 
-@dataclass(frozen=True)
-class Text:
-    file: Path
-    offset: int
-    size: int
-
-
 def find(
     texts: Sequence[str],
     folder: Path,
@@ -52,14 +45,14 @@ def find(
 ) -> Findings:
     """Write texts and their sketches in batches, as the cleaning workers do, and search them."""
     folder.mkdir(exist_ok=True)
-    documents: list[Text] = []
+    documents: list[TextRange] = []
     sketches: list[Path] = []
     for begin in range(0, len(texts), batch):
         encoded = [text.encode() for text in texts[begin : begin + batch]]
         file = folder / f"{begin}.txt"
         file.write_bytes(b"".join(encoded))
         for number, data in enumerate(encoded):
-            documents.append(Text(file, sum(map(len, encoded[:number])), len(data)))
+            documents.append(TextRange(file, sum(map(len, encoded[:number])), len(data)))
         sketches.append(folder / f"{begin}.sketch")
         write_sketch(encoded, sketches[-1])
     return find_duplicates(

@@ -18,8 +18,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import BpeTrainer
 
-from gpt_dist.data.tokenizers import encoder
-from gpt_dist.data.tokenizers.encoder import Encoder, open_encoder
+from data_prep import encoder
+from data_prep.encoder import Encoder, open_encoder
 from gpt_dist.data.tokenizers.folder import FolderTokenizer, open_tokenizer
 from gpt_dist.data.tokenizers.tokenizer import SPECIAL_TOKENS, SentencePieceTokenizer
 from gpt_dist.errors import DataError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from gpt_dist.files.entries import (
     describe_file,
     file_sha256,
     pieces_of,
+    read_at,
+    read_small,
 )
 
 SIZES = [0, 1, BLOCK_BYTES, 2 * BLOCK_BYTES - 1, 2 * BLOCK_BYTES, 5 * BLOCK_BYTES + 12_345]
@@ -69,3 +72,21 @@ def test_a_file_of_unknown_length_has_no_chunks(tmp_path: Path):
 def test_chunks_that_a_file_cannot_have_are_refused(chunks: tuple[str, ...]):
     with pytest.raises(ValidationError):
         ChunkedEntry(bytes=5, sha256="0" * 64, chunks=chunks)
+
+
+def test_reading_at_a_place_fills_the_target_or_says_where_the_file_ends(tmp_path: Path):
+    (tmp_path / "file").write_bytes(data := content(1000))
+    with FileIO(tmp_path / "file") as stream:
+        for start, length in ((0, 1000), (990, 10), (7, 0)):
+            target = bytearray(length)
+            read_at(stream, start, memoryview(target))
+            assert target == data[start : start + length]
+        with pytest.raises(ValueError, match="it ends at byte 1000"):
+            read_at(stream, 990, memoryview(bytearray(11)))
+
+
+def test_a_file_above_the_limit_is_not_read(tmp_path: Path):
+    (tmp_path / "file").write_bytes(data := content(1000))
+    assert read_small(tmp_path / "file", 1000) == data
+    with pytest.raises(ValueError, match="larger than 999 bytes"):
+        read_small(tmp_path / "file", 999)

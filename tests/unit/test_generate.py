@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ import torch
 
 from gpt_dist.checkpoint.opened import open_model
 from gpt_dist.command import seed
+from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.errors import ConfigError
+from gpt_dist.inference.assemble import assemble
 from gpt_dist.inference.generate import (
     Sampling,
     continue_texts,
@@ -23,7 +26,7 @@ from gpt_dist.inference.generate import (
     generate,
 )
 from gpt_dist.model import load_model
-from gpt_dist.model.layers import LayerCache
+from gpt_dist.model.layers import LayerCache, linear
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import form_groups
 from tests.models import FAMILIES, write_model_folders
@@ -107,6 +110,19 @@ def test_cached_is_uncached(process_group, model_folders, family):
     assert group.run(cached_difference, folder)[0] < 1e-5
     (found,) = group.run(continuations, folder, PROMPTS, 20, GREEDY)
     assert found == group.run(without_cache, folder)[0]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 6, 7, 40])
+@pytest.mark.parametrize("outputs", [48, 33])
+def test_products_without_gradients_are_those_with_them(rows, outputs):
+    draws = torch.Generator().manual_seed(0)
+    shapes = (rows, 1, 24), (outputs, 24), (outputs,)
+    hidden, weight, bias = (torch.randn(shape, generator=draws) for shape in shapes)
+    for given in (bias, None):
+        expected = linear(hidden, weight, given)
+        with torch.no_grad():
+            found = linear(hidden, weight, given)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tensor_parallel_peers_write_the_same(process_group, model_folders):
@@ -245,3 +261,18 @@ def test_a_seed_out_of_range_is_refused(text):
     assert seed("4294967295") == 2**32 - 1
     with pytest.raises(ArgumentTypeError, match=f"{text} is not a whole number from 0 to 42949672"):
         seed(text)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"num_heads": 3, "hidden_size": 48}, "num_heads: 3;"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads: 1;"),
+        ({"feed_forward_size": 97}, "feed_forward_size: 97;"),
+    ],
+)
+def test_a_model_that_cannot_be_shared_is_refused_by_name(sizes, expected):
+    config = ResolvedModelConfig.model_validate({"family": "llama", "vocab_size": 400, **sizes})
+    opened: Any = SimpleNamespace(config=config)
+    with pytest.raises(ConfigError, match=f"--tensor-parallel-size: 2 does not divide {expected}"):
+        assemble(opened, Launch("test", 0, 2, 0, 2), 2)

@@ -165,16 +165,11 @@ def test_notes_can_stay() -> None:
     assert "project gutenberg" in clean_text(HEADER + START + WRAPPED + END, gutenberg=False)
 
 
-def test_a_note_in_brackets_goes_from_any_text_file() -> None:
-    assert clean_text(NOTE + WRAPPED) == clean_text(WRAPPED)
-    row = cleaned(NOTE + WRAPPED, "record")
-    assert "spelling was" in row.text
-    assert "notes" not in row.effects
-
-
 MENTIONS = [
     "Transcriber's note: a chat about notes\n\nFirst paragraph of real text.\n\nA second one.",
     "Transcriber's Notes\n\nA story with this title.\n\nIts end.",
+    "[Transcriber's note: spelling kept.]\n\nFirst paragraph of real text.",
+    "First paragraph of real text.\n\n[Transcriber's note: spelling kept.]",
     "[Transcriber's note: a bracket without an end\n\nFirst paragraph of real text.",
     "Produced by a friend, this page lists books.\n\nMost are of http://gutenberg.net.au today.",
     "Produced by a friend.\n\nThe volunteers of Distributed Proofreaders (pgdp.net) were there.",

@@ -106,7 +106,9 @@ def test_folders_of_transformers_open(process_group, model_folders, tmp_path, fa
         state = load_file(weights)
         embedding = next(x for x in state.values() if x.size(0) == VOCAB_SIZE)
         state.setdefault("lm_head.weight", embedding.clone())
-        state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
+        here = FAMILIES_HERE[family]
+        name = f"{here.names['blocks']}.0.{here.buffers[0]}"
+        state[name] = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
         save_file(state, weights)
     assert weights.exists() != (form == "sharded")
     (found,) = process_group(1).run(own_logits, tmp_path)
@@ -305,7 +307,7 @@ def test_a_hostile_folder_is_refused(model_folders, tmp_path, name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"n_embd": "48"}, "n_embd is '48': Input should be a valid integer; copy it again"),
+        ({"n_embd": "48"}, 'n_embd is "48": Input should be a valid integer; copy it again'),
         ({"n_layer": -1}, "n_layer is -1: Input should be greater than .* 1; copy it again"),
         (
             dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 3),
@@ -313,7 +315,7 @@ def test_a_hostile_folder_is_refused(model_folders, tmp_path, name):
         ),
         (
             {"vocab_size": None},
-            "vocab_size is None: Input should be a valid integer; copy it again",
+            "vocab_size is null: Input should be a valid integer; copy it again",
         ),
         ({"n_head": 5}, "n_head 5 does not divide n_embd 48; copy it again"),
     ],

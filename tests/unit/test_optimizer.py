@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from gpt_dist.config import OptimizerConfig, ResolvedScheduleConfig
-from gpt_dist.train.optimizer import build_optimizer, learning_rate
+from gpt_dist.model.adamw import build_optimizer
+from gpt_dist.train.optimizer import learning_rate
 
 
 def test_the_papers_schedule():
@@ -63,7 +64,9 @@ def test_a_constant_rate_does_not_need_a_decay():
 
 def test_biases_and_gains_do_not_decay():
     module = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.LayerNorm(4))
-    decayed, others = build_optimizer(module, OptimizerConfig(weight_decay=0.5)).param_groups
+    decayed, others = build_optimizer(
+        module.parameters(), OptimizerConfig(weight_decay=0.5)
+    ).param_groups
     assert decayed["weight_decay"] == 0.5
     assert others["weight_decay"] == 0
     assert {tuple(p.shape) for p in decayed["params"]} == {(3, 4), (4, 4)}

@@ -201,11 +201,101 @@ def test_rows_after_broken_ones_of_an_array_are_read(tmp_path: Path) -> None:
     deep = "[" * 100_000 + "]" * 100_000
     (tmp_path / "a.json").write_text(f'["one", {deep}, "two", oops, "three"]')
     documents, left_out = read_all(tmp_path / "a.json")
-    assert [document.content for document in documents] == ["one", "two"]
+    assert [document.content for document in documents] == ["one", "two", "three"]
     assert [item.reason for item in left_out] == [
         "not valid JSON",
-        "not valid JSON, nor read from here on",
+        "not valid JSON",
     ]
+
+
+ROW = '{"text": "one"}'
+LAST = '{"text": "two \\"quoted\\" [\u5149"}'
+REST = "not valid JSON, nor read from here on"
+
+
+@pytest.mark.parametrize("gap", [", ", ",\n", ",\n  ", "\n"])
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        ('{"text": "\\ud83d"}', None),
+        ('{"text": "tab\tand"}', None),
+        ('{"text": null}', "null text"),
+        ("null", "null text"),
+        ("5", '"text" is no text'),
+        ("{}", 'no field "text" (choose with --text-field)'),
+        ('{"text": "caf\udce9"}', "not UTF-8 (give --encoding)"),
+        ("NaNa", "not valid JSON"),
+        ("{text: 'a'}", "not valid JSON"),
+        ('{"text": "a", "of": [{"text": "no"}, {"text": "no"}], "b": }', "not valid JSON"),
+        ('{"text": "say "hi" to"}', "not valid JSON"),
+        ('{"text": "say "hi, to {you}}"}', "not valid JSON"),
+        ('{"text": "no end}', "not valid JSON"),
+        ('{"text": "no bracket"', "not valid JSON"),
+        ('{"text": "\\x"}', "not valid JSON"),
+        ('{"text": "' + "long " * 30_000 + '", "of": nothing}', "not valid JSON"),
+    ],
+)
+def test_one_damaged_value_takes_no_other_along(
+    tmp_path: Path, damaged: str, reason: str | None, gap: str
+) -> None:
+    values = gap.join([ROW, damaged, ROW, LAST, damaged, ROW])
+    content = values if gap == "\n" else f"[{values}]"
+    (tmp_path / "a.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    documents, left_out = read_all(tmp_path / "a.json")
+    texts = [document.content for document in documents]
+    kept = ["one"] if reason else ["one", texts[1]]
+    assert texts == [*kept, "one", json.loads(LAST)["text"], *kept[1:], "one"]
+    assert left_out == [LeftOut(f"a.json:{n}", str(reason)) for n in (2, 5) if reason]
+
+
+def test_what_cannot_be_read_on_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(f"[{ROW},\n{ROW},\n" + '{"text": "cut' + " off" * 50_000)
+    (tmp_path / "b.json").write_text('["one", "two" "three')
+    documents, left_out = read_all(tmp_path)
+    assert [document.content for document in documents] == ["one", "one", "one"]
+    name = (
+        f"{tmp_path.name}/{{}}.json:{{}} (line {{}}, character {{}}, to the end: {{}} characters)"
+    )
+    assert left_out == [
+        LeftOut(name.format("a", 3, 3, 36, 200_013), REST),
+        LeftOut(name.format("b", 2, 1, 9, 12), REST),
+    ]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 64])
+def test_values_do_not_depend_on_how_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("data_prep.reading.rows._CHUNK", chunk)
+    first, last = {"text": 'a "b" \\'}, {"text": "}{[, \U0001f600", "of": [{"text": "no"}]}
+    rows = [first, 1.5e10, -3, True, last]
+    for text in (json.dumps(rows), "\n".join(json.dumps(row, indent=1) for row in rows)):
+        (tmp_path / "a.json").write_text(f" {text}")
+        documents, left_out = read_all(tmp_path / "a.json")
+        assert [document.content for document in documents] == ['a "b" \\', "}{[, \U0001f600"]
+        assert [item.reason for item in left_out] == ['"text" is no text'] * 3
+
+
+def test_many_damaged_values_hide_no_others(tmp_path: Path) -> None:
+    values = ['{"text": "say "hi"}', ROW] * 3_000
+    (tmp_path / "a.json").write_text(f"[{', '.join(values)}]")
+    documents, left_out = read_all(tmp_path / "a.json")
+    assert (len(documents), len(left_out)) == (3_000, 3_000)
+
+
+@pytest.mark.parametrize("indent", ["", " ", "\t"])
+@pytest.mark.parametrize("gap", ["\n", "\n\n", "\r\n"])
+def test_objects_over_several_lines_are_read_from_jsonl(
+    tmp_path: Path, indent: str, gap: str
+) -> None:
+    rows = [{"text": "one", "of": {"n": 1}}, {"text": None}, {"text": "two"}]
+    (tmp_path / "a.jsonl").write_text(gap.join(json.dumps(row, indent=indent) for row in rows))
+    documents, left_out = read_all(tmp_path / "a.jsonl")
+    assert [(one.name, one.content) for one in documents] == [
+        ("a.jsonl:1", "one"),
+        ("a.jsonl:3", "two"),
+    ]
+    assert left_out == [LeftOut("a.jsonl:2", "null text")]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from gpt_dist.errors import DataError
 from tests.reading import add_member, read_all, reasons_in, texts_of
 
 MIB = 1 << 20
+LEADS_OUT = "path that leads out of its archive"
 # Neither too short to be cut, nor so even that it unpacks to 100 times its size.
 TEXT = "".join(f"Line {number * number} of a text.\n" for number in range(5000)).encode()
 
@@ -102,14 +103,38 @@ def test_members_that_are_no_files_are_left_out(tmp_path: Path) -> None:
         add_member(archive, "line\nend.txt", b"named")
         add_member(archive, "a/.ssh.txt", b"hidden")
     documents, left_out = read_all(file)
-    assert [document.content for document in documents] == [b"climbs out", b"is absolute", b"named"]
+    assert [document.content for document in documents] == [b"named"]
     assert documents[-1].name == "evil.tar:line\ufffdend.txt"
     assert [(item.name, item.reason) for item in left_out] == [
+        ("evil.tar:../evil.txt", LEADS_OUT),
+        ("evil.tar:/tmp/evil-absolute.txt", LEADS_OUT),
         *((f"evil.tar:{kind.decode()}.txt", "not a regular file") for kind in kinds),
         ("evil.tar:a/.ssh.txt", "hidden"),
     ]
     assert sorted(tmp_path.rglob("*")) == [file.parent, file]
     assert not Path("/tmp/evil-absolute.txt").exists()
+
+
+@pytest.mark.parametrize("pack", [tar_of, zip_of])
+def test_paths_that_lead_out_of_an_archive_are_left_out(
+    tmp_path: Path, pack: Callable[..., bytes]
+) -> None:
+    out = [
+        *("../out.txt", "../../etc/out.txt", "a/../../out.txt", "/etc/out.txt", "//out.txt"),
+        *("..\\out.txt", "a\\..\\..\\out.txt", "C:\\out.txt", "c:/out.txt"),
+    ]
+    inside = ["a/../in.txt", "./in.txt", "a..b/in.txt", "..in/in.txt", "Q: a.txt", "a\\in.txt"]
+    inner = pack(*((name, b"out") for name in out))
+    members = [(name, b"text") for name in (*out, *inside)]
+    (tmp_path / "a").write_bytes(pack(*members, ("inner", inner), ("../b", inner)))
+    documents, left_out = read_all(tmp_path / "a")
+    assert [document.name for document in documents] == [f"a:{name}" for name in inside]
+    assert [item.name for item in left_out if item.reason == LEADS_OUT] == [
+        *(f"a:{name}" for name in out),
+        *(f"a:inner:{name}" for name in out),
+        "a:../b",
+    ]
+    assert len(left_out) == 2 * len(out) + 1
 
 
 def test_zip_members_that_are_of_no_use_are_left_out(tmp_path: Path) -> None:
@@ -125,8 +150,9 @@ def test_zip_members_that_are_of_no_use_are_left_out(tmp_path: Path) -> None:
     data[data.rindex(b"locked.txt") - 46 + 8] |= 1
     data[data.rindex(b"method.txt") - 46 + 10] = 9
     (tmp_path / "a.zip").write_bytes(data)
-    assert texts_of(tmp_path / "a.zip") == ["climbs out"]
+    assert texts_of(tmp_path / "a.zip") == []
     assert reasons_in(tmp_path / "a.zip") == {
+        "a.zip:../out.txt": LEADS_OUT,
         "a.zip:link.txt": "not a regular file",
         "a.zip:locked.txt": "encrypted",
         "a.zip:method.txt": "zip method that is not read (unpack it)",

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from data_prep.cleaning.clean import clean
-from data_prep.reading.documents import ReadOptions
+from data_prep.reading.documents import LeftOut, ReadOptions
 from data_prep.steps import RECIPES
 from tests.reading import read_all, reasons_in, texts_of
 
@@ -100,18 +100,26 @@ def test_html_in_an_undeclared_encoding_is_found_out_and_named(
     page = f"<html><head>{head}<title>{text}</title></head><body><div><p>{text}</p></div></body>"
     (tmp_path / "a.html").write_bytes(page.encode(encoding))
     (document,), _ = read_all(tmp_path / "a.html")
+    name += " (declared utf-8)" if "utf-8" in head else ""
     assert (document.content, document.encoding) == (text, name)
     result = clean(document, RECIPES["plain"])
     assert (result.text, result.encoding) == (text, name)
     pages = {"a": f"<p>{text}</p>"}
     book, _ = read_all(write_epub(tmp_path / "a.epub", pages, ["a"], encoding))
-    assert [(document.content, document.encoding) for document in book] == [(text, name)]
+    assert [(document.content, document.encoding) for document in book] == [
+        (text, name.partition(" ")[0])
+    ]
+    documents, left_out = read_all(tmp_path, options=ReadOptions(guess=False))
+    assert documents == []
+    assert {item.reason for item in left_out} == {
+        f"not UTF-8, seems to be {name.partition(' ')[0]}"
+    }
 
 
 def test_a_given_encoding_is_used_for_html_that_declares_another_in_vain(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes("<meta charset=utf-8><p>мы".encode("cp866"))
     (document,), _ = read_all(tmp_path / "a.html", options=ReadOptions(encoding="cp866"))
-    assert (document.content, document.encoding) == ("мы", "cp866")
+    assert (document.content, document.encoding) == ("мы", "cp866 (declared utf-8)")
 
 
 def test_html_that_is_no_text_is_left_out(tmp_path: Path) -> None:
@@ -143,6 +151,65 @@ TEI = """<?xml version="1.0" encoding="utf-8"?>
 <corr>the</corr></choice> page &amp; after.</p><lg><l>One verse</l><l>Another</l></lg>
 <floatingText><body><p>A letter.</p></body></floatingText></div></body>
 <back><p>No</p></back></text></TEI>"""
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding", "text", "name"),
+    [
+        ("utf-8", "cp1252", FRENCH, "iso8859-1 (declared utf-8)"),
+        ("utf-8", "cp1251", RUSSIAN, "cp1251 (declared utf-8)"),
+        ("iso-8859-1", "utf-8", FRENCH, "utf-8 (declared iso8859-1)"),
+        ("utf-16", "utf-8", FRENCH, "utf-8 (declared utf-16)"),
+        ("klingon", "utf-8", FRENCH, "utf-8"),
+        ("koi8-r", "koi8-r", RUSSIAN, "koi8-r"),
+        ("iso-8859-1", "cp1252", FRENCH, "cp1252"),
+        ("utf-16", "utf-16", FRENCH, "utf-16"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["xml", "html"])
+def test_markup_that_declares_another_encoding_is_read_and_named(
+    tmp_path: Path, suffix: str, declared: str, encoding: str, text: str, name: str
+) -> None:
+    head = f'<?xml version="1.0" encoding="{declared}"?>'
+    page = f"<TEI><text><body><p>{text}</p></body></text></TEI>"
+    if suffix == "html":
+        page = f'<html xmlns="http://www.w3.org/1999/xhtml"><body><p>{text}</p></body></html>'
+    (tmp_path / f"a.{suffix}").write_bytes((head + page).encode(encoding))
+    (document,), _ = read_all(tmp_path / f"a.{suffix}")
+    assert (document.content, document.encoding) == (text, name)
+
+
+def test_xml_is_read_in_a_stated_encoding(tmp_path: Path) -> None:
+    page = f"<TEI><text><body><p>{RUSSIAN}</p></body></text></TEI>"
+    (tmp_path / "a.xml").write_bytes(page.encode("cp1251"))
+    (document,), _ = read_all(tmp_path / "a.xml", options=ReadOptions(encoding="cp1251"))
+    assert (document.content, document.encoding) == (RUSSIAN, "cp1251")
+    reason = "not UTF-8, seems to be cp1251"
+    assert read_all(tmp_path, options=ReadOptions(guess=False))[1][0].reason == reason
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.html", "a.txt", "a.jsonl", "a.epub"])
+def test_a_stated_utf16_is_not_believed_blindly(tmp_path: Path, name: str, encoding: str) -> None:
+    options = ReadOptions(encoding=encoding)
+    for text, real in ((FRENCH, "cp1252"), (RUSSIAN, "cp1251"), (PAGE, "ascii")):
+        if name == "a.epub":
+            write_epub(tmp_path / name, {"a": text}, ["a"], real)
+        else:
+            (tmp_path / name).write_bytes(text.encode(real, "ignore"))
+        left_out = [LeftOut(name, f"not text in {encoding} (no byte-order mark)")]
+        assert read_all(tmp_path / name, options=options) == ([], left_out)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("text", [RUSSIAN, CHINESE, FRENCH, "слово", "老船长", "a"])
+def test_utf16_without_mark_is_read_if_it_is_stated(
+    tmp_path: Path, encoding: str, text: str
+) -> None:
+    for name in ("a.html", "a.txt"):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        found = texts_of(tmp_path / name, options=ReadOptions(encoding=encoding))
+        assert found == [text]
 
 
 @pytest.mark.parametrize("namespace", ["", ' xmlns="http://www.tei-c.org/ns/1.0"'])

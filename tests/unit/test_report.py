@@ -12,14 +12,14 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.contamination.overlap import Contamination, FileOverlap, TextOverlap
+from data_prep.manifest import BuiltFolder, DropEntry, PassageEffect, StepEffect
 from data_prep.page.counts import count_tokens
 from data_prep.page.page import make_page
 from data_prep.page.samples import draw_sample, script_of
 from data_prep.pool import Pool
 from data_prep.progress import Progress
+from data_prep.shards import read_lengths
 from gpt_dist.data.tokenizers.folder import open_tokenizer
-from gpt_dist.data.tokens.folder import DropEntry, PassageEffect, StepEffect, TokenFolder
-from gpt_dist.data.tokens.shards import read_lengths
 
 BOOKS = Path("data_prep/sample_books")
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> &amp; \"'\x1b[31m\u202e"
@@ -85,7 +85,7 @@ def pool():
         yield Pool(executor, 2)
 
 
-def all_ids(folder: TokenFolder) -> np.ndarray:
+def all_ids(folder: BuiltFolder) -> np.ndarray:
     files = sorted(folder.path.glob("*/*.bin"))
     return np.concatenate([np.fromfile(file, folder.manifest.dtype) for file in files])
 
@@ -93,7 +93,7 @@ def all_ids(folder: TokenFolder) -> np.ndarray:
 def test_counts_equal_those_of_all_ids(built, monkeypatch, pool):
     monkeypatch.setattr("data_prep.page.counts._PART_TOKENS", 100_000)
     monkeypatch.setattr("data_prep.token_parts.BLOCK_TOKENS", 30_000)
-    folder = TokenFolder.open(built)
+    folder = BuiltFolder(built)
     done = []
     counts = count_tokens(folder, pool, done.append)
     ids = all_ids(folder)
@@ -116,7 +116,7 @@ def test_counts_equal_those_of_all_ids(built, monkeypatch, pool):
 
 
 def test_sample_of_a_small_corpus_is_the_whole(built, pool):
-    folder, tokenizer = TokenFolder.open(built), open_tokenizer(built)
+    folder, tokenizer = BuiltFolder(built), open_tokenizer(built)
     sample = draw_sample(folder, 0, pool)
     ids = all_ids(folder)
     assert sample.share == 1
@@ -130,7 +130,7 @@ def test_sample_of_a_small_corpus_is_the_whole(built, pool):
 def test_samples_depend_on_the_seed_alone(built, monkeypatch, pool):
     monkeypatch.setattr("data_prep.page.samples._WINDOWS", 5)
     monkeypatch.setattr("data_prep.page.samples._WINDOW_TOKENS", 500)
-    folder = TokenFolder.open(built)
+    folder = BuiltFolder(built)
     first, again, other = (draw_sample(folder, seed, pool) for seed in (1, 1, 2))
     assert first == again
     assert first.excerpts != other.excerpts
@@ -141,8 +141,8 @@ def test_samples_depend_on_the_seed_alone(built, monkeypatch, pool):
 
 def test_page_says_what_happened(built, page):
     checked = Checked(page)
-    manifest = TokenFolder.open(built).manifest
-    ids = all_ids(TokenFolder.open(built))
+    manifest = BuiltFolder(built).manifest
+    ids = all_ids(BuiltFolder(built))
     assert f"{manifest.totals.tokens:,} tokens" in checked.text
     assert f"{manifest.totals.documents_kept:,} of {manifest.totals.documents_read:,}" in page
     assert "the same as sample_books/Jack_London___The_Faith_of_Men.txt" in checked.text
@@ -184,7 +184,7 @@ def test_hostile_text_stays_text(tmp_path, page):
 
 
 def test_page_is_below_500_kb_for_any_manifest(built, pool):
-    folder = TokenFolder.open(built)
+    folder = BuiltFolder(built)
     name = "\U0001f600<&" * 100
     hostile = [f"{number}{name}" for number in range(1000)]
     reasons = dict.fromkeys(hostile[:200], 5)
@@ -199,7 +199,7 @@ def test_page_is_below_500_kb_for_any_manifest(built, pool):
         "sources": (source,),
         "passages": PassageEffect(passages=9, bytes=9, names=tuple(hostile)),
     }
-    full = TokenFolder(built, folder.manifest.model_copy(update=update), folder.digest)
+    folder.manifest = folder.manifest.model_copy(update=update)
     found = TextOverlap(
         where=name, splits=("train",), grams=9, found=9, exact=False, passage=name[:300]
     )
@@ -211,7 +211,7 @@ def test_page_is_below_500_kb_for_any_manifest(built, pool):
         max_documents=10,
         files=(FileOverlap.model_validate(counts),) * 100,
     )
-    page = make_page(full, contamination, 0, pool, Progress())
+    page = make_page(folder, contamination, 0, pool, Progress())
     Checked(page)
     assert "and 171 more" in page
     assert len(page.encode()) < 500_000
@@ -219,7 +219,7 @@ def test_page_is_below_500_kb_for_any_manifest(built, pool):
 
 def test_folder_of_version_1(built, tmp_path, pool):
     """Version 1 states less of everything."""
-    folder = TokenFolder.open(built)
+    folder = BuiltFolder(built)
     manifest = json.loads(folder.manifest.model_dump_json())
     for key in ("read_as", "effects", "passages"):
         del manifest[key]
@@ -239,7 +239,7 @@ def test_folder_of_version_1(built, tmp_path, pool):
         if part.name != "manifest.json":
             (old / part.name).symlink_to(part)
     (old / "manifest.json").write_text(json.dumps(manifest))
-    page = make_page(TokenFolder.open(old), None, 0, pool, Progress())
+    page = make_page(BuiltFolder(old), None, 0, pool, Progress())
     assert "version 1" in Checked(page).text
     assert re.search(r"latin-1</td><td[^>]*>7<", page)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gpt_dist.errors import DataError
 from gpt_dist.finetune.results import RESULTS_NAME, Results, SeedResult, median_and_spread
-from gpt_dist.finetune.scoreboard import ablation_tables, find_results, score_table
+from launch.scoreboard import ablation_tables, find_results, score_table
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "runs/first/checkpoints/step-00000500"
@@ -94,7 +94,7 @@ def change(content: dict[str, Any], **keys: Any) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: json.dumps(content).encode()[:-9], "the file: Invalid JSON"),
+        (lambda content: json.dumps(content).encode()[:-9], "the file: EOF while parsing"),
         (lambda content: json.dumps(content["median"]).encode(), "task: Field required"),
         (lambda content: change(content, format="gpt_dist.tokens"), "format: Input should be"),
         (lambda content: change(content, version=2), "version: Input should be 1"),

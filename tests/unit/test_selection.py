@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.build.documents import CleanDocument
 from data_prep.build.jobs import Cleaned, CleanJob
-from data_prep.build.selection import Corpus, sample_lines, split_documents
+from data_prep.build.selection import Selection, sample_lines, split_documents
 from data_prep.build.spool import write_raw
 from data_prep.duplicates import Cut, Findings
 from data_prep.reading.documents import Document, ReadOptions
@@ -18,7 +18,9 @@ from data_prep.steps import RECIPES
 WORDS = ["the", "grey", "harbour", "watched", "an", "old", "lantern", "before", "its", "crossed"]
 
 
-def corpus_of(tmp_path: Path, texts: list[str], min_characters: int = 0) -> Corpus:
+def corpus_of(
+    tmp_path: Path, texts: list[str], min_characters: int = 0, keeps_equal: bool = False
+) -> Selection:
     """Return a corpus of documents of one name, whose entries were read from JSON."""
     prefix = tmp_path / str(len(list(tmp_path.iterdir())))
     write_raw(prefix, tuple(Document("same", text.encode(), "text") for text in texts))
@@ -30,7 +32,7 @@ def corpus_of(tmp_path: Path, texts: list[str], min_characters: int = 0) -> Corp
         sketches=False,
         prefix=prefix,
     )
-    corpus = Corpus()
+    corpus = Selection(keeps_equal)
     corpus.add(job, Cleaned.model_validate_json(job.run().model_dump_json()), min_characters)
     return corpus
 
@@ -157,3 +159,13 @@ def test_a_digest_does_not_depend_on_the_place_of_a_document(tmp_path: Path) -> 
     assert there.ranges != here.ranges
     assert there.without([(0, 100)]).digest == here.without([(0, 100)]).digest
     assert there.without([(0, 100)]).digest != there.digest
+
+
+def test_equal_texts_are_held_out_together(tmp_path: Path) -> None:
+    texts = [prose(20_000, seed) for seed in (*range(12), 0, 0, 1)]
+    for fraction in (0.1, 0.2, 0.5):
+        split = split_documents(corpus_of(tmp_path, texts, keeps_equal=True).kept, fraction)
+        assert share_of(split) == pytest.approx(fraction, rel=0.2)
+        train, held_out = (texts_of(parts) for parts in split.values())
+        assert len(train) + len(held_out) >= len(texts)
+        assert not set(train) & set(held_out)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
+from data_prep.shards import ShardWriter, token_dtype
 from data_prep.verify import find_damage
 from gpt_dist.data.tokens.folder import TokenFolder
-from gpt_dist.data.tokens.shards import ShardEntry, ShardWriter, token_dtype
+from gpt_dist.data.tokens.shards import ShardEntry
 from gpt_dist.errors import DataError
 
 SHA = "0" * 64
@@ -98,7 +99,7 @@ def test_megatron_reads_the_same_documents(tmp_path: Path, vocab_size: int) -> N
 
 def test_reads_span_shards(folder: Path) -> None:
     ids = np.load(folder.parent / "ids.npy")
-    stream = TokenFolder.open(folder).split("train")
+    stream = TokenFolder(folder).split("train")
     assert stream.num_tokens == len(ids)
     rng = np.random.default_rng(2)
     spans = [sorted(rng.integers(0, len(ids) + 1, 2)) for _ in range(200)]
@@ -107,7 +108,7 @@ def test_reads_span_shards(folder: Path) -> None:
 
 
 def test_empty_split(folder: Path) -> None:
-    stream = TokenFolder.open(folder).split("validation")
+    stream = TokenFolder(folder).split("validation")
     assert stream.num_tokens == 0
     assert stream.read(0, 0).size == 0
 
@@ -143,7 +144,7 @@ def fewer_documents(file: Path) -> None:
 def test_damage_is_refused_at_open(folder: Path, name: str, damage, message: str) -> None:
     damage(folder / name)
     with pytest.raises(DataError, match=message) as caught:
-        TokenFolder.open(folder)
+        TokenFolder(folder)
     assert "data_prep build" in str(caught.value) or "prepare" in str(caught.value)
     assert name in str(caught.value) or name == "manifest.json"
 
@@ -158,24 +159,24 @@ def test_shard_and_index_that_disagree(folder: Path) -> None:
     shutil.move(second, first)
     second.write_bytes(content)
     with pytest.raises(DataError, match=r"shard-00000.*disagree"):
-        TokenFolder.open(folder)
+        TokenFolder(folder)
 
 
 def test_folder_that_is_missing_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        TokenFolder.open(tmp_path / "absent")
+        TokenFolder(tmp_path / "absent")
     with pytest.raises(DataError, match="python -m data_prep build"):
-        TokenFolder.open(tmp_path)
+        TokenFolder(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other", "version": 9}')
     with pytest.raises(DataError, match=r"manifest\.json.*version 2"):
-        TokenFolder.open(tmp_path)
+        TokenFolder(tmp_path)
 
 
 def test_manifest_cannot_point_outside_the_folder(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(text.replace("train/shard-00000", "../shard-00000"))
     with pytest.raises(DataError, match="name"):
-        TokenFolder.open(folder)
+        TokenFolder(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "../tokenizer.json", "manifest.json"])
@@ -185,13 +186,13 @@ def test_manifest_names_the_tokenizer(folder: Path, name: str) -> None:
     manifest["tokenizer"]["name"] = name
     (folder / "manifest.json").write_text(json.dumps(manifest))
     if name == "tokenizer.json":
-        opened = TokenFolder.open(folder)
+        opened = TokenFolder(folder)
         assert opened.tokenizer_path == folder / name
         (folder / name).write_text("other")
         assert list(find_damage(opened)) == [name]
     else:
         with pytest.raises(DataError, match=r"tokenizer\.name"):
-            TokenFolder.open(folder)
+            TokenFolder(folder)
 
 
 def test_ids_beyond_the_vocabulary_name_the_shard(folder: Path) -> None:
@@ -199,18 +200,18 @@ def test_ids_beyond_the_vocabulary_name_the_shard(folder: Path) -> None:
     data = np.fromfile(file, dtype="<u2")
     data[-1] = 1000
     data.tofile(file)
-    stream = TokenFolder.open(folder).split("train")
+    stream = TokenFolder(folder).split("train")
     with pytest.raises(DataError, match=r"shard-00001\.bin.*corrupt"):
         stream.read(0, stream.num_tokens)
 
 
 def test_find_damage_names_the_flipped_file(folder: Path) -> None:
-    assert list(find_damage(TokenFolder.open(folder))) == []
+    assert list(find_damage(TokenFolder(folder))) == []
     file = folder / "train/shard-00002.bin"
     data = bytearray(file.read_bytes())
     data[7] ^= 1
     file.write_bytes(data)
-    assert list(find_damage(TokenFolder.open(folder))) == ["train/shard-00002.bin"]
+    assert list(find_damage(TokenFolder(folder))) == ["train/shard-00002.bin"]
 
 
 def test_verify_in_parallel(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +254,7 @@ def test_opening_costs_the_same_for_any_number_of_tokens(tmp_path: Path) -> None
         except OSError as error:
             pytest.skip(f"the file system has no sparse file of 2 TB ({error})")
         before = bytes_read()
-        stream = TokenFolder.open(folder).split("train")
+        stream = TokenFolder(folder).split("train")
         tail = stream.read(tokens - 512, tokens)
         costs.append(bytes_read() - before)
         np.testing.assert_array_equal(tail[-9:], np.arange(1, 10))

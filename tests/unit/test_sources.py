@@ -4,19 +4,24 @@ import os
 import shutil
 import socket
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from data_prep.reading.documents import LeftOut
+from data_prep.reading.documents import LeftOut, ReadOptions
 from data_prep.sources import Source, find_sources
 from gpt_dist.errors import DataError
+from tests.reading import reasons_in, texts_of
 
+SAMPLE_BOOKS = Path(__file__).parents[2] / "data_prep/sample_books"
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "text"
 
 
-def found(*inputs: Path, follow_links: bool = True) -> tuple[list[str], dict[str, str]]:
-    sources, left_out = find_sources(inputs, follow_links)
+def found(
+    *inputs: Path, follow_links: bool = True, suffixes: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, str]]:
+    sources, left_out = find_sources(inputs, follow_links, suffixes)
     return [source.name for source in sources], {item.name: item.reason for item in left_out}
 
 
@@ -24,6 +29,13 @@ def make(path: Path, content: str = "text") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     return path
+
+
+def test_the_sample_books_are_nine_documents() -> None:
+    names, left_out = found(SAMPLE_BOOKS)
+    assert left_out == {}
+    assert len(names) == 9
+    assert all(name.count("___") == 1 for name in names)
 
 
 @pytest.fixture
@@ -51,6 +63,25 @@ def test_folder_is_read_in_order_and_others_are_named(tmp_path: Path) -> None:
         "books/b/paper.PDF": "not read: .pdf (convert it with pdftotext or the like)",
         "books/cover.png": "not read: .png",
     }
+
+
+def test_files_of_other_suffixes_are_read_if_the_user_names_them(tmp_path: Path) -> None:
+    make(tmp_path / "code" / "a.py", "print()")
+    make(tmp_path / "code" / "b.rs")
+    (tmp_path / "code" / "c.PY").write_bytes(bytes(range(32)))
+    with zipfile.ZipFile(tmp_path / "code" / "d.zip", "w") as archive:
+        archive.writestr("e.py", "pass")
+    _, left_out = found(tmp_path / "code")
+    remedy = "if it is text, give --read-suffix"
+    assert left_out["code/a.py"] == f"not read: .py ({remedy} py)"
+    assert left_out["code/b.rs"] == f"not read: .rs ({remedy} rs)"
+    with pytest.raises(DataError, match=rf"a\.py: not read: \.py \({remedy} py\)"):
+        find_sources([tmp_path / "code" / "a.py"])
+    names, _ = found(tmp_path / "code", tmp_path / "code" / "a.py", suffixes=("py",))
+    assert names == ["code/a.py", "code/c.PY", "code/d.zip", "a.py"]
+    options = ReadOptions(suffixes=("py",))
+    assert texts_of(tmp_path / "code" / "d.zip", options=options) == ["pass"]
+    assert reasons_in(tmp_path / "code" / "d.zip") == {"d.zip:e.py": f"not read: .py ({remedy} py)"}
 
 
 def test_links_are_followed_and_dead_ones_named(linked: Path) -> None:

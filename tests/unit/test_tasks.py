@@ -634,7 +634,7 @@ def test_predictions_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(
         DataError,
         match=r"absent/CoLA\.tsv: cannot be written \(No such file.*; make room or correct its "
-        "permissions, and start the run again, which goes on from its last checkpoint",
+        "permissions, and run the same command again",
     ):
         predict(tmp_path / "absent", official("cola"), "test", [1])
 

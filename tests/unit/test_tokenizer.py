@@ -10,12 +10,8 @@ import pytest
 import sentencepiece
 from tokenizers import ByteLevelBPETokenizer
 
-from data_prep.tokenizer import train_sentencepiece
-from gpt_dist.data.tokenizers.folder import (
-    knows_only_lower_case,
-    open_tokenizer,
-    tokenizer_files,
-)
+from data_prep.tokenizer import knows_only_lower_case, train_sentencepiece
+from gpt_dist.data.tokenizers.folder import open_tokenizer, tokenizer_files
 from gpt_dist.data.tokenizers.tokenizer import (
     SPECIAL_TOKENS,
     SentencePieceTokenizer,

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_dist.config import TaskConfig
+from gpt_dist.config import Form, TaskConfig
 from gpt_dist.data.tasks.examples import EncodedSplit, TaskSamples, collate, encode_split
 from gpt_dist.data.tasks.reading import Example, read_split
-from gpt_dist.data.tasks.transforms import Form, Transformation
+from gpt_dist.data.tasks.transforms import Transformation
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.errors import ConfigError, DataError
 

@@ -53,6 +53,14 @@ def test_finished_jobs_are_not_done_again(work: Work) -> None:
     assert sorted(done) == [1, 2, 3]
 
 
+def test_jobs_of_the_same_input_are_done_once(work: Work) -> None:
+    told: list[int] = []
+    results = work.results(jobs(work, 2, *[3] * 20), lambda job: told.append(job.number))
+    assert [result.square for result in results] == [4, *[9] * 20]
+    assert sorted(done) == [2, 3]
+    assert sorted(told) == [2, *[3] * 20]
+
+
 def test_a_torn_result_is_made_again(work: Work) -> None:
     (job,) = jobs(work, 5)
     job.prefix.parent.mkdir(parents=True)

@@ -11,7 +11,7 @@ from gpt_dist.errors import ConfigError, DataError
 def check_task(folder: Path, task: TaskConfig) -> None:
     """Raise ConfigError, with the key, for a task that contradicts itself.
 
-    DataError is raised for a missing file, other than a `test` file; none is read.
+    DataError is raised for a missing file, other than a `test` file. No file is read.
     """
     _check_splits(task)
     _check_submissions(task)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_dist.config import IGNORED_LABEL
 from gpt_dist.data.batches import TaskBatch
 from gpt_dist.data.permutation import by_epoch, permutation_key, permute
 from gpt_dist.data.tasks.reading import Example
@@ -71,7 +72,7 @@ def collate(split: EncodedSplit, numbers: NDArray[np.int64]) -> TaskBatch[NDArra
     unknown = np.zeros(len(numbers), dtype=np.int64)
     return TaskBatch(
         tokens=tokens,
-        labels=np.where(has_next, np.roll(tokens, -1, axis=1), -1),
+        labels=np.where(has_next, np.roll(tokens, -1, axis=1), IGNORED_LABEL),
         ends=lengths - 1,
         owners=np.repeat(np.arange(len(numbers)), last - first),
         targets=unknown if split.targets is None else split.targets[numbers],

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,8 +199,7 @@ def _label(row: FileRow, named: str, task: TaskConfig, num_choices: int) -> int 
     if task.labels is None and task.form != "multiple_choice":
         return _score(row, named, task.score_range)
     labels = task.labels or [str(number) for number in range(num_choices)]
-    if task.form == "multiple_choice":
-        labels = labels[:num_choices]
+    labels = labels[: num_choices or None]  # a row of multiple choice may have fewer than others
     if named not in labels:
         raise DataError(
             f"{row.where}: unknown label {named!r}, not one of {', '.join(labels)}; fix it, "
@@ -211,17 +210,14 @@ def _label(row: FileRow, named: str, task: TaskConfig, num_choices: int) -> int 
 
 def _score(row: FileRow, named: str, score_range: tuple[float, float] | None) -> float:
     low, high = score_range or (-3e38, 3e38)  # scores are kept in fp32
-    try:
-        score = float(named)
-    except ValueError:
-        score = math.nan
-    if not low <= score <= high:
-        expected = f" from {low:g} to {high:g}" if score_range else ""
-        raise DataError(
-            f"{row.where}: {named!r} is not a score{expected}; fix it, or name the classes in "
-            "task.labels"
-        )
-    return score
+    with suppress(ValueError):
+        if low <= (score := float(named)) <= high:
+            return score
+    expected = f" from {low:g} to {high:g}" if score_range else ""
+    raise DataError(
+        f"{row.where}: {named!r} is not a score{expected}; fix it, or name the classes in "
+        "task.labels"
+    )
 
 
 def _string(row: FileRow, column: Column) -> str:

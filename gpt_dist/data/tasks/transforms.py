@@ -1,16 +1,14 @@
 """Turn an example of a task into token sequences (Radford et al. 2018, section 3.3)."""
 
 from functools import lru_cache, partial
-from typing import Literal
 
 import numpy as np
 
+from gpt_dist.config import Form
 from gpt_dist.data.tasks.reading import Example
 from gpt_dist.data.tokenizers.tokenizer import Tokenizer, encode_as_trained
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import ConfigError, DataError
-
-Form = Literal["classification", "entailment", "similarity", "multiple_choice"]
 
 _SPECIAL = 3  # start, delimiter, extract
 _SHORTEST = 6  # leaves a token to each of two texts

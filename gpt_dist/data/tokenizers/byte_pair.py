@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gpt_dist.data.tokenizers.tokenizer import (
 )
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
+from gpt_dist.files.entries import read_small
 
 _BEFORE_SPACE_AND_WORD = re.compile(r"(?<=\w)(?= \w)")
 _MARKS = r"!-/:-@\[-`{-~"
@@ -185,9 +187,8 @@ def _check_special(tokenizer: BytePairTokenizer, special: Iterable[str]) -> None
 
 
 def _read(path: Path) -> str:
-    if path.stat().st_size > _FILE_BYTES:
-        raise ValueError(f"larger than {_FILE_BYTES} bytes")
-    return path.read_text(encoding="utf-8")
+    with StringIO(read_small(path, _FILE_BYTES).decode(), newline=None) as text:
+        return text.read()
 
 
 @contextmanager

@@ -38,8 +38,7 @@ FolderTokenizer = SentencePieceTokenizer | BytePairTokenizer
 def open_tokenizer(folder: Path) -> FolderTokenizer:
     """Open the tokenizer of a token folder, a checkpoint, any model folder or the released GPT-1.
 
-    Raises:
-        DataError: The folder has no tokenizer, or a damaged one.
+    Raises DataError where the folder has none, or a damaged one.
     """
     if (folder / SENTENCEPIECE_NAME).is_file():
         return SentencePieceTokenizer(folder / SENTENCEPIECE_NAME)
@@ -53,32 +52,13 @@ def open_tokenizer(folder: Path) -> FolderTokenizer:
         # Only GPT-1's tokens mark the ends of words.
         ends_words = merges.is_file() and b"</w>" in merges.read_bytes()
         return (read_openai_gpt if ends_words else read_gpt2)(vocabulary, merges)
+    if not folder.is_dir():
+        fault = "a file" if folder.exists() else "does not exist"
+        raise DataError(f"{folder}: {fault}; give the folder that holds the tokenizer")
     raise DataError(
         f"{folder}: has no tokenizer: no {SENTENCEPIECE_NAME}, {BYTE_PAIR_NAME} or vocab.json; "
         "copy the tokenizer's files into the folder"
     )
-
-
-def knows_only_lower_case(tokenizer: FolderTokenizer) -> bool | None:
-    """Return whether a tokenizer was made for lower-case text, or None if no token tells.
-
-    True if it lower-cases text itself, or has tokens in lower case but none with a capital.
-    """
-    if isinstance(tokenizer, BytePairTokenizer):
-        normalizer = tokenizer.backend.normalizer
-        if normalizer and normalizer.normalize_str("A").strip(SPACE) == "a":
-            return True
-        added = tokenizer.backend.get_added_tokens_decoder()
-        ids = (index for index in range(tokenizer.vocab_size) if index not in added)
-        # A byte-level vocabulary holds every single byte, whatever its text was.
-        texts = [text for text in map(tokenizer.backend.decode, zip(ids)) if len(text.strip()) > 1]
-    else:
-        processor = tokenizer.processor
-        pieces = filter(partial(is_text, processor), range(tokenizer.vocab_size))
-        texts = [processor.id_to_piece(index) for index in pieces]
-    if any(text != text.lower() for text in texts):
-        return False
-    return True if any(text != text.upper() for text in texts) else None
 
 
 def tokenizer_file(folder: Path) -> tuple[TokenizerName, bytes]:

@@ -11,6 +11,7 @@ import sentencepiece
 
 from gpt_dist.data.tokens.shards import Ids
 from gpt_dist.errors import DataError
+from gpt_dist.files.entries import read_small
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>")
 USUAL_SPECIAL_TOKENS = frozenset({*SPECIAL_TOKENS, "<s>", "</s>", "<unk>", "<pad>", "<mask>"})
@@ -89,7 +90,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: Path) -> None:
         """Load a model file; raise DataError if it is damaged or lacks the reserved tokens."""
         try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=read_small(model))
             ids = [self.processor.piece_to_id(token) for token in SPECIAL_TOKENS]
             if not all(self.processor.is_control(index) for index in ids):
                 raise ValueError(f"it has no {', '.join(SPECIAL_TOKENS)}")

@@ -2,20 +2,22 @@
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic_core import from_json
 
+from gpt_dist.data.tokens.blocks import BlockChecksums
 from gpt_dist.data.tokens.shards import Ids, ShardEntry, read_index
 from gpt_dist.errors import DataError, first_problem
-from gpt_dist.files.entries import FileEntry, Record, Sha256
+from gpt_dist.files.entries import MANIFEST_BYTES, FileEntry, Record, read_small
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "gpt_dist.tokens"
@@ -40,101 +42,8 @@ class SplitEntry(Record):
     shards: tuple[ShardEntry, ...]
 
 
-class SourceEntry(Record):
-    """Source file of the corpus, and the fate of its documents; version 1 states no fates."""
-
-    name: str
-    bytes: NonNegativeInt
-    sha256: Sha256
-    target: str | None = None
-    """The file that a followed link leads to."""
-    documents_read: NonNegativeInt = 0
-    documents_kept: NonNegativeInt = 0
-    left_out: dict[str, NonNegativeInt] = Field(default={})
-    """Number of documents that were left out, by reason."""
-    encodings: dict[str, NonNegativeInt] = Field(default={})
-    """Number of documents that were read in each encoding other than UTF-8."""
-
-
-class DropEntry(Record):
-    """Document or file that was left out, with the reason."""
-
-    name: str
-    reason: str
-    detail: str | None = None
-    """The document that has the same text, for a duplicate."""
-
-
-class StepEffect(Record):
-    """Number of documents that one cleaning step changed, and of its changes in them.
-
-    The unit of changes, mostly a character, is the step's (`data_prep/steps.py` lists them).
-    """
-
-    documents: NonNegativeInt
-    changes: NonNegativeInt
-    names: tuple[str, ...]
-    """The first thousand of those documents."""
-
-
-class PassageEffect(Record):
-    """Passages that were cut because earlier documents hold them."""
-
-    passages: NonNegativeInt = 0
-    bytes: NonNegativeInt = 0
-    names: tuple[str, ...] = ()
-    """The first thousand of the documents that lost text."""
-
-
-class BuildOptions(Record, from_attributes=True):
-    """Options that decide the content of a build, beside the sources and a given tokenizer.
-
-    Those with a default are of version 2. Their defaults say how version 1 built.
-    """
-
-    vocab_size: PositiveInt
-    """Vocabulary size of the tokenizer, trained or given."""
-    lowercase: bool
-    min_characters: NonNegativeInt
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)]
-    text_field: str
-    tokenizer_sample_mb: PositiveInt | None
-    """Size of the text that trained the tokenizer; None, like `seed`, if it was given."""
-    seed: int | None
-    recipe: str = "books"
-    steps: dict[str, bool | int | float | str | None] = Field(default={})
-    """Each cleaning step, and whether or how it was taken."""
-    separator: str = ""
-    """Text that divides documents."""
-    follow_links: bool = False
-    near_duplicates: float | None = None
-    """Similarity from which on a document counts as a duplicate; None keeps them."""
-    passage_words: int | None = None
-    """Number of words from which on a repeated passage is cut; None keeps them."""
-    shard_mb: PositiveInt | None = None
-
-
-class Totals(Record):
-    """Amounts of text that were read and kept."""
-
-    source_bytes: NonNegativeInt
-    documents_read: NonNegativeInt
-    documents_kept: NonNegativeInt
-    decoded_as_latin1: NonNegativeInt = 0
-    """Only in version 1; since then `read_as` names every encoding."""
-    text_bytes: NonNegativeInt = 0
-    """Bytes of the unpacked sources' text; 0 in version 1."""
-    all_cleaned_bytes: NonNegativeInt = 0
-    """Bytes of clean text before any document was left out; 0 in version 1."""
-    cleaned_bytes: NonNegativeInt
-    tokens: NonNegativeInt
-
-
-class TokenManifest(Record):
-    """Content of `manifest.json`; nothing in it depends on time, machine or number of workers.
-
-    Fields with a default are of version 2.
-    """
+class TokenManifest(Record, extra="ignore"):
+    """The part of `manifest.json` that reading tokens needs; `data_prep.manifest` has the rest."""
 
     format: Literal["gpt_dist.tokens"]
     version: Literal[1, 2]
@@ -142,33 +51,26 @@ class TokenManifest(Record):
     dtype: Literal["uint16", "int32"]
     special_tokens: dict[str, NonNegativeInt]
     tokenizer: TokenizerEntry
-    options: BuildOptions
-    totals: Totals
-    sources: tuple[SourceEntry, ...]
-    dropped: dict[str, NonNegativeInt]  # number of drops by reason
-    drops: tuple[DropEntry, ...]  # the first thousand, in order
-    read_as: dict[str, tuple[str, ...]] = Field(default={})
-    """The first thousand documents that were read in each encoding other than UTF-8."""
-    effects: dict[str, StepEffect] = Field(default={})
-    """The changes that each cleaning step made."""
-    passages: PassageEffect = PassageEffect()
     splits: Annotated[dict[SplitName, SplitEntry], Field(min_length=2)]
 
 
 class TokenStream:
     """Token ids of one split: the documents of its shards, one after another."""
 
-    def __init__(self, folder: Path, split: SplitEntry, dtype: str, vocab_size: int) -> None:
+    def __init__(
+        self, folder: Path, split: SplitEntry, manifest: TokenManifest, checksums: BlockChecksums
+    ) -> None:
         """Describe the stream; no shard is opened before it is read."""
         self.num_tokens = split.tokens
         self._paths = [folder / f"{shard.name}.bin" for shard in split.shards]
         self._starts = [0, *accumulate(shard.tokens for shard in split.shards)]
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._vocab_size = vocab_size
-        self._open = cache(partial(open, mode="rb", buffering=0))
+        self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self._vocab_size = manifest.vocab_size
+        self._checksums = checksums
+        self._open = cache(FileIO)
 
     def read(self, start: int, stop: int) -> Ids:
-        """Return a copy of ids `start` to `stop`; raise DataError for one beyond the vocabulary.
+        """Return a copy of ids `start` to `stop`; raise DataError where a shard is damaged.
 
         Shards are read, not mapped: a window of a cold file would bring in all that the system
         reads ahead for a mapping.
@@ -179,54 +81,59 @@ class TokenStream:
         position = start
         while position < stop:
             first, end = self._starts[shard], min(stop, self._starts[shard + 1])
-            part = ids[position - start : end - start]
-            self._read_into(part, self._paths[shard], position - first)
+            part, path = ids[position - start : end - start], self._paths[shard]
+            name, place = "/".join(path.parts[-2:]), (position - first) * ids.itemsize
+            try:
+                self._checksums.read(name, self._open(path), place, part.data.cast("B"))
+            except (OSError, ValueError) as error:
+                raise refuse(path, str(error)) from None
             if part.size and (part.max() >= self._vocab_size or part.min() < 0):
                 raise DataError(
-                    f"{self._paths[shard]}: holds ids beyond the vocabulary of {self._vocab_size}: "
-                    "the shard is corrupt; see `python -m data_prep verify`"
+                    f"{path}: holds ids beyond the vocabulary of {self._vocab_size}: the shard is "
+                    "corrupt; see `python -m data_prep verify`"
                 )
             position, shard = end, shard + 1
         return ids
-
-    def _read_into(self, ids: Ids, path: Path, first: int) -> None:
-        """Fill a vector with the ids of a shard from number `first` on."""
-        buffer, offset = ids.data.cast("B"), first * self._dtype.itemsize
-        while buffer:
-            count = os.preadv(self._open(path).fileno(), [buffer], offset)
-            if not count:
-                raise DataError(f"{path}: ends before its id {first + len(ids)}{_REMEDY}")
-            buffer, offset = buffer[count:], offset + count
 
 
 class TokenFolder:
     """A folder made by `python -m data_prep build`, checked to be complete."""
 
-    def __init__(self, path: Path, manifest: TokenManifest, manifest_digest: str) -> None:
-        """Use `TokenFolder.open` instead."""
-        self.path = path
-        self.manifest = manifest
-        self.manifest_digest = manifest_digest
-        """SHA-256 of the manifest, which checkpoints of earlier versions recorded."""
-        self.vocab_size = manifest.vocab_size
+    manifest_type: ClassVar[type[TokenManifest]] = TokenManifest
+    """The form that the manifest is read in."""
 
-    @classmethod
-    def open(cls, path: Path) -> "TokenFolder":
+    def __init__(self, path: Path) -> None:
         """Read the manifest and check every file's size and every index header, but no tokens.
 
-        Raises:
-            DataError: The folder or one of its files is missing, has another format, or does not
-                have the size that the manifest states.
+        Raises DataError where the folder or a file is missing, has another format, or is not as
+        large as the manifest states.
         """
-        manifest, manifest_digest = _read_manifest(path)
-        for name, entry in files_of(manifest):
+        self.path = path
+        self.manifest, self.manifest_digest = self._read_manifest()
+        """The manifest, and its SHA-256, which checkpoints of earlier versions recorded."""
+        self.vocab_size = self.manifest.vocab_size
+        self.checksums = BlockChecksums()  # which the reading of a split heeds, once taken
+        for name, entry in files_of(self.manifest):
             _check_size(path / name, entry.bytes)
-        for split in manifest.splits.values():
+        for split in self.manifest.splits.values():
             for shard in split.shards:
-                _check_index(path, shard, np.dtype(manifest.dtype))
+                _check_index(path, shard, np.dtype(self.manifest.dtype))
             if split.tokens != sum(shard.tokens for shard in split.shards):
-                raise DataError(f"{path / MANIFEST_NAME}: totals and shards disagree{_REMEDY}")
-        return cls(path, manifest, manifest_digest)
+                raise refuse(path / MANIFEST_NAME, "totals and shards disagree")
+
+    def _read_manifest(self) -> tuple[TokenManifest, str]:
+        file = self.path / MANIFEST_NAME
+        try:
+            content = read_small(file, 2 * MANIFEST_BYTES)  # 400,000 sources
+            # From objects: of JSON, each error would hold a copy of the whole.
+            manifest = self.manifest_type.model_validate(from_json(content))
+        except OSError as error:
+            other = f"not a token folder ({MANIFEST_NAME}: {error.strerror})"
+            raise refuse(self.path, other if self.path.exists() else "no such folder") from error
+        except ValueError as error:
+            problem = f"not a manifest of {FORMAT} version {VERSION}: {first_problem(error)}"
+            raise refuse(file, problem) from error
+        return manifest, hashlib.sha256(content).hexdigest()
 
     @property
     def digest(self) -> str:
@@ -246,11 +153,13 @@ class TokenFolder:
 
     def split(self, name: SplitName) -> TokenStream:
         """Return the ids of one split; an empty split has `num_tokens` 0."""
-        split = self.manifest.splits[name]
-        return TokenStream(self.path, split, self.manifest.dtype, self.vocab_size)
+        return TokenStream(self.path, self.manifest.splits[name], self.manifest, self.checksums)
 
 
-_REMEDY = "; copy the token folder again, or prepare it with `python -m data_prep build`"
+def refuse(path: Path, problem: str) -> DataError:
+    """Return the error for a token folder, or a file of it, that is not as it should be."""
+    remedy = "copy the token folder again, or prepare it with `python -m data_prep build`"
+    return DataError(f"{path}: {problem}; {remedy}")
 
 
 def files_of(manifest: TokenManifest) -> Iterator[tuple[str, FileEntry]]:
@@ -262,30 +171,16 @@ def files_of(manifest: TokenManifest) -> Iterator[tuple[str, FileEntry]]:
             yield shard.name + ".idx", shard.idx
 
 
-def _read_manifest(path: Path) -> tuple[TokenManifest, str]:
-    try:
-        content = (path / MANIFEST_NAME).read_bytes()
-        return TokenManifest.model_validate_json(content), hashlib.sha256(content).hexdigest()
-    except OSError as error:
-        other = f"not a token folder ({MANIFEST_NAME}: {error.strerror})"
-        what = other if path.exists() else "no such folder"
-        raise DataError(f"{path}: {what}{_REMEDY}") from error
-    except ValidationError as error:
-        raise DataError(
-            f"{path / MANIFEST_NAME}: not a manifest of {FORMAT} version {VERSION}: "
-            f"{first_problem(error)}{_REMEDY}"
-        ) from error
-
-
 def _check_index(folder: Path, shard: ShardEntry, dtype: np.dtype[Any]) -> None:
     prefix = folder / shard.name
     found, documents = read_index(prefix.with_suffix(".idx"))
     stated = (dtype, shard.documents, shard.tokens * dtype.itemsize)
     if stated != (found, documents, shard.bin.bytes):
-        raise DataError(
-            f"{prefix}: index, shard and manifest disagree: {documents} documents of {found} and "
+        raise refuse(
+            prefix,
+            f"index, shard and manifest disagree: {documents} documents of {found} and "
             f"{shard.bin.bytes} bytes, but the manifest states {shard.documents} documents of "
-            f"{dtype} and {shard.tokens} tokens{_REMEDY}"
+            f"{dtype} and {shard.tokens} tokens",
         )
 
 
@@ -293,6 +188,8 @@ def _check_size(file: Path, expected: int) -> None:
     try:
         found = file.stat().st_size
     except OSError as error:
-        raise DataError(f"{file}: missing ({error.strerror}){_REMEDY}") from error
+        raise refuse(file, f"missing ({error.strerror})") from error
+    if not file.is_file():
+        raise refuse(file, "not a file")
     if found != expected:
-        raise DataError(f"{file}: {found} bytes instead of {expected}{_REMEDY}")
+        raise refuse(file, f"{found} bytes instead of {expected}")

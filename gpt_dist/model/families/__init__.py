@@ -1,23 +1,21 @@
 """The model families: one file an architecture; `model.family` names one of them."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from gpt_dist.config import ModelConfig
 from gpt_dist.errors import ConfigError
-from gpt_dist.model.families.gpt2 import GPT_2
-from gpt_dist.model.families.llama import LLAMA
-from gpt_dist.model.families.openai_gpt import OPENAI_GPT
 from gpt_dist.model.family import Family
 
-FAMILIES: dict[str, Family] = {"openai_gpt": OPENAI_GPT, "gpt2": GPT_2, "llama": LLAMA}
-"""Every family by its name in the configuration."""
+FAMILIES: dict[str, Family] = {
+    name: import_module(f"{__name__}.{name}").FAMILY for _, name, _ in iter_modules(__path__)
+}
+"""The `FAMILY` of every file beside this one, by the file's name."""
 
 
 def family_of(config: ModelConfig) -> Family:
     """Return the family that a configuration names; ConfigError if a key or size does not fit."""
-    family = FAMILIES.get(config.family)
-    if family is None:
-        raise ConfigError(
-            f"model.family: {config.family!r} is unknown; choose one of {', '.join(FAMILIES)}"
-        )
+    family = FAMILIES[config.family]
     for key in (key for other in FAMILIES.values() for key in other.keys):
         value = getattr(config, key)
         if value is not None and key not in family.keys:

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.families import openai_gpt
-from gpt_dist.model.families.openai_gpt import NORM_EPSILON, OPENAI_GPT
-from gpt_dist.model.layers import INIT_STD, Block, Group
+from gpt_dist.model.families.openai_gpt import FAMILY as OPENAI_GPT
+from gpt_dist.model.families.openai_gpt import NORM_EPSILON
+from gpt_dist.model.layers import INIT_STD, Block
+from gpt_dist.model.regions import Group
 
 
 def make_block(config: ResolvedModelConfig, group: Group) -> Block:
@@ -18,7 +20,7 @@ def make_block(config: ResolvedModelConfig, group: Group) -> Block:
     return openai_gpt.make_block(config, group, norm_first=True, output_std=output_std)
 
 
-GPT_2 = replace(
+FAMILY = replace(
     OPENAI_GPT,
     block=make_block,
     final_norm=openai_gpt.make_norm,

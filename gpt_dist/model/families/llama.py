@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gpt_dist.config import ModelConfig, ResolvedModelConfig
 from gpt_dist.model.family import Family, Values, grouped_projections, same
-from gpt_dist.model.layers import Attention, Block, ColumnParallel, Group, Rotation, RowParallel
+from gpt_dist.model.layers import Attention, Block, ColumnParallel, Rotation, RowParallel
+from gpt_dist.model.regions import Group
 
 
 def complete(config: ModelConfig) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def flatten(values: Values) -> Values:
     return {**values, **{key: nested[key] for key in ("rope_theta", "rope_type") if key in nested}}
 
 
-LLAMA = Family(
+FAMILY = Family(
     block=make_block,
     final_norm=make_norm,
     rotation=make_rotation,
@@ -92,6 +93,7 @@ LLAMA = Family(
         "final_norm": "model.norm",
         "head": "lm_head",
     },
+    buffers=("rotary_emb.inv_freq",),
     fused=grouped_projections,
     in_block=same,
     keys={

@@ -4,7 +4,8 @@ from torch import nn
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.family import Family, fused_thirds, transposed
-from gpt_dist.model.layers import INIT_STD, Attention, Block, FeedForward, Group
+from gpt_dist.model.layers import INIT_STD, Attention, Block, FeedForward
+from gpt_dist.model.regions import Group
 
 NORM_EPSILON = 1e-5
 
@@ -31,7 +32,7 @@ def make_block(
     )
 
 
-OPENAI_GPT = Family(
+FAMILY = Family(
     block=make_block,
     final_norm=lambda _config: nn.Identity(),  # the last block ends with LayerNorm
     rotation=None,
@@ -49,6 +50,8 @@ OPENAI_GPT = Family(
         "feed_forward.projection": "mlp.c_proj",
         "feed_forward_norm": "ln_2",
     },
+    other_heads=(*Family.other_heads, "multiple_choice_head."),
+    buffers=("attn.bias", "masked_bias", "position_ids"),
     fused=fused_thirds,
     in_block=transposed,
     keys={

@@ -1,0 +1,1 @@
+"""Parts of `plan.py`: the legal layouts, their order, the printed plan."""

@@ -1,0 +1,260 @@
+"""Start a command that trains, and start it again after a failure, until the run is complete.
+
+The run goes on from its newest whole checkpoint. COMMAND is that of any launcher. SIGTERM, SIGUSR1
+and Ctrl-C make the run save and end. Exit status: 0 complete, 75 interrupted and saved (the same
+command goes on), 2 refused, 1 failed.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from gpt_dist import command
+from gpt_dist.errors import USER_ERROR, ConfigError, GptDistError, LaunchError
+from gpt_dist.files.folders import write_result
+from gpt_dist.train.status import lock, read_status
+from supervision.commands import Command, check_safe, parse_command, resize, resuming
+from supervision.hosts import choose_hosts, read_hostfile
+from supervision.log import Log
+from supervision.processes import Processes, adopt_orphans
+from supervision.verdict import Verdict, judge
+
+EXAMPLE = (
+    "python launch/supervise.py -- deepspeed --num_gpus 2 launch/pretrain.py "
+    "configs/pretrain/tiny.yaml data.path=tokens"
+)
+EXIT_STATUS = {
+    "complete": 0,
+    "interrupted": command.RESUMABLE,
+    "refused": USER_ERROR,
+    "failed": 1,
+}
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+POLL_SECONDS = 0.1
+LONGEST_DELAY = 300.0
+STEP = "step-" + "[0-9]" * 8
+
+
+def parse() -> tuple[argparse.Namespace, Command]:
+    parser = command.argument_parser(__doc__ or "", EXAMPLE)
+    parser.usage = "%(prog)s [options] -- COMMAND ..."
+    parser.add_argument(
+        "--max-restarts",
+        type=_whole,
+        default=3,
+        metavar="N",
+        help="restarts in a row that make no checkpoint, after which it gives up (default 3)",
+    )
+    parser.add_argument(
+        "--hostfile",
+        type=Path,
+        metavar="FILE",
+        help="hosts that may be used, in lines `node1 slots=8`; read again before each start, "
+        "which takes the largest number of processes that the configuration allows",
+    )
+    seconds = command.temperature  # a finite number of 0 or more
+    parser.add_argument(
+        "--back-off",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="wait before the first restart, doubled for each further one that makes no "
+        f"checkpoint, up to {LONGEST_DELAY:.0f} (default 5)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="time that processes have to save and end before they are killed (default 300)",
+    )
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, words = parser.parse_args(sys.argv[1:place]), sys.argv[place + 1 :]
+    if not words:
+        parser.error("give the command that trains after --")
+    return arguments, parse_command(words)
+
+
+def _whole(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a whole number of 0 or more")
+
+
+@dataclass
+class Starts:
+    """The words of each start of a command, for the hosts that there are then."""
+
+    command: Command
+    hostfile: Path | None
+    _first_host: str | None = None
+    """Host of rank 0 in the first start."""
+
+    def next(self, made_checkpoints: bool) -> tuple[list[str], dict[str, int]]:
+        """Return the words, and the processes by host where there is a hostfile to write.
+
+        Raises LaunchError or ConfigError where no start is possible or a launcher would run
+        something as code.
+        """
+        words, hosts = list(self.command.words), {}
+        if self.hostfile:
+            hosts = choose_hosts(self.command.config, read_hostfile(self.hostfile), self.hostfile)
+            first = next(iter(hosts))
+            self._first_host = self._first_host or first
+            words = resize(self.command, hosts, self.written, first != self._first_host)
+        check_safe(words, hosts or None)
+        return resuming(words, self.command.config, made_checkpoints), hosts
+
+    @property
+    def written(self) -> Path:
+        """The hostfile for the launcher."""
+        return self.command.directory / "hostfile"
+
+
+@dataclass
+class Supervisor:
+    """Starts one run until it ends."""
+
+    starts: Starts
+    log: Log
+    max_restarts: int
+    back_off: float
+    grace: float
+    _signal: signal.Signals | None = None
+    _seen: set[Path] = field(default_factory=set)
+    """Checkpoints that there have been."""
+    _made: bool = False
+    """True once a start has made a checkpoint."""
+
+    def note(self, number: int, _: object) -> None:
+        """Note the first signal; the loops act on it."""
+        self._signal = self._signal or signal.Signals(number)
+
+    @property
+    def _directory(self) -> Path:
+        return self.starts.command.directory
+
+    def run(self) -> str:
+        """Start the run until it is complete, interrupted, refused or given up: its state."""
+        self._find_new()
+        restarts = 0
+        for number in count(1):
+            try:
+                verdict = self._start(number)
+            except LaunchError as error:
+                self.log.say(f"given up: {error}")
+                return "failed"
+            self.log.say(f"start {number} {verdict.state}: {verdict.why}")
+            if verdict.is_final:
+                return verdict.state
+            if self._find_new():
+                self._made, restarts = True, 0
+            if self._signal:
+                break
+            if restarts == self.max_restarts:
+                self.log.say(f"given up after {restarts} restart(s) without a new checkpoint")
+                break
+            restarts += 1
+            if self._wait(min(self.back_off * 2 ** (restarts - 1), LONGEST_DELAY)):
+                return "interrupted"
+        return "failed"
+
+    def _start(self, number: int) -> Verdict:
+        """Start the command once, and return how it ended, when no process is left.
+
+        Raises LaunchError where one is left, and cannot be ended from here.
+        """
+        before = read_status(self._directory)
+        try:
+            lock(self._directory).close()
+            words = self._prepare()
+            newest = max(self._directory.glob(f"checkpoints/{STEP}"), default=None)
+            origin = f"from {newest.name}" if newest else "without a checkpoint"
+            self.log.say(f"start {number} {origin}: {shlex.join(words)}")
+            processes = Processes(words, self.starts.command.launcher, self.starts.command.script)
+        except GptDistError as error:
+            return Verdict("refused" if number == 1 else "failed", str(error))
+        exit_status = self._supervise(processes)
+        told = processes.end(self.grace, self.log.say)
+        self._wait_for_other_hosts()
+        stopped = self._signal is not None
+        return judge(before, read_status(self._directory), exit_status, stopped, told)
+
+    def _prepare(self) -> list[str]:
+        """Return the words of the next start, with its hostfile written."""
+        words, hosts = self.starts.next(self._made)
+        if hosts:
+            lines = [f"{host} slots={slots}\n" for host, slots in hosts.items()]
+            write_result(self.starts.written, "".join(lines))
+            names = ", ".join(hosts)
+            self.log.say(f"{sum(hosts.values())} processes on {names} ({self.starts.hostfile})")
+        return words
+
+    def _supervise(self, processes: Processes) -> int:
+        """Return the launcher's exit status; on a signal, have the run save and end meanwhile."""
+        told = 0.0
+        while (exit_status := processes.exit_status) is None:
+            if self._signal:
+                if not told:
+                    told = time.monotonic()
+                    self.log.say(f"{self._signal.name}: the run is told to save and end")
+                processes.interrupt()
+                if time.monotonic() - told > self.grace:
+                    self.log.say(f"it has not ended within {self.grace:.0f} s: killed")
+                    processes.kill()
+            time.sleep(POLL_SECONDS)
+        return exit_status
+
+    def _wait_for_other_hosts(self) -> None:
+        """Wait for a reporting process on another host, which holds the lock of the run."""
+        deadline = time.monotonic() + self.grace
+        while True:
+            try:
+                return lock(self._directory).close()
+            except ConfigError as error:
+                if time.monotonic() > deadline:
+                    status = read_status(self._directory)
+                    which = f"process {status.process} on {status.host}" if status else "a process"
+                    raise LaunchError(f"{which} does not end: {error}") from None
+            time.sleep(POLL_SECONDS)
+
+    def _find_new(self) -> bool:
+        """Return whether there are checkpoints that have not been seen yet."""
+        found = {*self._directory.glob(f"checkpoints/{STEP}")}
+        found |= {*self._directory.glob(f"seed-*/checkpoints/{STEP}")}
+        new = found - self._seen
+        self._seen |= new
+        return bool(new)
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait before a restart, and return whether a signal has come."""
+        self.log.say(f"starting again in {seconds:.0f} s")
+        deadline = time.monotonic() + seconds
+        while not self._signal and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if self._signal:
+            self.log.say(f"{self._signal.name}: not started again")
+        return self._signal is not None
+
+
+def main(given: tuple[argparse.Namespace, Command]) -> None:
+    arguments, supervised = given
+    starts = Starts(supervised, arguments.hostfile)
+    starts.next(made_checkpoints=False)  # refuses what it can before it makes the directory
+    log = Log(supervised.directory)
+    supervisor = Supervisor(
+        starts, log, arguments.max_restarts, arguments.back_off, arguments.grace
+    )
+    for number in SIGNALS:
+        signal.signal(number, supervisor.note)
+    adopt_orphans()
+    sys.exit(EXIT_STATUS[supervisor.run()])
+
+
+if __name__ == "__main__":
+    command.run(parse, main)

@@ -1,0 +1,1 @@
+"""Parts of the supervisor: commands and their size, hosts, processes, the decision."""
