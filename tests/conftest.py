@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import cluster
 from tests.hosts import hosts
 from tests.process_group import ProcessGroup
 
-__all__ = ["hosts"]
+__all__ = ["cluster", "hosts"]
 
 # As for the commands, which have their parts there; last, so that nothing installed is hidden.
 sys.path.append(str(Path("launch").resolve()))

@@ -5,8 +5,11 @@ vocabulary; `/tp` where a dimension is split over the tensor-parallel group.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -152,11 +155,22 @@ class TokenEmbedding(VocabParallelEmbedding):
         return ReduceScatter.apply(found, None, self.group)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Give the parameters of modules that are made in the context no memory and no values.
+
+    Drawing values on torch's device for this would load torch's compiler, which takes two seconds.
+    """
+    with torch.device("meta"), patch.object(nn.init, "normal_", lambda tensor, **_: tensor):
+        yield
+
+
 def _settings(group: Group, std: float) -> dict[str, Any]:
     """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
     config = ModelParallelConfig(
         tensor_model_parallel_size=group.size(),
         use_cpu_initialization=True,
+        perform_initialization=torch.get_default_device().type != "meta",
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),
     )
     return {"config": config, "init_method": partial(nn.init.normal_, std=std), "tp_group": group}

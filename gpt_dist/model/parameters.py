@@ -14,7 +14,7 @@ from gpt_dist.files.tensor_file import Shape
 from gpt_dist.model.decoder import GPT
 from gpt_dist.model.families import family_of
 from gpt_dist.model.family import TOKEN_MODULES, Stored
-from gpt_dist.model.layers import INIT_STD
+from gpt_dist.model.layers import INIT_STD, without_memory
 from gpt_dist.model.regions import SingleProcess
 
 
@@ -41,7 +41,7 @@ def parameter_table(config: ResolvedModelConfig) -> dict[str, ParameterSpec]:
     The model is built without memory for its weights, in milliseconds a block.
     """
     stored = family_of(config).stored
-    with torch.device("meta"):
+    with without_memory():
         model = GPT(config, SingleProcess())
     return {
         name: ParameterSpec(tuple(parameter.shape), stored(name, config))
@@ -103,7 +103,7 @@ def load_model(
     tensors: Mapping[str, Tensor], config: ResolvedModelConfig, group: ProcessGroup
 ) -> GPT:
     """Return a model with these full tensors, each process of the group holding its slice."""
-    with torch.device("meta"):  # no initial weights are drawn, which would take seconds
+    with without_memory():
         model = GPT(config, group)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gpt_dist.config import ResolvedModelConfig
 from gpt_dist.model.decoder import GPT
+from gpt_dist.model.layers import without_memory
 from gpt_dist.model.regions import SingleProcess
 
 _SEQUENCES = 4
@@ -31,7 +32,7 @@ def probe_loss(read: Callable[[str], Tensor], config: ResolvedModelConfig) -> fl
     `read` gives a full tensor by name; the model holds the parameters of one layer at a time.
     """
     inputs, labels = probe_tokens(config)
-    with torch.device("meta"):
+    with without_memory():
         model = GPT(config, SingleProcess()).eval()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():

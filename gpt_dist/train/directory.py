@@ -1,21 +1,27 @@
 """The directory of a run: writable, and used by one run at a time."""
 
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from uuid import uuid4
 
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.errors import ConfigError
 from gpt_dist.rendezvous import Launch, open_store
-from gpt_dist.topology import Topology, connect, disconnect, form_groups
+from gpt_dist.topology import Topology, connect, disconnect, form_groups, gather, together
 from gpt_dist.train.ledger import LEDGER_NAME
 from gpt_dist.train.status import Status, lock, record_end
 from gpt_dist.watchdog import Progress, Watchdog
+
+CACHE_SECONDS = 5.0
+"""How long a host may take to see what another has written; NFS keeps what it knows of a folder."""
 
 
 def check_writable(directory: Path) -> None:
@@ -44,8 +50,41 @@ def train_alone(config: ResolvedConfig, launch: Launch, train: Callable[[Topolog
         with Watchdog(launch, store, seconds, directory / "logs", progress, record):
             device = connect(launch, store)
             topology = form_groups(launch, device, config.parallel.tensor_parallel_size)
+            check_shared(directory, topology.launch)
             train(replace(topology, progress=progress))
             disconnect()
+
+
+def check_shared(directory: Path, launch: Launch) -> None:
+    """Raise ConfigError, on every process, where hosts have directories of their own; collective.
+
+    Each process writes a part of a checkpoint, and rank 0 publishes the whole.
+    """
+    if launch.local_world_size == launch.world_size:
+        return
+    checkpoints = directory / "checkpoints"
+    mark, text = (checkpoints if checkpoints.is_dir() else directory) / ".shared", uuid4().hex
+    mark, text, host = gather((mark, text, socket.gethostname()))[0]
+    together(lambda: None if launch.rank else mark.write_text(text))
+    together(lambda: _look_for(mark, text, host))
+    if launch.rank == 0:
+        mark.unlink(missing_ok=True)
+
+
+def _look_for(mark: Path, text: str, host: str) -> None:
+    """Wait until a file has a text that another host wrote; ConfigError if it never has."""
+    deadline = time.monotonic() + CACHE_SECONDS
+    while True:
+        with suppress(FileNotFoundError):
+            if mark.read_text() == text:
+                return
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"run.directory: {socket.gethostname()} does not see what {host} writes to "
+                f"{mark.parent}; each host writes a part of every checkpoint, so choose a "
+                "directory that all hosts share"
+            )
+        time.sleep(0.1)
 
 
 def set_aside_earlier_run(directory: Path) -> None:

@@ -145,9 +145,8 @@ def test_llama_goes_on_in_another_layout(process_group, token_folder, tmp_path, 
     ],
 )
 def test_sizes_that_a_family_cannot_have_are_refused(overrides, problem):
-    config = load_config(Path("configs/pretrain/tiny.yaml"), overrides)
     with pytest.raises(ConfigError, match=problem):
-        family_of(config.model)
+        family_of(load_config(Path("configs/pretrain/tiny.yaml"), overrides).model)
 
 
 def test_fewer_key_value_heads_than_tensor_parallel_processes_are_refused():
