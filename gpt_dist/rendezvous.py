@@ -6,10 +6,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -26,6 +29,9 @@ TIMEOUT = timedelta(minutes=10)
 PATIENCE = 10.0
 """Seconds of waiting at the start after which a process says for whom, and looks for its launcher
 and the other processes of its host."""
+
+ANSWER_SECONDS = 20.0
+"""Seconds in which rank 0 answers once it listens."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -100,7 +106,9 @@ def _remote_starters(node_launcher: psutil.Process) -> list[psutil.Process]:
     """Return pdsh and the `deepspeed` command that started a host's launcher, if they run here."""
     words = {word for word in node_launcher.cmdline() if word.startswith(("--world_", "--master_"))}
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "pdsh" and words <= set(process.info["cmdline"] or ()):
+        if str(process.info["name"]).startswith("pdsh") and words <= set(
+            process.info["cmdline"] or ()
+        ):
             above = process.parent()
             return [process, above] if above and "deepspeed" in str(above.cmdline()) else [process]
     return []
@@ -143,7 +151,8 @@ def open_store(launch: Launch) -> "Store":
     wait = _waiter(launch, f"{address}:{port}")
     try:
         own = _reach(address, port, wait)
-        shared = TCPStore(
+        connect = partial(
+            TCPStore,
             address,
             port,
             is_master=listener is not None,
@@ -151,6 +160,7 @@ def open_store(launch: Launch) -> "Store":
             wait_for_workers=False,
             master_listen_fd=listener.detach() if listener else None,
         )
+        shared = _answer(connect, wait)
         store = PrefixStore(_meet(shared, launch, wait), shared)
         store.set(f"address/{launch.rank}", own)
         addresses = store.multi_get([f"address/{rank}" for rank in range(launch.world_size)])
@@ -251,6 +261,30 @@ def _reach(address: str, port: int, wait: Callable[[str], None]) -> str:
         except OSError as error:
             reason = error.strerror or str(error)
         wait(f"rank 0 ({reason})")
+
+
+def _answer(connect: Callable[[], "Store"], wait: Callable[[str], None]) -> "Store":
+    """Return the store of rank 0; TimeoutError where what listens there does not answer as one.
+
+    torch itself would wait for such a program's answer for ever.
+    """
+    found: Future[Store] = Future()
+
+    def try_to() -> None:
+        try:
+            found.set_result(connect())
+        except RuntimeError as error:
+            found.set_exception(error)
+
+    thread = Thread(target=try_to, daemon=True)
+    thread.start()
+    thread.join(1)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while not found.done():
+        if time.monotonic() > deadline:
+            raise TimeoutError("what listens there is not rank 0 of this run; choose another port")
+        wait("an answer of rank 0")
+    return found.result()
 
 
 def _meet(store: "Store", launch: Launch, wait: Callable[[str], None]) -> str:

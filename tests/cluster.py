@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ PidFile none
 PermitRootLogin prohibit-password
 StrictModes no
 UsePAM no
-SetEnv PATH={path} CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
+SetEnv PATH={path} TMPDIR={scratch} CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 """
 SSH = """Host *
     IdentityFile /etc/ssh/user_key
@@ -45,6 +46,8 @@ class SshHost:
 
     host: Host
     first: psutil.Process
+    scratch: Path
+    """Folder of temporary files, which Open MPI names after processes' numbers on their hosts."""
 
     @property
     def name(self) -> str:
@@ -59,6 +62,7 @@ class SshHost:
         enter = ["nsenter", "--target", str(self.first.pid), "--mount", "--uts", "--net", "--pid"]
         environment = os.environ | {
             "PATH": PATH,
+            "TMPDIR": str(self.scratch),
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -136,30 +140,28 @@ def cluster(hosts: list[Host], tmp_path: Path) -> Iterator[list[SshHost]]:
     public = (keys / "host_key.pub").read_text()
     known = [name for host in hosts for name in (host.name, host.address)]
     (keys / "known_hosts").write_text(f"{','.join(known)} {public}")
-    (keys / "sshd_config").write_text(SSHD.format(path=PATH))
     (keys / "ssh_config").write_text(SSH)
     Path("/run/sshd").mkdir(exist_ok=True)
-    servers = []
-    for host in hosts:
-        folder = Path("/etc/netns") / host.namespace
-        shutil.copytree(keys, folder / "ssh")
-        (folder / "passwd").write_text(_users(tmp_path))
-        server = ["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/sshd_config"]
-        first = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *server]
-        servers.append(host.start(first, tmp_path / f"sshd-{host.name}.txt"))
-    try:
-        yield [
-            SshHost(host, _first_process(server.pid, tmp_path / f"sshd-{host.name}.txt"))
-            for host, server in zip(hosts, servers, strict=True)
-        ]
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
+    with ExitStack() as undo:
+        found = []
+        for host in hosts:
+            console, scratch = tmp_path / f"sshd-{host.name}.txt", tmp_path / f"tmp-{host.name}"
+            scratch.mkdir()
+            folder = Path("/etc/netns") / host.namespace
+            shutil.copytree(keys, folder / "ssh")
+            (folder / "ssh/sshd_config").write_text(SSHD.format(path=PATH, scratch=scratch))
+            (folder / "passwd").write_text(_users(tmp_path))
+            server = ["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/sshd_config"]
+            own_processes = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            started = host.start([*own_processes, *server], console)
+            undo.callback(started.wait)
+            undo.callback(started.kill)
+            found.append(SshHost(host, _first_process(started.pid, console), scratch))
+        yield found
 
 
 def _users(home: Path) -> str:
-    """Return /etc/passwd with another home and a plain shell for root, which read no one's files."""
+    """Return /etc/passwd with another home and a plain shell for root."""
     lines = Path("/etc/passwd").read_text().splitlines(keepends=True)
     return f"root:x:0:0:root:{home}:/bin/sh\n" + "".join(x for x in lines if x[:5] != "root:")
 

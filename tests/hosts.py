@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,8 @@ class Host:
     def kill_all(self) -> None:
         """End all processes of the host at once, as a loss of power does."""
         for pid in ip(f"netns pids {self.namespace}").split():
-            os.kill(int(pid), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # which ended with another
+                os.kill(int(pid), signal.SIGKILL)
 
     def set_link(self, state: str) -> None:
         """Take the cable out ("down") or put it back ("up")."""

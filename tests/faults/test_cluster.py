@@ -133,7 +133,7 @@ def test_a_killed_launcher_leaves_no_process(launcher, killed, cluster, settings
     run = Run(launcher, cluster, tmp_path / "run", [*settings, *ENDLESS])
     run.wait_for_step()
     if killed == "pdsh":
-        next(one for one in cluster[0].processes if one.name() == "pdsh").kill()
+        next(one for one in cluster[0].processes if "pdsh" in one.name()).kill()
     else:
         run.launchers[0].kill()
     run.wait(60)
@@ -150,8 +150,11 @@ def test_a_host_that_loses_power_ends_the_others(launcher, cluster, settings, tm
     run.wait_for_step(50)
     cluster[1].lose_power()
     run.wait(120, cluster[:1])
-    assert any(re.match("error: rank 1 on node2: no answer", one) for one in run.errors), run.errors
-    assert read_status(run.directory).state == "failed"
+    if launcher == "mpirun":  # which notices before our processes, and ends them
+        assert re.search(r"Remote host: +node2", run.console), run.console
+    else:
+        assert "error: rank 1 on node2: no answer" in run.console
+        assert read_status(run.directory).state == "failed"
     last = 20 * (run.saved // 20 + 1)
     settings += [f"training.max_steps={last}", "schedule.decay_steps=100000"]
     for directory in (run.directory, tmp_path / "whole"):
@@ -181,25 +184,26 @@ def test_directories_of_the_hosts_own_are_refused(launcher, cluster, settings, t
     assert not steps(run.directory / "checkpoints")
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_a_busy_port_ends_all(launcher, cluster, settings, tmp_path):
-    server = f"import socket, time; socket.create_server(('', {PORT})); time.sleep(1000)"
-    server = server.replace("socket.create_server", "kept = socket.create_server")
+def test_a_busy_port_ends_all(cluster, settings, tmp_path):
+    """Another program listens where rank 0 should, and does not answer."""
+    server = f"import socket, time; one = socket.create_server(('', {PORT})); time.sleep(1000)"
     busy = cluster[0].start([sys.executable, "-c", server], tmp_path / "server.txt")
     time.sleep(1)
-    run = Run(launcher, cluster, tmp_path / "run", settings)
-    deadline = time.monotonic() + 60
+    run = Run("deepspeed", cluster, tmp_path / "run", settings)
+    deadline = time.monotonic() + 45
     while [one for host in cluster for one in host.processes if one != busy]:
         assert time.monotonic() < deadline, run.console
         time.sleep(0.1)
-    assert str(PORT) in run.console
+    assert any(f"rank 0 cannot listen on port {PORT}" in error for error in run.errors)
+    assert any("what listens there is not rank 0" in error for error in run.errors)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_sigterm_to_the_launcher(launcher, cluster, settings, tmp_path):
+def test_a_signal_to_the_launcher_saves(launcher, cluster, settings, tmp_path):
     run = Run(launcher, cluster, tmp_path / "run", [*settings, *ENDLESS])
     run.wait_for_step()
     for process in run.launchers:
-        process.send_signal(signal.SIGTERM)
+        # mpirun kills half a second after SIGTERM, whatever its parameters.
+        process.send_signal(signal.SIGUSR1 if launcher == "mpirun" else signal.SIGTERM)
     run.wait(60)
     assert run.saved >= STEP, run.console
