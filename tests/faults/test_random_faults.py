@@ -86,7 +86,7 @@ class Disturbed:
         self.wait_until(is_made)
 
     def disturb(self) -> str:
-        """Have a random fault meet the run, and return its name once the supervisor starts again."""
+        """Have a random fault meet the run; return its name once the supervisor starts again."""
         starts = self.log.count(" from step-")
         fault = self.rng.choice(FAULTS)
         fault(self)
