@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ import pytest
 
 from tests.launching import BIN, free_port
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol", "scancel")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "sinfo", "scontrol", "scancel")
 DAEMONS = ("munged", "slurmctld", "slurmscriptd", "slurmd")
 CPUS = 2
 
@@ -75,7 +74,7 @@ class Slurm:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=180,
             check=False,
         )
 
@@ -117,7 +116,7 @@ def slurm() -> Iterator[Slurm]:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
         cluster = Slurm(folder)
         _configure(folder)
-        _start(undo, cluster, "munged", "--foreground", "--force", *_munge_options(folder))
+        _start(undo, cluster, "munged", "--foreground", "--force", *_munge_files(folder))
         _wait(cluster, (folder / "munge.socket").exists)
         _start(undo, cluster, "slurmctld", "-D")
         _start(undo, cluster, "slurmd", "-D")
@@ -139,13 +138,10 @@ def _configure(folder: Path) -> None:
     (folder / "munge.key").chmod(0o600)
 
 
-def _munge_options(folder: Path) -> list[str]:
-    files = {"key": "munge.key", "socket": "munge.socket", "pid": "munge.pid", "seed": "munge.seed"}
-    named = [
-        f"--{option}={folder / name}" if option == "socket" else f"--{option}-file={folder / name}"
-        for option, name in files.items()
-    ]
-    return [*named, f"--log-file={folder}/munged.log"]
+def _munge_files(folder: Path) -> list[str]:
+    files = {f"--{kind}-file": folder / f"munge.{kind}" for kind in ("key", "pid", "seed", "log")}
+    files["--socket"] = folder / "munge.socket"
+    return [f"{option}={path}" for option, path in files.items()]
 
 
 def _start(undo: ExitStack, cluster: Slurm, *words: str) -> None:
@@ -158,7 +154,7 @@ def _start(undo: ExitStack, cluster: Slurm, *words: str) -> None:
 
 
 def _end(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.send_signal(signal.SIGTERM)
+    daemon.terminate()
     try:
         daemon.wait(10)
     except subprocess.TimeoutExpired:
