@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import slurm
+
+__all__ = ["slurm"]
+
 
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes_validate import ValidationError, latest_version, validate
 from ruamel.yaml import YAML
 
 from gpt_dist.command import RESUMABLE, USER_ERROR
@@ -15,6 +16,7 @@ from gpt_dist.config.file import load_config
 from gpt_dist.rendezvous import discover_launch
 
 FOLDER = Path("launch/cluster")
+OLDEST_KUBERNETES = "1.31"
 SCRIPTS = sorted({*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")})
 
 
@@ -47,6 +49,32 @@ def objects() -> dict[str, Any]:
     """The Kubernetes objects by kind."""
     text = (FOLDER / "kubernetes.yaml").read_text()
     return {one["kind"]: one for one in YAML(typ="safe").load_all(text)}
+
+
+@pytest.mark.parametrize("version", [OLDEST_KUBERNETES, latest_version()])
+def test_the_objects_are_those_of_kubernetes(objects, version):
+    """Against the schemas that Kubernetes publishes, which know every key and what is required."""
+    assert f"Kubernetes {OLDEST_KUBERNETES} or later" in (FOLDER / "kubernetes.yaml").read_text()
+    for one in objects.values():
+        assert version.startswith(validate(one, version, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "misspelt"),
+    [
+        (["spec"], "backoffLimit", "backOffLimit"),
+        (["spec", "podFailurePolicy", "rules", 0, "onExitCodes"], "values", "value"),
+        (["spec", "template", "spec", "containers", 0], "volumeMounts", "volumeMount"),
+    ],
+)
+def test_a_misspelt_key_of_the_job_is_found(objects, path, key, misspelt):
+    place = objects["Job"]
+    for part in path:
+        place = place[part]
+    place[misspelt] = place.pop(key)
+    with pytest.raises(ValidationError) as found:
+        validate(objects["Job"], OLDEST_KUBERNETES, strict=True)
+    assert list(found.value.absolute_path) == path
 
 
 def test_the_service_and_the_job_fit_together(objects):
