@@ -12,7 +12,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-faults test-gpu check bench bench-layouts bench-checkpoint bench-data install \
+.PHONY: demo test test-faults fault-table test-gpu check bench bench-layouts bench-checkpoint bench-data install \
 	install-bench clean
 
 install: $(INSTALLED)
@@ -73,6 +73,10 @@ check: install
 
 test-faults: install
 	CUDA_VISIBLE_DEVICES= python -m pytest -m faults
+
+# Each row of the table in docs/reliability.md, shown again.
+fault-table: install
+	CUDA_VISIBLE_DEVICES= python -m pytest -m row --fault-table docs/reliability.md
 
 test-gpu: install
 	python -m pytest -m gpu
