@@ -109,6 +109,7 @@ def saved(process_group, token_folder, tmp_path_factory) -> Callable[..., Path]:
     return saved
 
 
+@pytest.mark.row(17, case="24 pairs of layouts")
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_any_layout_opens_any_other_exactly_and_goes_on(
     process_group, token_folder, single, saved, tmp_path, source, target
@@ -197,6 +198,7 @@ def test_a_trained_model_goes_back_to_a_checkpoint(
         assert later < saved - 0.1
 
 
+@pytest.mark.row(18, case="other data and tokenizer")
 def test_other_data_are_refused(process_group, finished, tmp_path):
     directory = shutil.copytree(finished, tmp_path / "run")
     other = tmp_path / "tokens"
@@ -213,6 +215,7 @@ def test_other_data_are_refused(process_group, finished, tmp_path):
     assert read_rows(directory) == read_rows(finished)
 
 
+@pytest.mark.row(18, case="another configuration")
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -102,6 +102,7 @@ def with_fp16(launch: Launch, device: torch.device, overrides: list[str]) -> lis
 ZERO = [(0, "false"), *((stage, offload) for stage in (1, 2, 3) for offload in ("false", "true"))]
 
 
+@pytest.mark.row(15, case="NaN, ZeRO {zero_stage}, tensor parallel {tensor_parallel_size}")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(("zero_stage", "offload"), ZERO)
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
@@ -141,6 +142,7 @@ def poisoned_run(
         return refusal(launch, device, overrides, directory)
 
 
+@pytest.mark.row(16, case="{max_steps} steps")
 @pytest.mark.parametrize(
     ("max_steps", "first", "saved", "message"),
     [

@@ -41,6 +41,7 @@ def truncate(shard: Path) -> None:
         stream.truncate(shard.stat().st_size // 2)
 
 
+@pytest.mark.row(30, case="{damage.__name__}")
 @pytest.mark.parametrize(
     ("damage", "said"), [(flip, "changed since it was hashed"), (truncate, "it ends at byte")]
 )
@@ -65,6 +66,7 @@ def test_a_shard_that_changes_while_training_ends_the_run(token_folder, tmp_path
     assert str(shard) in ranks.console
 
 
+@pytest.mark.row(30, case="a folder above 1 GB, at the start")
 def test_a_flipped_bit_in_a_folder_above_a_gigabyte_is_found(process_group, token_folder, tmp_path):
     """The folder has one more shard, of zeros that take no room on the disk."""
     tokens = shutil.copytree(token_folder, tmp_path / "tokens")
@@ -111,6 +113,7 @@ def fill(path: Path) -> None:
                     stream.write(bytes(size))
 
 
+@pytest.mark.row(29, case="full, the log on it: {log_is_there}")
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
 @pytest.mark.parametrize("log_is_there", [False, True])
 def test_a_full_disk_under_metrics_costs_rows_and_not_the_run(

@@ -36,6 +36,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.row(3, case=f"{KILLS} times at random moments of a save")
 @pytest.mark.parametrize("layout", [["parallel.zero_stage=2"], ["parallel.tensor_parallel_size=2"]])
 def test_a_run_killed_many_times_is_the_undisturbed_one(token_folder, tmp_path, layout):
     settings = [*SETTINGS, *layout, f"data.path={token_folder}"]
@@ -94,7 +95,7 @@ def test_a_run_killed_half_way_is_the_undisturbed_one(
 
 
 @pytest.fixture(scope="module")
-def whole(token_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return the directory of a run of 20 steps that nothing disturbs, by its settings."""
     cache: dict[tuple[str, ...], Path] = {}
 

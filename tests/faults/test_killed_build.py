@@ -80,6 +80,7 @@ def expected(inputs: Path) -> dict[str, bytes]:
     return contents(output)
 
 
+@pytest.mark.row(21, case="{killer.name} at random moments")
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM])
 def test_kills_at_random_moments(
     inputs: Path, expected: dict[str, bytes], tmp_path: Path, killer: signal.Signals
@@ -129,6 +130,7 @@ def kill_one(
     return build.returncode, errors
 
 
+@pytest.mark.row(21, case="kill -9 of a worker")
 def test_a_killed_worker(inputs: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     """The build ends at once and says so, and goes on when it is started again."""
     draws, output, refused = random.Random(1), tmp_path / "tokens", 0
@@ -147,6 +149,7 @@ def test_a_killed_worker(inputs: Path, expected: dict[str, bytes], tmp_path: Pat
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.row(21, case="kill -9 under mpirun")
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 def test_ranks_killed_under_mpirun(
     inputs: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +176,7 @@ def test_ranks_killed_under_mpirun(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("small_disk", ["6m"], indirect=True)
 def test_a_full_disk(inputs: Path, expected: dict[str, bytes], small_disk: Path) -> None:
     arguments = command(inputs, small_disk / "tokens", 2)

@@ -143,6 +143,7 @@ def test_manifest_accounts_for_everything(books: Path, folder: BuiltFolder) -> N
     assert str(ROOT) not in (folder.path / "manifest.json").read_text()
 
 
+@pytest.mark.row(21, case="{workers} workers")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_bytes_do_not_depend_on_the_workers(
     books: Path, folder: BuiltFolder, tmp_path: Path, workers: int
@@ -151,6 +152,7 @@ def test_bytes_do_not_depend_on_the_workers(
     assert contents(other.path) == contents(folder.path)
 
 
+@pytest.mark.row(21, case="mpirun")
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 def test_bytes_do_not_depend_on_mpi(books: Path, folder: BuiltFolder, tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
@@ -222,6 +224,7 @@ def test_tokenizer_encodes_as_its_parts_do(folder: BuiltFolder) -> None:
         assert tokenizer.encode(odd).tolist() == plain.encode(odd.replace("\n", "\n "))
 
 
+@pytest.mark.row(13, case="a shard, by `verify`")
 def test_verify_names_the_damaged_file(folder: BuiltFolder, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder.path, copy)

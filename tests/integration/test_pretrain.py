@@ -252,6 +252,7 @@ def test_a_missing_shard_is_refused_by_name(damaged, suffix):
         refuse(damaged)
 
 
+@pytest.mark.row(12, case="by a start")
 def test_a_truncated_shard_is_refused_by_name(damaged):
     shard = damaged / "train/shard-00000.bin"
     os.truncate(shard, shard.stat().st_size - 2)
@@ -259,6 +260,7 @@ def test_a_truncated_shard_is_refused_by_name(damaged):
         refuse(damaged)
 
 
+@pytest.mark.row(11, case="`run.directory` cannot be made")
 def test_a_run_directory_that_cannot_be_written_is_refused(token_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.directory: cannot write to .*file/run"):

@@ -105,6 +105,7 @@ def assert_connected(first: Future[Store], second: Future[Store]) -> None:
     assert second.result().get("word") == b"heard"
 
 
+@pytest.mark.row(25, case="`MASTER_ADDR` left over")
 def test_one_process_needs_no_address(environment):
     environment.update(MASTER_ADDR="node17.invalid", MASTER_PORT="0")
     store = open_store(Launch("python", 0, 1, 0, 1))
@@ -125,6 +126,7 @@ def test_the_interface_that_the_user_named_stays(environment, join):
     assert environment["GLOO_SOCKET_IFNAME"] == "ib0"
 
 
+@pytest.mark.row(25, case="`RANK` and `WORLD_SIZE` left over")
 @pytest.mark.parametrize(
     ("rank", "absent"), [(0, "1 of 2 processes"), (1, "rank 0 (Connection refused)")]
 )
@@ -158,6 +160,7 @@ def test_waiting_ends_with_an_error(environment, join, monkeypatch, rank):
         join(rank).result()
 
 
+@pytest.mark.row(25, case="the address of another host")
 def test_an_address_of_another_host_is_refused_on_rank_0(environment, join):
     environment["MASTER_ADDR"] = "node17.invalid"
     with pytest.raises(LaunchError, match=r"rank 0 cannot listen on port \d+ of node17\.invalid"):
