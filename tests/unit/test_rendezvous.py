@@ -167,6 +167,26 @@ def test_an_address_of_another_host_is_refused_on_rank_0(environment, join):
         join(0).result()
 
 
+@pytest.mark.row(25, case="an IPv6 address")
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("local_world_size", [1, 2])
+def test_an_ipv6_address(environment, join, local_world_size):
+    environment["MASTER_ADDR"] = "::1"
+    assert_connected(join(0, local_world_size), join(1, local_world_size))
+    assert environment["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+@pytest.mark.row(23, case="a busy port")
+def test_a_busy_port_is_refused_on_rank_0(environment, join, measured):
+    begin = time.monotonic()
+    with (
+        socket.create_server(("127.0.0.1", int(environment["MASTER_PORT"]))),
+        pytest.raises(LaunchError, match=r"cannot listen on port \d+ of 127\.0\.0\.1: Address al"),
+    ):
+        join(0).result()
+    measured("until the error", time.monotonic() - begin)
+
+
 @pytest.mark.parametrize("local_world_size", [1, 2])
 def test_only_a_run_of_one_host_listens_on_the_loopback_address_alone(
     environment, join, local_world_size
