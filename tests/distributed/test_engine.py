@@ -21,7 +21,7 @@ from tests.distributed.test_layouts import SMALL
 
 
 class Poisoned(LanguageModelObjective):
-    """An objective whose loss, or whose gradient of one parameter, is not finite in chosen calls."""
+    """An objective whose loss, or gradient of one parameter, is not finite in chosen calls."""
 
     def __init__(self, model: GPT, poisons: dict[int, str], factor: float = math.nan) -> None:
         super().__init__(model)
