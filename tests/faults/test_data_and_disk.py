@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +152,40 @@ def test_a_full_disk_under_metrics_costs_rows_and_not_the_run(
     expected, found = (saved_tensors(paths(at)[0]) for at in (whole / "checkpoints", other))
     assert all((expected[name] == found[name]).all() for name in expected)
     assert open_whole(paths(other)[0]).manifest.step == 240
+
+
+@pytest.mark.row(29, case="no more writable, in mid-run")
+def test_rows_that_may_no_more_be_written_cost_no_step(token_folder, tmp_path):
+    """What is written to an immutable file fails, though it was opened before."""
+    settings = overrides(token_folder, training__max_steps=240, checkpoint__interval=60)
+    ranks = Ranks(tmp_path, settings)
+    ranks.wait_until(lambda: '"step": 20,' in _text(tmp_path / "metrics.jsonl"))
+    files = [tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()]
+    try:
+        if subprocess.run(["chattr", "+i", *files], capture_output=True, check=False).returncode:
+            pytest.skip("this file system has no immutable files, or only for root")
+        ranks.wait_until(lambda: steps(tmp_path / "checkpoints")[:1] >= [120])
+    finally:
+        subprocess.run(["chattr", "-i", *files], capture_output=True, check=False)
+    assert ranks.wait() == [0, 0], ranks.console
+    assert "Traceback" not in ranks.console
+    for file in files:
+        said = re.findall(rf"{re.escape(str(file))}: (.*)", ranks.console)
+        assert said[0] == "Operation not permitted; its rows are dropped meanwhile"
+        assert re.fullmatch(r"written again; \d+ rows were dropped", said[1])
+    assert steps(tmp_path / "checkpoints")[0] == 240
+
+
+@pytest.mark.row(29, case="a read-only disk under TensorBoard at the start, refused")
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
+def test_a_read_only_disk_under_tensorboard_is_refused(token_folder, tmp_path, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    (tmp_path / "tensorboard").symlink_to(small_disk)
+    ranks = Ranks(tmp_path, overrides(token_folder))
+    assert ranks.wait() == [USER_ERROR] * 2, ranks.console
+    (line,) = re.findall(r"error: .*", ranks.console)
+    assert re.fullmatch(r"error: rank 0: \S+/tensorboard/\S+: Read-only file system", line)
+    assert "Traceback" not in ranks.console
 
 
 def _text(path: Path) -> str:
