@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_a_busy_port_is_said_and_all_end(settings, tmp_path, measured):
     assert status != 0
     (line,) = re.findall(r"^error: .*", console, re.MULTILINE)
     assert line.startswith(f"error: rank 0 cannot listen on port {port} of 127.0.0.1: Address alr")
+
+
+@pytest.mark.row(25, case="left over for plain python: `RANK` {rank} of 2")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_variables_that_are_left_over_are_said(settings, tmp_path, measured, rank):
+    left_over = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    left_over |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *settings]
+    words.append(f"run.directory={tmp_path}")
+    begin = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, *words], env=os.environ | left_over, stderr=subprocess.PIPE, text=True
+    ) as process:
+        said = next((line for line in process.stderr or () if line.startswith("waiting for ")), "")
+        seconds = time.monotonic() - begin
+        process.kill()
+    measured("until the line", seconds)
+    assert seconds < 30
+    assert "if no launcher started this process, unset RANK and WORLD_SIZE" in said
 
 
 @pytest.mark.row(23, case="stale locks of DeepSpeed's builds, offload {offload}")
