@@ -12,8 +12,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-faults test-soak test-gpu check bench bench-layouts bench-checkpoint bench-data install \
-	install-bench clean
+.PHONY: demo test test-faults test-soak fault-table test-gpu check bench bench-layouts \
+	bench-checkpoint bench-data install install-bench clean
 
 install: $(INSTALLED)
 
@@ -76,6 +76,10 @@ test-faults: install
 
 test-soak: install
 	CUDA_VISIBLE_DEVICES= python -m pytest -m soak
+
+# Each row of the table in docs/reliability.md, shown again.
+fault-table: install
+	CUDA_VISIBLE_DEVICES= python -m pytest -m row --fault-table docs/reliability.md
 
 test-gpu: install
 	python -m pytest -m gpu

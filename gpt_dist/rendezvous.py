@@ -58,6 +58,7 @@ _LAUNCHERS = {
 """The variables in which launchers tell rank, world size, local rank and local world size."""
 
 _MPI = ("mpirun", "mpiexec")
+_MPI_DAEMONS = ("mpirun", "mpiexec", "prterun", "prted", "orted", "hydra_pmi_proxy")
 _NODE_LAUNCHER = "deepspeed.launcher.launch"
 _NO_LAUNCHER = "if no launcher started this process, unset RANK and WORLD_SIZE"
 
@@ -85,12 +86,16 @@ def discover_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def _launched_by(launcher: str) -> tuple[psutil.Process, ...]:
-    # A run may outlive a shell, and the daemons of srun and MPI end what they started themselves.
+    # A run may outlive a shell, and the daemons of srun end what they started themselves. Those of
+    # MPI do so too, but on its own host mpirun is the daemon, and may be killed.
     found = []
     with suppress(psutil.Error):
         parent = psutil.Process(os.getppid())
         if launcher == "torchrun":
             found.append(parent)
+        if launcher in _MPI:
+            above = (parent, *parent.parents())
+            found += [process for process in above if process.name() in _MPI_DAEMONS][:1]
         if launcher == "deepspeed" and _NODE_LAUNCHER in " ".join(parent.cmdline()):
             found.append(parent)
             for process in parent.parents():
@@ -240,7 +245,8 @@ def _waiter(launch: Launch, place: str) -> Callable[[str], None]:
 def _check_neighbours(launch: Launch) -> None:
     """Raise LaunchError if the launcher has ended, or a process that it started on this host."""
     alive = launch.local_world_size
-    for launcher in launch.launched_by[:1]:
+    # Between MPI's daemon and its processes there may be shells.
+    for launcher in () if launch.launcher in _MPI else launch.launched_by[:1]:
         with suppress(psutil.Error):
             children = [one for one in launcher.children() if one.status() != psutil.STATUS_ZOMBIE]
             alive = sum("LOCAL_RANK" in one.environ() for one in children)

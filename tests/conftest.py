@@ -1,15 +1,17 @@
-"""Fixtures that several tests share: token folders and connected processes."""
+"""Fixtures that several tests share, and the option that writes the table of faults."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import cluster
+from tests.fault_table import FaultTable, record, rows_of
 from tests.hosts import hosts
 from tests.process_group import ProcessGroup
 
@@ -17,6 +19,32 @@ __all__ = ["cluster", "hosts"]
 
 # As for the commands, which have their parts there; last, so that nothing installed is hidden.
 sys.path.append(str(Path("launch").resolve()))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "write the table of faults, as this run shows them, between its marks in FILE"
+    parser.addoption("--fault-table", metavar="FILE", type=Path, help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--fault-table")
+    if path and not config.getoption("--collect-only"):
+        try:
+            config.pluginmanager.register(FaultTable(path), "fault table")
+        except (OSError, ValueError) as error:
+            raise pytest.UsageError(f"--fault-table {path}: {error}") from None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse marks that the table of faults cannot take, whether it is to be written or not."""
+    for item in items:
+        rows_of(item)
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Return a function that takes a time for the table of faults: of what, and its seconds."""
+    return partial(record, request)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from gpt_dist.checkpoint.format import Checkpoint
+from gpt_dist.config.file import load_config
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.rendezvous import Launch
 from tests.checkpoints import (
@@ -109,6 +110,7 @@ def saved(process_group, token_folder, tmp_path_factory) -> Callable[..., Path]:
     return saved
 
 
+@pytest.mark.row(17, case="24 pairs of layouts")
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_any_layout_opens_any_other_exactly_and_goes_on(
     process_group, token_folder, single, saved, tmp_path, source, target
@@ -124,6 +126,26 @@ def test_any_layout_opens_any_other_exactly_and_goes_on(
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert Checkpoint(again).manifest.optimizer_steps == 2
     assert_same(read_rows(tmp_path), [row for row in single if row["step"] > 2], 1e-5)
+
+
+@pytest.mark.row(17, case="data parallel 4, 2, 1")
+def test_fewer_and_fewer_data_parallel_processes_go_on(
+    process_group, token_folder, single, tmp_path
+):
+    """Each start has another ZeRO stage too, and makes a step."""
+    checkpoint = "never"
+    for stage, (processes, step) in enumerate([(4, 1), (2, 2), (1, 3)], 1):
+        directory = tmp_path / str(processes)
+        settings = SHORT | {"data.path": token_folder, "training.resume": checkpoint}
+        settings |= layout(stage, 1) | {"training.max_steps": step, "training.micro_batch_size": 2}
+        process_group(processes).run(save_again_and_train, settings, directory)
+        if step > 1:
+            before = saved_tensors(checkpoint)
+            after = saved_tensors(directory / "checkpoints/step-00000099")
+            assert all(torch.equal(before[name], after[name]) for name in before)
+        rows = [row for row in read_rows(directory) if row.get("loss")]
+        assert_same(rows, [row for row in single if row["step"] == step and "loss" in row], 1e-5)
+        checkpoint = directory / f"checkpoints/step-{step:08d}"
 
 
 def restore_on_a_gpu(launch: Launch, device: torch.device, path: Path) -> list[int]:
@@ -197,6 +219,7 @@ def test_a_trained_model_goes_back_to_a_checkpoint(
         assert later < saved - 0.1
 
 
+@pytest.mark.row(18, case="other data and tokenizer")
 def test_other_data_are_refused(process_group, finished, tmp_path):
     directory = shutil.copytree(finished, tmp_path / "run")
     other = tmp_path / "tokens"
@@ -213,6 +236,7 @@ def test_other_data_are_refused(process_group, finished, tmp_path):
     assert read_rows(directory) == read_rows(finished)
 
 
+@pytest.mark.row(18, case="another configuration")
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -230,6 +254,17 @@ def test_another_run_is_refused_on_every_rank(
     for message in process_group(2).run(refusal, settings, directory):
         assert expected in message
     assert read_rows(directory) == read_rows(finished)
+
+
+@pytest.mark.row(18, case="keys that may change")
+def test_keys_that_may_change_are_taken(process_group, token_folder, finished, tmp_path):
+    directory = shutil.copytree(finished, tmp_path / "run")
+    settings = RUN | {"data.path": token_folder, "training.max_steps": 5}
+    settings |= {"optimizer.learning_rate": 1e-3, "schedule.decay_steps": 100}
+    assert process_group(2).run(refusal, settings, directory) == ["", ""]
+    before, last = (read_rows(path)[-1] for path in (finished, directory))
+    assert (before["step"], last["step"]) == (4, 5)
+    assert load_config(directory / "config.yaml", []).optimizer.learning_rate == 1e-3
 
 
 def train_noting_syncs(launch: Launch, *arguments: Any) -> dict[str, int]:

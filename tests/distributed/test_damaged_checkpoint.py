@@ -53,6 +53,7 @@ def undisturbed(process_group, token_folder, finished, tmp_path_factory) -> Path
     return directory
 
 
+@pytest.mark.row(13, case="{name} of a checkpoint")
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     process_group, token_folder, finished, undisturbed, tmp_path, name
@@ -81,6 +82,7 @@ def test_what_is_saved_after_falling_back_is_kept(process_group, token_folder, f
     assert (directory / "checkpoints/step-00000004.damaged").is_dir()
 
 
+@pytest.mark.row(14)
 def test_no_fresh_start_where_every_checkpoint_is_damaged(
     process_group, token_folder, finished, tmp_path
 ):
@@ -92,6 +94,7 @@ def test_no_fresh_start_where_every_checkpoint_is_damaged(
     assert read_rows(directory) == read_rows(finished)
 
 
+@pytest.mark.row(22, case="a pickle in a checkpoint")
 @pytest.mark.parametrize("name", FILES)
 def test_a_planted_pickle_is_passed_over(process_group, token_folder, finished, tmp_path, name):
     directory, trace = shutil.copytree(finished, tmp_path / "run"), tmp_path / "ran"
@@ -103,6 +106,7 @@ def test_a_planted_pickle_is_passed_over(process_group, token_folder, finished, 
     assert not trace.exists()
 
 
+@pytest.mark.row(22, case="one that its manifest vouches for")
 @pytest.mark.parametrize("name", FILES[1:])
 def test_a_pickle_that_the_manifest_vouches_for_is_refused(
     process_group, token_folder, finished, tmp_path, name
@@ -123,6 +127,7 @@ def test_a_pickle_that_the_manifest_vouches_for_is_refused(
 EMBEDDING = ["parameters", "model.token_embedding.weight"]
 
 
+@pytest.mark.row(22, case="a forged manifest")
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
@@ -211,6 +216,7 @@ def test_rows_that_a_crash_has_garbled_are_dropped(process_group, token_folder, 
     assert rows[-1]["step"] == 5
 
 
+@pytest.mark.row(32, case="NaN, infinity, negative second moments")
 @pytest.mark.parametrize("kind", ["weight", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e-30])
 def test_numbers_that_no_training_gives_are_refused_though_all_hashes_agree(

@@ -21,11 +21,12 @@ from tests.distributed.test_layouts import SMALL
 
 
 class Poisoned(LanguageModelObjective):
-    """An objective whose loss, or whose gradient of one parameter, is NaN in chosen calls."""
+    """An objective whose loss, or gradient of one parameter, is not finite in chosen calls."""
 
-    def __init__(self, model: GPT, poisons: dict[int, str]) -> None:
+    def __init__(self, model: GPT, poisons: dict[int, str], factor: float = math.nan) -> None:
         super().__init__(model)
         self.poisons = poisons
+        self.factor = factor
         self.count = 0
         replicated = model.blocks[0].feed_forward_norm.bias
         replicated.register_hook(lambda gradient: self.poison(gradient, "gradient"))
@@ -36,17 +37,17 @@ class Poisoned(LanguageModelObjective):
         return self.poison(result, "loss") if self.training else result
 
     def poison(self, tensor: torch.Tensor, kind: str) -> torch.Tensor:
-        return tensor * float("nan") if self.poisons.get(self.count) == kind else tensor
+        return tensor * self.factor if self.poisons.get(self.count) == kind else tensor
 
 
 Outcome = tuple[bool, bool, tuple[int, ...]]
 
 
 def train_with_poisoned_steps(
-    launch: Launch, device: torch.device, overrides: list[str]
+    launch: Launch, device: torch.device, overrides: list[str], factor: float = math.nan
 ) -> list[Outcome]:
-    """Make five steps: on the last rank, NaN is in the second's loss and in a parameter's gradient
-    of the fourth.
+    """Make five steps: on the last rank, NaN or infinity is in the second's loss and in a
+    parameter's gradient of the fourth.
 
     Returns for each step whether it was applied, whether weights, moments or loss changed, and the
     named ranks.
@@ -68,7 +69,7 @@ def train_with_poisoned_steps(
     accumulation = 4 // topology.data_parallel_size
     poisons = {accumulation + 1: "loss", 3 * accumulation + 1: "gradient"}
     is_last = launch.rank == launch.world_size - 1
-    engine = Engine(Poisoned(model, poisons if is_last else {}), config, topology)
+    engine = Engine(Poisoned(model, poisons if is_last else {}, factor), config, topology)
 
     def state(tokens: torch.Tensor) -> list[torch.Tensor]:
         fragments = [fragment.tensors().values() for fragment in engine.state().owned.values()]
@@ -82,7 +83,7 @@ def train_with_poisoned_steps(
         before = state(tokens)
         parts = [TokenBatch(tokens + part, tokens + part + 1) for part in range(accumulation)]
         loss, update = engine.train_batch(parts, 1e-3)
-        assert math.isnan(loss) == (step == 1)
+        assert math.isfinite(loss) == (step != 1)
         changed = not all(map(torch.equal, before, state(tokens)))
         outcomes.append((update.applied, changed, update.bad_ranks))
     updates, _ = engine.state().counters()
@@ -102,6 +103,7 @@ def with_fp16(launch: Launch, device: torch.device, overrides: list[str]) -> lis
 ZERO = [(0, "false"), *((stage, offload) for stage in (1, 2, 3) for offload in ("false", "true"))]
 
 
+@pytest.mark.row(15, case="NaN, ZeRO {zero_stage}, tensor parallel {tensor_parallel_size}")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(("zero_stage", "offload"), ZERO)
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
@@ -120,6 +122,16 @@ def test_a_gradient_that_is_not_finite_is_skipped_everywhere(
             assert not applied, f"rank {rank}"
             assert not changed, f"rank {rank}"
             assert 1 in named, f"rank {rank}"
+
+
+@pytest.mark.row(15, case="infinity, ZeRO {zero_stage}")
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_an_infinite_gradient_is_skipped_everywhere(process_group, zero_stage):
+    overrides = [f"parallel.zero_stage={zero_stage}"]
+    for outcomes in process_group(2).run(train_with_poisoned_steps, overrides, math.inf):
+        assert outcomes[::2] == [(True, True, ())] * 3
+        for applied, changed, named in outcomes[1::2]:
+            assert (applied, changed, 1 in named) == (False, False, True)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -151,12 +163,13 @@ def poisoned_run(
             "step 5: the gradient is not finite on rank(s) 0, 1, the update is skipped "
             "(samples 32 to 39), as the last step; lower optimizer.learning_rate",
         ),
-        (
+        pytest.param(
             30,
             5,
             [22, 20],
             "step 24: the gradient is not finite on rank(s) 0, 1, the update is "
             "skipped (samples 184 to 191), for the 20th time in a row; lower optimizer",
+            marks=pytest.mark.row(16),
         ),
     ],
 )

@@ -212,6 +212,7 @@ def test_inference_falls_back_and_says_so_once(process_group, run, tmp_path):
     assert found == [("step-00000002", "step-00000001")] * 2
 
 
+@pytest.mark.row(13, case="a shard's .{suffix}, by a start")
 @pytest.mark.parametrize("suffix", ["bin", "idx"])
 def test_damaged_tokens_are_named_on_every_rank(process_group, token_folder, tmp_path, suffix):
     damaged = shutil.copytree(token_folder, tmp_path / "tokens")

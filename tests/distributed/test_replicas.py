@@ -77,6 +77,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.row(31, case="ZeRO {zero_stage}, tensor parallel {tensor_parallel_size}, {precision}")
 @pytest.mark.parametrize(("zero_stage", "tensor_parallel_size", "precision"), LAYOUTS)
 def test_the_copy_that_differs_is_named(
     process_group, token_folder, tmp_path, zero_stage, tensor_parallel_size, precision
@@ -138,6 +139,7 @@ def train_with_a_flip(
         return refusal(launch, device, overrides, directory)
 
 
+@pytest.mark.row(31, case="every {every} steps, before a save")
 @pytest.mark.parametrize(("every", "noticed"), [(3, 3), (100, 4)])
 def test_the_run_ends_before_it_saves_the_flipped_bit(
     process_group, token_folder, tmp_path, every, noticed

@@ -68,6 +68,7 @@ def settings(token_folder) -> dict[str, Any]:
     }
 
 
+@pytest.mark.row(33, case="a leap, `stop`")
 def test_a_leap_of_the_loss_ends_the_run(process_group, settings, tmp_path):
     for message in process_group(2).run(scaled_run, settings, tmp_path, 75, 5.0):
         assert message.startswith("step 75: the loss ")
@@ -81,6 +82,8 @@ def test_no_leap_ends_no_run(process_group, settings, tmp_path):
     assert read_rows(tmp_path)[-1]["step"] == 80
 
 
+@pytest.mark.row(33, case="NaN, `stop`")
+@pytest.mark.row(15, case="the samples are named")
 @pytest.mark.parametrize(("zero_stage", "tensor_parallel_size"), [(0, 1), (2, 1), (0, 2)])
 def test_a_gradient_that_is_not_finite_ends_the_run_and_its_samples_are_named(
     process_group, settings, tmp_path, zero_stage, tensor_parallel_size
@@ -101,6 +104,7 @@ def rollback(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return settings | {"training.on_spike": "rollback", "model.dropout": 0.1} | changes
 
 
+@pytest.mark.row(33, case="`rollback`, ZeRO {zero_stage}, {precision}")
 @pytest.mark.parametrize(
     ("zero_stage", "tensor_parallel_size", "precision", "factor"),
     [

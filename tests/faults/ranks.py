@@ -64,25 +64,50 @@ class Fault:
 
 @dataclass(frozen=True)
 class InStep:
-    """Action of a process on itself in its training step of that number since its start."""
+    """Action of a process on itself in its training step of that number since its start.
+
+    It comes at the start of the step, `within` its forward pass, or once a reduction has begun.
+    """
 
     number: int
     act: Callable[[], None]
+    within: str = ""
 
     def arm(self) -> None:
         """Count the steps from now on."""
         from gpt_dist.train.engine import Engine
 
         train_batch, seen = Engine.train_batch, 0
+        begin = {"": self.act, "forward": self._await_forward, "reduction": self._await_reduction}
 
         def counted(*arguments: Any) -> Any:
             nonlocal seen
             seen += 1
             if seen == self.number:
-                self.act()
+                begin[self.within]()
             return train_batch(*arguments)
 
         Engine.train_batch = counted  # type: ignore[method-assign]
+
+    def _await_forward(self) -> None:
+        from torch.nn.modules.module import register_module_forward_pre_hook
+
+        from gpt_dist.model.layers import FeedForward
+
+        register_module_forward_pre_hook(
+            lambda module, _: self.act() if isinstance(module, FeedForward) else None
+        )
+
+    def _await_reduction(self) -> None:
+        import torch.distributed as dist
+
+        reduce = dist.all_reduce
+
+        def reduce_and_act(*arguments: Any, **options: Any) -> None:
+            reduce(*arguments, **options | {"async_op": True})
+            self.act()
+
+        dist.all_reduce = reduce_and_act
 
 
 def kill() -> None:
@@ -128,13 +153,15 @@ class Ranks:
         settings: list[str],
         faults: Mapping[int, Fault | InStep] | None = None,
         hosts: Sequence[Host] = (),
+        **environment: str,
     ) -> None:
         """Start the run that the overrides `settings` describe, a fault in some of its ranks.
 
-        With `hosts`, each rank runs on its own.
+        With `hosts`, each rank runs on its own. `environment` is added to that of all ranks.
         """
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
+        environment = {"MASTER_PORT": str(port), **environment}
         directory.mkdir(exist_ok=True)
         self._console = directory / "console.txt"
         self._console.write_text("")
@@ -143,7 +170,7 @@ class Ranks:
         self.processes = [
             _CONTEXT.Process(
                 target=_run_script,
-                args=(rank, port, settings, self._console, (faults or {}).get(rank), hosts),
+                args=(rank, environment, settings, self._console, (faults or {}).get(rank), hosts),
                 daemon=True,
             )
             for rank in range(SIZE)
@@ -177,6 +204,13 @@ class Ranks:
             self._fail(f"ranks {late} had not ended after {timeout} s")
         return [process.exitcode for process in self.processes]
 
+    def wait_for_others(self, rank: int, timeout: float = 60) -> float:
+        """The seconds from the end of one rank to that of the others, who must end in time."""
+        self.processes[rank].join(60)
+        begin = time.monotonic()
+        self.wait(timeout)
+        return time.monotonic() - begin
+
     def _fail(self, why: str) -> NoReturn:
         for process in self.processes:
             process.kill()
@@ -192,7 +226,7 @@ def run_to_its_end(directory: Path, settings: list[str]) -> str:
 
 def _run_script(
     rank: int,
-    port: int,
+    environment: dict[str, str],
     settings: list[str],
     console: Path,
     fault: Fault | InStep | None,
@@ -206,7 +240,7 @@ def _run_script(
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(SIZE),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        **environment,
     )
     if hosts:
         hosts[rank].enter()

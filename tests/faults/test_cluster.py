@@ -120,6 +120,7 @@ def test_every_launcher_trains_on_two_hosts(launcher, cluster, settings, tmp_pat
     assert_same(read_rows(run.directory), read_rows(here), tolerance)
 
 
+@pytest.mark.row(4, case="{killed}, two hosts with ssh")
 @pytest.mark.parametrize(
     ("launcher", "killed"),
     [
@@ -129,27 +130,30 @@ def test_every_launcher_trains_on_two_hosts(launcher, cluster, settings, tmp_pat
         ("torchrun", "torchrun"),
     ],
 )
-def test_a_killed_launcher_leaves_no_process(launcher, killed, cluster, settings, tmp_path):
+def test_a_killed_launcher_leaves_no_process(
+    launcher, killed, cluster, settings, tmp_path, measured
+):
     run = Run(launcher, cluster, tmp_path / "run", [*settings, *ENDLESS])
     run.wait_for_step()
     if killed == "pdsh":
         next(one for one in cluster[0].processes if "pdsh" in one.name()).kill()
     else:
         run.launchers[0].kill()
-    run.wait(60)
+    measured("until no process was left", run.wait(60))
     assert read_status(run.directory).state != "complete", run.console
     if launcher != "mpirun":  # whose daemons kill at once what they started
         assert run.saved >= STEP
 
 
+@pytest.mark.row(26, case="power lost, under {launcher}, two hosts with ssh")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_host_that_loses_power_ends_the_others(launcher, cluster, settings, tmp_path):
+def test_a_host_that_loses_power_ends_the_others(launcher, cluster, settings, tmp_path, measured):
     """The other host goes on alone, with the losses of a run that nothing disturbs."""
     settings = [*settings, "model.dropout=0", "checkpoint.interval=20"]
     run = Run(launcher, cluster, tmp_path / "run", [*settings, "training.max_steps=100000"])
     run.wait_for_step(50)
     cluster[1].lose_power()
-    run.wait(120, cluster[:1])
+    measured("until the others ended", run.wait(120, cluster[:1]))
     if launcher == "mpirun":  # which notices before our processes, and ends them
         assert re.search(r"Remote host: +node2", run.console), run.console
     else:
@@ -163,27 +167,32 @@ def test_a_host_that_loses_power_ends_the_others(launcher, cluster, settings, tm
     assert_same(read_rows(run.directory), read_rows(tmp_path / "whole"), 1e-5)
 
 
+@pytest.mark.row(28, case="a host without the data, under {launcher}")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_host_without_the_data_is_said_once(launcher, cluster, token_folder, settings, tmp_path):
+def test_a_host_without_the_data_is_said_once(
+    launcher, cluster, token_folder, settings, tmp_path, measured
+):
     cluster[1].hide(token_folder)
     run = Run(launcher, cluster, tmp_path / "run", settings)
-    run.wait(30)
+    measured("from the start until all ended", run.wait(30))
     (error,) = run.errors
     assert str(token_folder) in error
 
 
+@pytest.mark.row(35, case="under {launcher}")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_directories_of_the_hosts_own_are_refused(launcher, cluster, settings, tmp_path):
+def test_directories_of_the_hosts_own_are_refused(launcher, cluster, settings, tmp_path, measured):
     (tmp_path / "runs").mkdir()
     cluster[1].hide(tmp_path / "runs")
     run = Run(launcher, cluster, tmp_path / "runs/first", settings)
-    run.wait(40)
+    measured("from the start until all ended", run.wait(40))
     (error,) = run.errors
     assert "node2 does not see what node1 writes to" in error
     assert read_status(run.directory).state == "refused"
     assert not steps(run.directory / "checkpoints")
 
 
+@pytest.mark.row(23, case="a busy port under deepspeed, two hosts with ssh")
 def test_a_busy_port_ends_all(cluster, settings, tmp_path):
     """Another program listens where rank 0 should, and does not answer."""
     server = f"import socket, time; one = socket.create_server(('', {PORT})); time.sleep(1000)"
@@ -198,12 +207,13 @@ def test_a_busy_port_ends_all(cluster, settings, tmp_path):
     assert any("what listens there is not rank 0" in error for error in run.errors)
 
 
+@pytest.mark.row(34, case="{launcher}, two hosts with ssh")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_signal_to_the_launcher_saves(launcher, cluster, settings, tmp_path):
+def test_a_signal_to_the_launcher_saves(launcher, cluster, settings, tmp_path, measured):
     run = Run(launcher, cluster, tmp_path / "run", [*settings, *ENDLESS])
     run.wait_for_step()
     for process in run.launchers:
         # mpirun kills half a second after SIGTERM, whatever its parameters.
         process.send_signal(signal.SIGUSR1 if launcher == "mpirun" else signal.SIGTERM)
-    run.wait(60)
+    measured("until all had saved and ended", run.wait(60))
     assert run.saved >= STEP, run.console

@@ -72,6 +72,7 @@ def same(found: Content, expected: Content) -> bool:
     )
 
 
+@pytest.mark.row(13, case="300 random damages of a checkpoint")
 def test_no_damaged_checkpoint_is_used(process_group, settings, run, undisturbed, tmp_path):
     newest = run / f"checkpoints/step-{NEWER:08d}"
     newer = read_model(newest)
@@ -112,6 +113,7 @@ def test_no_damaged_model_folder_is_used(run, tmp_path):
     assert same(read_model(folder), expected)
 
 
+@pytest.mark.row(22, case="a pickle in a model folder")
 @pytest.mark.parametrize("vouched", [True, False])
 def test_no_pickle_in_a_model_folder_runs(run, tmp_path, vouched):
     """As each of its files in turn, and under names that others give their pickles."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,7 @@ def truncate(shard: Path) -> None:
         stream.truncate(shard.stat().st_size // 2)
 
 
+@pytest.mark.row(30, case="{damage.__name__}")
 @pytest.mark.parametrize(
     ("damage", "said"), [(flip, "changed since it was hashed"), (truncate, "it ends at byte")]
 )
@@ -65,6 +67,7 @@ def test_a_shard_that_changes_while_training_ends_the_run(token_folder, tmp_path
     assert str(shard) in ranks.console
 
 
+@pytest.mark.row(30, case="a folder above 1 GB, at the start")
 def test_a_flipped_bit_in_a_folder_above_a_gigabyte_is_found(process_group, token_folder, tmp_path):
     """The folder has one more shard, of zeros that take no room on the disk."""
     tokens = shutil.copytree(token_folder, tmp_path / "tokens")
@@ -111,6 +114,7 @@ def fill(path: Path) -> None:
                     stream.write(bytes(size))
 
 
+@pytest.mark.row(29, case="full, the log on it: {log_is_there}")
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
 @pytest.mark.parametrize("log_is_there", [False, True])
 def test_a_full_disk_under_metrics_costs_rows_and_not_the_run(
@@ -148,6 +152,40 @@ def test_a_full_disk_under_metrics_costs_rows_and_not_the_run(
     expected, found = (saved_tensors(paths(at)[0]) for at in (whole / "checkpoints", other))
     assert all((expected[name] == found[name]).all() for name in expected)
     assert open_whole(paths(other)[0]).manifest.step == 240
+
+
+@pytest.mark.row(29, case="no more writable, in mid-run")
+def test_rows_that_may_no_more_be_written_cost_no_step(token_folder, tmp_path):
+    """What is written to an immutable file fails, though it was opened before."""
+    settings = overrides(token_folder, training__max_steps=240, checkpoint__interval=60)
+    ranks = Ranks(tmp_path, settings)
+    ranks.wait_until(lambda: '"step": 20,' in _text(tmp_path / "metrics.jsonl"))
+    files = [tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()]
+    try:
+        if subprocess.run(["chattr", "+i", *files], capture_output=True, check=False).returncode:
+            pytest.skip("this file system has no immutable files, or only for root")
+        ranks.wait_until(lambda: steps(tmp_path / "checkpoints")[:1] >= [120])
+    finally:
+        subprocess.run(["chattr", "-i", *files], capture_output=True, check=False)
+    assert ranks.wait() == [0, 0], ranks.console
+    assert "Traceback" not in ranks.console
+    for file in files:
+        said = re.findall(rf"{re.escape(str(file))}: (.*)", ranks.console)
+        assert said[0] == "Operation not permitted; its rows are dropped meanwhile"
+        assert re.fullmatch(r"written again; \d+ rows were dropped", said[1])
+    assert steps(tmp_path / "checkpoints")[0] == 240
+
+
+@pytest.mark.row(29, case="a read-only disk under TensorBoard at the start, refused")
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
+def test_a_read_only_disk_under_tensorboard_is_refused(token_folder, tmp_path, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    (tmp_path / "tensorboard").symlink_to(small_disk)
+    ranks = Ranks(tmp_path, overrides(token_folder))
+    assert ranks.wait() == [USER_ERROR] * 2, ranks.console
+    (line,) = re.findall(r"error: .*", ranks.console)
+    assert re.fullmatch(r"error: rank 0: \S+/tensorboard/\S+: Read-only file system", line)
+    assert "Traceback" not in ranks.console
 
 
 def _text(path: Path) -> str:

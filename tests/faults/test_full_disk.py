@@ -23,6 +23,7 @@ pytestmark = pytest.mark.faults
 on_small_disk = pytest.mark.parametrize("small_disk", ["900k"], indirect=True)  # 1.5 checkpoints
 
 
+@pytest.mark.row(9, case="the disk is full amid the ranks' files")
 @on_small_disk
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 def test_a_full_disk(process_group, token_folder, small_disk, asynchronous):
@@ -45,6 +46,7 @@ def fill_disk() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.row(9, case="full once the ranks' files are written")
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 def test_a_disk_that_is_full_once_the_ranks_files_are_written(token_folder, tmp_path, asynchronous):
     """Only the first rank meets it; all must give up at once, and a restart with room goes on the

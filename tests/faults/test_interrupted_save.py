@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +138,7 @@ PLACES: dict[str, tuple[int, Fault, int, Callable[[Path], bool]]] = {
 }
 
 
+@pytest.mark.row(3, case="{place}")
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_kill_at_any_place_of_a_save(settings, whole, tmp_path, place, asynchronous):
@@ -153,6 +156,7 @@ def test_a_kill_at_any_place_of_a_save(settings, whole, tmp_path, place, asynchr
     assert set(folder.iterdir()) == {step_path(folder, step) for step in (last, STEPS)}
 
 
+@pytest.mark.row(3, case="in the last save")
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_kill_in_the_last_save_is_a_failure_of_every_rank(
@@ -170,6 +174,23 @@ def test_a_kill_in_the_last_save_is_a_failure_of_every_rank(
     assert_ends_as(tmp_path, whole, STEPS)
 
 
+@pytest.mark.row(5, case="{number.name} to rank {rank}")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_saves_on_all(settings, tmp_path, measured, rank, number):
+    ranks = Ranks(tmp_path, [*settings, *up_to(100_000, interval=100_000)])
+    metrics = tmp_path / "metrics.jsonl"
+    ranks.wait_until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text())
+    begin = time.monotonic()
+    os.kill(ranks.processes[rank].pid or 0, number)
+    assert ranks.wait(20) == [RESUMABLE] * 2, ranks.console
+    measured("until all had saved and ended", time.monotonic() - begin)
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    Checkpoint(path).files.verify()
+    assert f"interrupted and saved at step {Checkpoint(path).manifest.step}" in ranks.console
+
+
+@pytest.mark.row(6, case="checkpoint.asynchronous={asynchronous}")
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
 def test_a_second_signal_during_the_save_of_the_first(settings, tmp_path, asynchronous):
     """To every rank, as launchers pass it on."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gpt_dist.checkpoint.folder import step_path, steps
 from gpt_dist.checkpoint.format import Checkpoint
-from tests.faults.ranks import Ranks, run_to_its_end
+from tests.faults.ranks import InStep, Ranks, kill, run_to_its_end
 from tests.launching import launch
 from tests.rows import assert_same, read_rows
 
@@ -34,6 +36,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.row(3, case=f"{KILLS} times at random moments of a save")
 @pytest.mark.parametrize("layout", [["parallel.zero_stage=2"], ["parallel.tensor_parallel_size=2"]])
 def test_a_run_killed_many_times_is_the_undisturbed_one(token_folder, tmp_path, layout):
     settings = [*SETTINGS, *layout, f"data.path={token_folder}"]
@@ -88,6 +91,50 @@ def test_a_run_killed_half_way_is_the_undisturbed_one(
     assert rows[-1]["step"] == steps_made
     assert_same(rows, read_rows(whole), 0.0)
     found, expected = (last_files(path / "checkpoints", steps_made) for path in (killed, whole))
+    assert found == expected
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the directory of a run of 20 steps that nothing disturbs, by its settings."""
+    cache: dict[tuple[str, ...], Path] = {}
+
+    def whole(settings: list[str]) -> Path:
+        if (key := tuple(settings)) not in cache:
+            cache[key] = tmp_path_factory.mktemp("whole")
+            run_to_its_end(cache[key], settings)
+        return cache[key]
+
+    return whole
+
+
+@pytest.mark.parametrize("within", ["forward", "reduction"])
+@pytest.mark.parametrize(
+    ("rank", "layout"),
+    [
+        pytest.param(1, "zero_stage=2", marks=pytest.mark.row(1, case="in a {within}")),
+        pytest.param(0, "zero_stage=0", marks=pytest.mark.row(2, case="rank 0 in a {within}")),
+        pytest.param(
+            *(1, "tensor_parallel_size=2"),
+            marks=pytest.mark.row(2, case="a tensor-parallel peer in a {within}"),
+        ),
+    ],
+)
+def test_a_kill_within_a_step_ends_all_and_the_restart_is_the_undisturbed_run(
+    token_folder, tmp_path, whole, measured, rank, layout, within
+):
+    settings = [*SETTINGS, f"parallel.{layout}", f"data.path={token_folder}"]
+    settings += ["training.max_steps=20", "checkpoint.interval=5", "training.compile=false"]
+    fault = InStep(8, kill, within)
+    ranks = Ranks(tmp_path, [*settings, "training.watchdog=60"], {rank: fault})
+    measured("until the others ended", ranks.wait_for_others(rank, 35))
+    statuses = ranks.wait()
+    assert (statuses[rank], statuses[1 - rank]) == (-signal.SIGKILL, 1), ranks.console
+    console = run_to_its_end(tmp_path, settings)
+    assert f"resumed from {step_path(tmp_path / 'checkpoints', 5)}" in console
+    assert_same(read_rows(tmp_path), read_rows(whole(settings)), 0.0)
+    directories = tmp_path, whole(settings)
+    found, expected = (last_files(path / "checkpoints", 20) for path in directories)
     assert found == expected
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.manifest import BuiltFolder
 from tests.folders import contents
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,7 @@ def expected(inputs: Path) -> dict[str, bytes]:
     return contents(output)
 
 
+@pytest.mark.row(21, case="{killer.name} at random moments")
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM])
 def test_kills_at_random_moments(
     inputs: Path, expected: dict[str, bytes], tmp_path: Path, killer: signal.Signals
@@ -129,6 +131,7 @@ def kill_one(
     return build.returncode, errors
 
 
+@pytest.mark.row(21, case="kill -9 of a worker")
 def test_a_killed_worker(inputs: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     """The build ends at once and says so, and goes on when it is started again."""
     draws, output, refused = random.Random(1), tmp_path / "tokens", 0
@@ -147,6 +150,7 @@ def test_a_killed_worker(inputs: Path, expected: dict[str, bytes], tmp_path: Pat
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.row(21, case="kill -9 under mpirun")
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 def test_ranks_killed_under_mpirun(
     inputs: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +177,7 @@ def test_ranks_killed_under_mpirun(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("small_disk", ["6m"], indirect=True)
 def test_a_full_disk(inputs: Path, expected: dict[str, bytes], small_disk: Path) -> None:
     arguments = command(inputs, small_disk / "tokens", 2)
@@ -187,3 +192,20 @@ def test_a_full_disk(inputs: Path, expected: dict[str, bytes], small_disk: Path)
     subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
     assert contents(small_disk / "tokens") == expected
     assert [path.name for path in small_disk.iterdir()] == ["tokens"]
+
+
+@pytest.mark.row(20, case="1 GB in one line")
+def test_a_book_of_one_line_and_a_gigabyte_takes_little_memory(tmp_path: Path) -> None:
+    words = SAMPLES[0].read_text(errors="replace").split()
+    draws, size = random.Random(0), 0
+    with (tmp_path / "book.txt").open("w") as book:
+        while size < 10**9:
+            size += book.write(f"{' '.join(draws.choices(words, k=20_000))} " * 8)
+    arguments = command(tmp_path / "book.txt", tmp_path / "tokens", 2)
+    arguments[arguments.index("--shard-mb") + 1] = "1000"
+    build = subprocess.Popen([*arguments, "--recipe", "plain"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(build.pid, 0)
+    assert status == 0
+    assert usage.ru_maxrss < 600 * 1024, "KiB, of the largest of its processes"
+    manifest = BuiltFolder(tmp_path / "tokens").manifest
+    assert manifest.totals.cleaned_bytes == (tmp_path / "book.txt").stat().st_size

@@ -142,6 +142,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.row(36, case="seed {seed}, under {launcher}")
 @pytest.mark.parametrize(
     ("launcher", "seed"),
     [

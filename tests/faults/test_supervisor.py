@@ -77,6 +77,7 @@ def launcher(supervised: Supervised) -> psutil.Process:
     return next(one for one in supervised.below if f"{BIN}/deepspeed" in one.cmdline())
 
 
+@pytest.mark.row(4, case="deepspeed under the supervisor")
 def test_a_run_killed_in_all_its_parts_is_the_undisturbed_one(settings, whole, tmp_path):
     """kill -9 of rank 1, of rank 0, and of the launcher, each after a new checkpoint."""
     supervised = supervise(tmp_path / "run", [*settings, "model.dropout=0.1"])
@@ -102,6 +103,7 @@ def test_a_run_killed_in_all_its_parts_is_the_undisturbed_one(settings, whole, t
     assert found == expected
 
 
+@pytest.mark.row(34, case="SIGTERM to the supervisor of {launcher}")
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
 def test_a_signal_to_the_supervisor_saves(settings, tmp_path, launcher, monkeypatch):
     for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
@@ -119,6 +121,7 @@ def test_a_signal_to_the_supervisor_saves(settings, tmp_path, launcher, monkeypa
     assert (status.state, status.step, status.rank) == ("interrupted", step, 0)
 
 
+@pytest.mark.row(26, case="restarted with one slot less")
 def test_a_lost_host_leaves_a_smaller_run(settings, tmp_path):
     """One of two slots goes while the run is killed; it ends the same within 1e-5."""
     hosts = tmp_path / "hosts"

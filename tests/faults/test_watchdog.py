@@ -38,6 +38,8 @@ pytestmark = pytest.mark.faults
 SECONDS = 6
 """Silence that the runs here bear."""
 
+WAITED = f"`training.watchdog` {SECONDS}"
+
 SETTINGS = [
     "training.max_steps=100000",
     "training.compile=false",
@@ -68,11 +70,16 @@ def assert_recorded(directory: Path, state: str, why: str) -> None:
     assert (status.state, why in status.why) == (state, True), status
 
 
+@pytest.mark.row(7, case=f"SIGSTOP of rank {{rank}}, {WAITED}")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_rank_is_named(token_folder, tmp_path, rank):
+def test_a_stopped_rank_is_named(token_folder, tmp_path, measured, rank):
     ranks = Ranks(tmp_path, [*SETTINGS, f"data.path={token_folder}"], {rank: InStep(STEP, stop)})
     stopped, other = ranks.processes[rank], ranks.processes[1 - rank]
+    is_stopped = psutil.Process(stopped.pid).status
+    ranks.wait_until(lambda: is_stopped() == psutil.STATUS_STOPPED)
+    begin = time.monotonic()
     other.join(60)
+    measured("until the other ended", time.monotonic() - begin)
     try:
         assert other.exitcode == 1, ranks.console
         silent = rf"no answer for [6-9] s at step {STEP}; ending the run"
@@ -84,6 +91,7 @@ def test_a_stopped_rank_is_named(token_folder, tmp_path, rank):
     assert 0 not in ranks.wait(30), "it goes on alone"
 
 
+@pytest.mark.row(7, case=f"rank {{rank}} hangs, {WAITED}")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_hanging_rank_is_named_and_its_stack_kept(token_folder, tmp_path, rank):
     ranks = Ranks(tmp_path, [*SETTINGS, f"data.path={token_folder}"], {rank: InStep(STEP, hang)})
@@ -95,12 +103,16 @@ def test_a_hanging_rank_is_named_and_its_stack_kept(token_folder, tmp_path, rank
     assert_recorded(tmp_path, "failed", f"rank {rank} on {HERE}: no progress")
 
 
-@pytest.mark.parametrize("act", [kill, leave])
+@pytest.mark.parametrize(
+    "act", [kill, pytest.param(leave, marks=pytest.mark.row(8, case="rank {rank} in mid-run"))]
+)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_dies_or_leaves_in_mid_run_is_named(token_folder, tmp_path, rank, act):
+def test_a_rank_that_dies_or_leaves_in_mid_run_is_named(
+    token_folder, tmp_path, measured, rank, act
+):
     ranks = Ranks(tmp_path, [*SETTINGS, f"data.path={token_folder}"], {rank: InStep(STEP, act)})
-    begin = ranks.wait()
-    assert begin[1 - rank] == 1, ranks.console
+    measured("until the other ended", ranks.wait_for_others(rank))
+    assert ranks.wait()[1 - rank] == 1, ranks.console
     assert_one_error(ranks.console, rf"error: rank {rank} on {HERE}: no answer for .*")
 
 
@@ -128,6 +140,7 @@ def test_a_run_that_is_stopped_whole_goes_on(token_folder, tmp_path):
     assert ranks.wait() == [RESUMABLE] * 2, ranks.console
 
 
+@pytest.mark.row(28, case="rank {rank} cannot read the manifest")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_refusal_of_one_rank_before_the_processes_meet_ends_all(token_folder, tmp_path, rank):
     settings = [*SETTINGS, f"data.path={token_folder}"]
@@ -137,6 +150,7 @@ def test_a_refusal_of_one_rank_before_the_processes_meet_ends_all(token_folder, 
     assert_one_error(ranks.console, rf"error: {re.escape(str(token_folder))}: not a token folder.*")
 
 
+@pytest.mark.row(28, case="rank 0 finds the directory locked")
 def test_a_directory_in_use_ends_all(token_folder, tmp_path):
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -145,6 +159,7 @@ def test_a_directory_in_use_ends_all(token_folder, tmp_path):
     assert_one_error(ranks.console, r"error: run\.directory: another run is using .*")
 
 
+@pytest.mark.row(28, case="one rank finds a damaged shard")
 def test_damage_that_one_rank_finds_is_reported_once(token_folder, tmp_path):
     folder = shutil.copytree(token_folder, tmp_path / "tokens")
     shard = folder / "train/shard-00000.bin"
@@ -157,6 +172,7 @@ def test_damage_that_one_rank_finds_is_reported_once(token_folder, tmp_path):
     assert_recorded(tmp_path / "run", "refused", f"DataError: {shard}: damaged")
 
 
+@pytest.mark.row(8, case="rank 1 before the processes meet, under {launcher}")
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_peer_that_ends_before_the_processes_meet_is_noticed(launcher, token_folder, tmp_path):
     script = tmp_path / "leave.py"
@@ -246,37 +262,58 @@ def test_a_run_over_ssh_saves_when_what_started_it_ends(token_folder, tmp_path, 
     assert (tmp_path / f"run/checkpoints/step-{int(step):08d}/manifest.json").exists()
 
 
-def start_on(hosts: list[Host], token_folder: Path, directory: Path) -> Ranks:
+def start_on(hosts: list[Host], token_folder: Path, directory: Path, *settings: str) -> Ranks:
     """Start a run of one process on each host, and return when it trains."""
-    ranks = Ranks(directory, [*SETTINGS, f"data.path={token_folder}"], hosts=hosts)
+    settings = *SETTINGS, f"data.path={token_folder}", *settings
+    ranks = Ranks(directory, [*settings], hosts=hosts)
     ranks.wait_until(lambda: f"step {STEP}/" in ranks.console)
     return ranks
 
 
+@pytest.mark.parametrize(
+    "silently",
+    [
+        pytest.param(False, marks=pytest.mark.row(26, case="its processes die at once")),
+        pytest.param(True, marks=pytest.mark.row(26, case=f"it is cut off and dies, {WAITED}")),
+    ],
+)
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_host_whose_processes_die_at_once_ends_the_others(hosts, token_folder, tmp_path, lost):
+def test_a_host_that_is_lost_ends_the_others(
+    hosts, token_folder, tmp_path, measured, lost, silently
+):
+    """Of a host that has lost power not even the ends of its connections reach the other."""
     ranks = start_on(hosts, token_folder, tmp_path)
+    if silently:
+        hosts[lost].set_link("down")
     hosts[lost].kill_all()
-    assert ranks.wait(30)[1 - lost] == 1, ranks.console
+    measured("until the other host ended", ranks.wait_for_others(lost, 30))
+    assert ranks.wait()[1 - lost] == 1, ranks.console
     assert_one_error(ranks.console, rf"error: rank {lost} on {hosts[lost].name}: no answer for .*")
 
 
-def test_a_link_that_stays_cut_ends_the_run_on_both_sides(hosts, token_folder, tmp_path):
+@pytest.mark.row(27, case=f"for good, {WAITED}")
+def test_a_link_that_stays_cut_ends_the_run_on_both_sides(hosts, token_folder, tmp_path, measured):
     ranks = start_on(hosts, token_folder, tmp_path)
+    begin = time.monotonic()
     hosts[1].set_link("down")
     assert ranks.wait(60) == [1, 1], ranks.console
+    measured("until both sides ended", time.monotonic() - begin)
     errors = re.findall(r"error: (rank \d on node\d: no answer for [6-9] s at step)", ranks.console)
     assert {error[:15] for error in errors} == {"rank 0 on node1", "rank 1 on node2"}
     for rank in range(2):
         assert re.search(r"line \d+ in train_batch", logged(tmp_path, rank))
 
 
-def test_a_link_that_comes_back_is_nothing(hosts, token_folder, tmp_path):
-    ranks = start_on(hosts, token_folder, tmp_path)
+@pytest.mark.row(27, case="for {cut} s, `training.watchdog` {watchdog}")
+@pytest.mark.parametrize(("cut", "watchdog"), [(2, SECONDS), (30, 60)])
+def test_a_link_that_comes_back_is_nothing(hosts, token_folder, tmp_path, measured, cut, watchdog):
+    """It may take TCP as long as the cut to send again what was lost."""
+    ranks = start_on(hosts, token_folder, tmp_path, f"training.watchdog={watchdog}")
     hosts[1].set_link("down")
-    time.sleep(SECONDS / 3)
-    printed = len(ranks.console)
+    time.sleep(cut)
+    printed, begin = len(ranks.console), time.monotonic()
     hosts[1].set_link("up")
     ranks.wait_until(lambda: ranks.console.count("step ", printed) > 20)
+    measured(f"until it went on after {cut}", time.monotonic() - begin)
     os.kill(ranks.processes[1].pid or 0, signal.SIGTERM)
     assert ranks.wait(60) == [RESUMABLE] * 2, ranks.console

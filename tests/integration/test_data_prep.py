@@ -143,6 +143,34 @@ def test_manifest_accounts_for_everything(books: Path, folder: BuiltFolder) -> N
     assert str(ROOT) not in (folder.path / "manifest.json").read_text()
 
 
+@pytest.mark.row(20, case="all but the gigabyte, in the manifest")
+def test_every_odd_byte_is_counted(tmp_path: Path) -> None:
+    texts = [f"Café.\n\n{clean_text(file)[:200_000]}\n".encode() for file in SAMPLES[:4]]
+    odd = {
+        "crlf": texts[0].replace(b"\n", b"\r\n"),
+        "empty": b"",
+        "invalid": texts[1] + b"\xff",
+        "mark": b"\xef\xbb\xbf" + texts[2],
+        "nul": texts[3] + b"one\0two",
+    }
+    books = tmp_path / "books"
+    books.mkdir()
+    for name, content in odd.items():
+        (books / f"{name}.txt").write_bytes(content)
+    folder = build(books, tmp_path / "tokens", "--min-characters", 0)
+    manifest = folder.manifest
+    assert manifest.dropped == {"empty": 1}
+    assert manifest.effects["line_ends"].changes == odd["crlf"].count(b"\r")
+    counted = {step: manifest.effects[step].names for step in ("line_ends", "invisible")}
+    assert counted == {"line_ends": ("books/crlf.txt",), "invisible": ("books/nul.txt",)}
+    assert [*manifest.read_as.values()] == [("books/invalid.txt",)]
+    text = "\n".join(documents_of(folder, "train") + documents_of(folder, "validation"))
+    assert text.count("café.") == 4
+    assert not set(text) & {"\r", "\0", "\ufeff"}
+    assert "onetwo" in text
+
+
+@pytest.mark.row(21, case="{workers} workers")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_bytes_do_not_depend_on_the_workers(
     books: Path, folder: BuiltFolder, tmp_path: Path, workers: int
@@ -151,6 +179,7 @@ def test_bytes_do_not_depend_on_the_workers(
     assert contents(other.path) == contents(folder.path)
 
 
+@pytest.mark.row(21, case="mpirun")
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 def test_bytes_do_not_depend_on_mpi(books: Path, folder: BuiltFolder, tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
@@ -222,6 +251,7 @@ def test_tokenizer_encodes_as_its_parts_do(folder: BuiltFolder) -> None:
         assert tokenizer.encode(odd).tolist() == plain.encode(odd.replace("\n", "\n "))
 
 
+@pytest.mark.row(13, case="a shard, by `verify`")
 def test_verify_names_the_damaged_file(folder: BuiltFolder, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder.path, copy)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.rows import read_rows
 
 
+@pytest.mark.row(25, case="own name is 127.0.1.1, two hosts")
 def test_hosts_whose_own_names_resolve_to_a_loopback_address(hosts, token_folder, tmp_path):
     arguments = [
         f"data.path={token_folder}",

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
@@ -27,6 +28,7 @@ from gpt_dist.data.tokens.windows import ShuffledWindows, Windows
 from gpt_dist.errors import ConfigError, DataError
 from gpt_dist.rendezvous import Launch
 from gpt_dist.train.pretrain import check
+from gpt_dist.train.status import read_status
 from tests.launching import find_rank, launch, start, wait_for_step
 from tests.rows import assert_same, read_rows
 
@@ -102,6 +104,7 @@ def test_a_run_from_scratch_sets_an_earlier_one_aside(token_folder, tmp_path):
     assert "loss" in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
 
 
+@pytest.mark.row(5, case="SIGTERM to rank 1 under {launcher}")
 @pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
 def test_a_preempted_run_saves_and_goes_on(launcher, token_folder, tmp_path):
     """Check that all save the same step after SIGTERM to one rank, and that the run goes on."""
@@ -138,19 +141,35 @@ def test_torchrun_restarts_a_run_to_the_same_end(run, token_folder, tmp_path):
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+def told(row: int, launcher: str, number: signal.Signals) -> Any:
+    mark = pytest.mark.row(row, case=f"{number.name} to {launcher}")
+    return pytest.param(launcher, number, marks=mark, id=f"{launcher}-{number.name}")
+
+
 @pytest.mark.parametrize(
-    ("launcher", "number"), [("deepspeed", signal.SIGTERM), ("torchrun", signal.SIGKILL)]
+    ("launcher", "number"),
+    [
+        *(told(34, launcher, signal.SIGTERM) for launcher in ("deepspeed", "torchrun")),
+        told(34, "mpirun", signal.SIGUSR1),  # which kills at once after SIGTERM
+        *(told(4, launcher, signal.SIGKILL) for launcher in ("deepspeed", "torchrun", "mpirun")),
+    ],
 )
-def test_a_run_saves_and_ends_when_its_launcher_ends(launcher, number, token_folder, tmp_path):
+def test_a_run_saves_and_ends_when_its_launcher_is_told_to_or_killed(
+    launcher, number, token_folder, tmp_path, measured
+):
     settings = [f"data.path={token_folder}", f"run.directory={tmp_path}", "logging.interval=1"]
     process = start(launcher, *settings, "validation.max_samples=1", "training.max_steps=3000")
     wait_for_step(tmp_path, 5)
     started = psutil.Process(process.pid).children(recursive=True)
+    begin = time.monotonic()
     process.send_signal(number)
-    _, console = process.communicate(timeout=60)
-    (line,) = re.findall(r"interrupted and saved at step (\d+)", console)
-    assert (tmp_path / f"checkpoints/step-{int(line):08d}/manifest.json").exists()
-    assert not psutil.wait_procs(started, timeout=10)[1]
+    assert not psutil.wait_procs(started, timeout=10 if number == signal.SIGKILL else 20)[1]
+    measured("until no process was left", time.monotonic() - begin)
+    process.communicate(timeout=60)
+    status = read_status(tmp_path)
+    assert status
+    assert status.state == "interrupted"
+    assert (tmp_path / f"checkpoints/step-{status.step:08d}/manifest.json").exists()
 
 
 def test_a_run_outlives_the_shell_that_started_it(token_folder, tmp_path):
@@ -252,6 +271,7 @@ def test_a_missing_shard_is_refused_by_name(damaged, suffix):
         refuse(damaged)
 
 
+@pytest.mark.row(12, case="by a start")
 def test_a_truncated_shard_is_refused_by_name(damaged):
     shard = damaged / "train/shard-00000.bin"
     os.truncate(shard, shard.stat().st_size - 2)
@@ -259,6 +279,7 @@ def test_a_truncated_shard_is_refused_by_name(damaged):
         refuse(damaged)
 
 
+@pytest.mark.row(11, case="`run.directory` cannot be made")
 def test_a_run_directory_that_cannot_be_written_is_refused(token_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.directory: cannot write to .*file/run"):

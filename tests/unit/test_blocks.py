@@ -54,6 +54,7 @@ def test_any_part_of_an_unchanged_file_is_read(file: Path):
         assert read(checksums, file, start, stop) == content[start:stop]
 
 
+@pytest.mark.row(30, case="any bit of a block")
 def test_every_flipped_bit_is_found_by_whoever_reads_its_block(file: Path):
     checksums, draws = taken(file), random.Random(2)
     for position in [0, 2**14 - 1, 2**14, SIZE - 1, *draws.sample(range(SIZE), 50)]:

@@ -89,6 +89,7 @@ def test_a_model_that_is_not_there(script, options):
     assert "error: absent: no such folder; give a model folder" in done.stderr
 
 
+@pytest.mark.row(11, case="no data for {script}")
 @pytest.mark.parametrize(
     ("script", "arguments", "expected"),
     [
@@ -109,6 +110,7 @@ def test_overrides_are_optional(script):
     assert done.stderr.endswith("the following arguments are required: CONFIG.yaml\n")
 
 
+@pytest.mark.row(25, case="`RANK` not below `WORLD_SIZE`")
 def test_a_rank_beyond_the_world(monkeypatch):
     for name, value in {"RANK": "8", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)

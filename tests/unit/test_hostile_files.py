@@ -52,7 +52,9 @@ def huge(path: Path) -> None:
         stream.truncate(700 * 2**20)
 
 
-@pytest.mark.parametrize("make", [pipe, device, huge])
+@pytest.mark.parametrize(
+    "make", [pipe, device, pytest.param(huge, marks=pytest.mark.row(32, case="700 MB: {reader}"))]
+)
 @pytest.mark.parametrize("reader", READERS)
 def test_it_is_refused_by_name(tmp_path: Path, reader: str, make: Callable[[Path], None]):
     name, read = READERS[reader]
@@ -74,6 +76,7 @@ def test_a_pipe_as_an_index_that_is_stated_to_be_empty_is_refused(tmp_path: Path
         TokenFolder(tmp_path)
 
 
+@pytest.mark.row(32, case="memory for the manifest of a {reader}")
 @pytest.mark.parametrize(("reader", "item"), [("checkpoint", "{}"), ("token folder", '{"a": 1}')])
 def test_a_hostile_manifest_takes_a_bounded_multiple_of_its_size(tmp_path, reader, item):
     size = 5 * 10**6

@@ -115,6 +115,7 @@ def test_members_that_are_no_files_are_left_out(tmp_path: Path) -> None:
     assert not Path("/tmp/evil-absolute.txt").exists()
 
 
+@pytest.mark.row(22, case="archives with paths that lead out")
 @pytest.mark.parametrize("pack", [tar_of, zip_of])
 def test_paths_that_lead_out_of_an_archive_are_left_out(
     tmp_path: Path, pack: Callable[..., bytes]
@@ -162,6 +163,7 @@ def test_zip_members_that_are_of_no_use_are_left_out(tmp_path: Path) -> None:
 ZEROS = bytes(20 * MIB)
 
 
+@pytest.mark.row(22, case="archives that unpack to much more")
 @pytest.mark.parametrize(
     ("name", "make"),
     [

@@ -105,6 +105,7 @@ def assert_connected(first: Future[Store], second: Future[Store]) -> None:
     assert second.result().get("word") == b"heard"
 
 
+@pytest.mark.row(25, case="`MASTER_ADDR` left over")
 def test_one_process_needs_no_address(environment):
     environment.update(MASTER_ADDR="node17.invalid", MASTER_PORT="0")
     store = open_store(Launch("python", 0, 1, 0, 1))
@@ -125,6 +126,7 @@ def test_the_interface_that_the_user_named_stays(environment, join):
     assert environment["GLOO_SOCKET_IFNAME"] == "ib0"
 
 
+@pytest.mark.row(25, case="`RANK` and `WORLD_SIZE` left over")
 @pytest.mark.parametrize(
     ("rank", "absent"), [(0, "1 of 2 processes"), (1, "rank 0 (Connection refused)")]
 )
@@ -158,10 +160,31 @@ def test_waiting_ends_with_an_error(environment, join, monkeypatch, rank):
         join(rank).result()
 
 
+@pytest.mark.row(25, case="the address of another host")
 def test_an_address_of_another_host_is_refused_on_rank_0(environment, join):
     environment["MASTER_ADDR"] = "node17.invalid"
     with pytest.raises(LaunchError, match=r"rank 0 cannot listen on port \d+ of node17\.invalid"):
         join(0).result()
+
+
+@pytest.mark.row(25, case="an IPv6 address")
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("local_world_size", [1, 2])
+def test_an_ipv6_address(environment, join, local_world_size):
+    environment["MASTER_ADDR"] = "::1"
+    assert_connected(join(0, local_world_size), join(1, local_world_size))
+    assert environment["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+@pytest.mark.row(23, case="a busy port")
+def test_a_busy_port_is_refused_on_rank_0(environment, join, measured):
+    begin = time.monotonic()
+    with (
+        socket.create_server(("127.0.0.1", int(environment["MASTER_PORT"]))),
+        pytest.raises(LaunchError, match=r"cannot listen on port \d+ of 127\.0\.0\.1: Address al"),
+    ):
+        join(0).result()
+    measured("until the error", time.monotonic() - begin)
 
 
 @pytest.mark.parametrize("local_world_size", [1, 2])

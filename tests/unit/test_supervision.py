@@ -128,6 +128,7 @@ def test_a_hostfile(tmp_path):
     assert read_hostfile(path) == {"node1": 2, "10.0.0.7": 4, "fe80::1": 1}
 
 
+@pytest.mark.row(22, case="a hostfile, under {launcher}")
 @pytest.mark.parametrize(
     "name", ["-oProxyCommand=touch", "a;touch", "$(touch)", "a,b", "a[1-3]", "-", "user@a", "a%h"]
 )
@@ -162,6 +163,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.row(22, case="an argument that a shell would run")
 @pytest.mark.parametrize("argument", HOSTILE)
 def test_an_argument_that_a_shell_would_run_is_refused(argument):
     words = ["launch/pretrain.py", TINY, argument]

@@ -1,0 +1,157 @@
+"""Write the table of faults in docs/reliability.md from the tests that show its rows.
+
+`@pytest.mark.row(7, case="rank {rank}")` says that a test shows row 7; `{rank}` is its parameter of
+that name. With `--fault-table FILE` the outcomes and seconds of one pytest run are written between
+the two marks in that file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fault_rows import FAULTS
+
+BEGIN = "<!-- fault table: make fault-table writes the lines from here -->"
+END = "<!-- fault table: to here -->"
+
+_FIGURE = "seconds of "
+_OUTCOMES = ("failed", "passed", "skipped")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one test has shown of one row."""
+
+    row: int
+    case: str
+    outcome: str
+    """One of "failed", "passed" and "skipped"."""
+
+    reason: str = ""
+    """Why it was skipped."""
+
+    seconds: tuple[tuple[str, float], ...] = ()
+    """Measured times, with what was measured; "" is the whole test."""
+
+
+def replace_table(text: str, found: Iterable[Shown]) -> str:
+    """Return a text with the table between its two marks; raise ValueError where they are not."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"it needs the line {BEGIN} and after it the line {END}, each once")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{make_table(found)}\n{END}{tail}"
+
+
+def make_table(found: Iterable[Shown]) -> str:
+    """Return the table of all rows, whatever the order of what was found."""
+    by_row: dict[int, list[Shown]] = {row: [] for row in FAULTS}
+    for one in found:
+        by_row[one.row].append(one)
+    lines = ["| # | fault | what happens | cases | result | seconds |", "|---|---|---|---|---|---|"]
+    for row, (fault, outcome) in FAULTS.items():
+        shown = by_row[row]
+        cells = [str(row), fault, outcome, _cases(shown), _result(shown), _seconds(shown)]
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cases(shown: list[Shown]) -> str:
+    return "; ".join(sorted({one.case for one in shown if one.case}))
+
+
+def _result(shown: list[Shown]) -> str:
+    if not shown:
+        return "not run"
+    counts = Counter(one.outcome for one in shown)
+    parts = [f"{counts[outcome]} {outcome}" for outcome in _OUTCOMES if counts[outcome]]
+    reasons = sorted({one.reason for one in shown if one.reason})
+    return ", ".join(parts) + (f" ({'; '.join(reasons)})" if reasons else "")
+
+
+def _seconds(shown: list[Shown]) -> str:
+    """Return the range of each measured time, or of whole tests where none measured its own."""
+    times: dict[str, list[float]] = {}
+    for what, seconds in (pair for one in shown for pair in one.seconds):
+        times.setdefault(what, []).append(seconds)
+    exact = {what: found for what, found in times.items() if what}
+    return "; ".join(
+        f"{what or 'whole test'}: {_range(found)}"
+        for what, found in sorted((exact or times).items())
+    )
+
+
+def _range(seconds: list[float]) -> str:
+    bounds = min(seconds), max(seconds)
+    first, last = (f"{bound:.0f}" if bound >= 10 else f"{bound:.1f}" for bound in bounds)
+    return first if first == last else f"{first} to {last}"
+
+
+class FaultTable:
+    """Collects what the tests of a pytest run show, and writes it into a file at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: dict[str, list[tuple[int, str]]] = {}
+        self._found: dict[str, list[Shown]] = {}
+        replace_table(path.read_text(), [])  # refuses a file without the marks at once
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._rows = {item.nodeid: rows_of(item) for item in session.items}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":  # a set-up may fail or skip
+            outcome = "failed" if report.failed else report.outcome
+            reason = _reason(report) if outcome == "skipped" else ""
+            seconds = _seconds_of(report) if outcome == "passed" else ()
+            self._found[report.nodeid] = [
+                Shown(row, case, outcome, reason, seconds)
+                for row, case in self._rows[report.nodeid]
+            ]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and self._found:
+            found = [one for shown in self._found.values() for one in shown]
+            self._path.write_text(replace_table(self._path.read_text(), found))
+
+
+def _reason(report: pytest.TestReport) -> str:
+    text = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+    return " ".join(text.removeprefix("Skipped: ").split())
+
+
+def _seconds_of(report: pytest.TestReport) -> tuple[tuple[str, float], ...]:
+    own = [
+        (name.removeprefix(_FIGURE), float(str(value)))
+        for name, value in report.user_properties
+        if name.startswith(_FIGURE)
+    ]
+    return (*own, ("", report.duration))
+
+
+def record(request: pytest.FixtureRequest, what: str, seconds: float) -> None:
+    """Note a time of a test, to stand in the table in place of the seconds of the whole test."""
+    request.node.user_properties.append((f"{_FIGURE}{what}", seconds))
+
+
+def rows_of(item: pytest.Item) -> list[tuple[int, str]]:
+    """Return the rows that a test shows, each with its case."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return [_read_mark(mark, item.nodeid, parameters) for mark in item.iter_markers("row")]
+
+
+def _read_mark(mark: pytest.Mark, test: str, parameters: dict[str, object]) -> tuple[int, str]:
+    try:
+        (number,) = mark.args
+        if number not in FAULTS:
+            raise KeyError(number)
+        return number, str(mark.kwargs.get("case", "")).format(**parameters)
+    except (KeyError, ValueError, AttributeError) as error:
+        why = f"no row of tests/fault_rows.py, or no parameter of its case ({error!r})"
+        raise pytest.UsageError(f"{test}: row{mark.args}: {why}") from None
