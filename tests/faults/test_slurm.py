@@ -164,6 +164,7 @@ def test_a_refused_job_ends_with_its_status_and_is_not_started_again(submit, set
     assert len(re.findall("supervisor: start ", job.log)) == 2
 
 
+@pytest.mark.row(34, case="srun, SIGUSR1 to the batch script")
 def test_a_job_that_is_told_of_its_end_is_put_back_and_goes_on(submit, settings, whole):
     """SLURM sends USR1 to the script before the time limit, as scancel does here."""
     job = submit(settings)
@@ -189,6 +190,7 @@ def test_a_killed_task_is_started_again_in_the_same_job(submit, settings, whole)
     assert_undisturbed(job.directory, whole)
 
 
+@pytest.mark.row(34, case="srun, scancel")
 def test_a_cancelled_job_has_saved_and_is_not_put_back(submit, settings):
     job = submit([*settings, "training.max_steps=100000"])
     newest = job.wait_for_checkpoint()
