@@ -11,8 +11,8 @@ from argparse import Namespace
 from gpt_dist import command
 from gpt_dist.config import Config
 from gpt_dist.config.file import load_config
-from gpt_dist.plan.gpus import CPU, GPUS, INTERCONNECTS
 from gpt_dist.progress import show_progress
+from planning.gpus import CPU, GPUS, INTERCONNECTS
 
 EXAMPLE = "python launch/plan.py configs/pretrain/gpt-13b.yaml --gpus 64 --gpu H100"
 PIPE_WIDTH = 200
@@ -54,8 +54,8 @@ def main(given: tuple[Config, Namespace]) -> None:
 
     from rich.console import Console
 
-    from gpt_dist.plan.machines import find_machine
     from planning.layouts import check_plannable, describe_data, legal_layouts
+    from planning.machines import find_machine
     from planning.report import show, start_command
     from planning.search import search
 

@@ -8,9 +8,9 @@ from typing import Any
 from gpt_dist.config import ResolvedConfig
 from gpt_dist.config.file import load_config
 from gpt_dist.config.resolution import resolve
-from gpt_dist.plan.gpus import GPUS, Gpu
-from gpt_dist.plan.machines import GIB, Machine
-from gpt_dist.plan.operations import Operation
+from planning.gpus import GPUS, Gpu
+from planning.machines import GIB, Machine
+from planning.operations import Operation
 
 VOCAB_SIZE = 4000
 

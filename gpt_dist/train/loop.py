@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt_dist.checkpoint.folder import steps, warner
+from gpt_dist.checkpoint.folder import warner
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.checkpoint.opened import OpenedModel
 from gpt_dist.checkpoint.resume import find_checkpoint, resume_data
@@ -27,12 +26,13 @@ from gpt_dist.errors import Interrupted, RolledBack, TrainingError
 from gpt_dist.memory import peak_memory
 from gpt_dist.model import GPT, flops_per_token, peak_flops
 from gpt_dist.rendezvous import launcher_ended
-from gpt_dist.topology import Topology, computes_bf16, together
+from gpt_dist.topology import Topology, together
 from gpt_dist.train.engine import Engine, Update
 from gpt_dist.train.interruption import Interruption
 from gpt_dist.train.ledger import LEDGER_NAME, leave_out, read_ledger
 from gpt_dist.train.metrics import Reporter, Row
 from gpt_dist.train.objective import Objective
+from gpt_dist.train.opening import describe, warn_of_little_room
 from gpt_dist.train.optimizer import learning_rate
 from gpt_dist.train.profile import Profiler
 from gpt_dist.train.start import load_checkpoint, start_engine
@@ -45,9 +45,6 @@ while its loss scale comes down."""
 SPIKE_STEPS, SPIKE_DEVIATIONS = 128, 6
 """A loss is a spike where it is so many standard deviations above the mean of so many before, or of
 half as many at first: the rule of SkipStepOptimizer in OLMo-core."""
-
-STATE_BYTES = 12
-"""Bytes of a checkpoint for each parameter: a weight and two moments."""
 
 UNREAD_STEPS = 2
 """Steps that the host may be ahead of what it knows of the device."""
@@ -356,7 +353,7 @@ def _train(
     with reporting or nullcontext() as reporter:
         if reporter:
             Status("running", done).write(plan.directory)
-            reporter.say(_describe(config, topology, engine) + _little_room(config, engine))
+            reporter.say(describe(config, topology, engine) + warn_of_little_room(config, engine))
             if checkpoint:
                 reporter.say(f"resumed from {checkpoint.path}")
                 if checkpoint.manifest.consumed_samples in [one.from_sample for one in data.phases]:
@@ -377,41 +374,3 @@ def _train(
         if reporter:
             reporter.summary()
     return reporter.best_first if reporter else []
-
-
-def _describe(config: ResolvedConfig, topology: Topology, engine: Engine) -> str:
-    training, warmup_steps = config.training, config.schedule.warmup_steps
-    batch = "examples" if config.task else f"x {config.model.sequence_length} tokens"
-    text = (
-        f"{engine.num_parameters:,} parameters a process, {training.precision}, "
-        f"{topology.device.type}; data parallel {topology.data_parallel_size} x tensor parallel "
-        f"{topology.tensor_parallel_size}, ZeRO {config.parallel.zero_stage}; "
-        f"global batch {training.global_batch_size} {batch}, {training.max_steps} steps"
-    )
-    if engine.compiled:
-        text += "; compiled, so the first step takes about a minute"
-    if training.precision == "bf16" and not computes_bf16(topology.device):
-        text += (
-            f"\nWARNING: training.precision bf16: this {topology.device.type} has no instructions "
-            "for it, and fp32 is many times faster"
-        )
-    if warmup_steps >= training.max_steps:
-        text += (
-            f"\nWARNING: schedule.warmup_steps {warmup_steps}: all {training.max_steps} steps are "
-            "warm-up, below optimizer.learning_rate"
-        )
-    return text
-
-
-def _little_room(config: ResolvedConfig, engine: Engine) -> str:
-    """Return a warning where the disk has no room for the checkpoints to come, or nothing."""
-    folder = Path(config.run.directory) / "checkpoints"
-    size = STATE_BYTES * sum(math.prod(one.shape) for one in engine.state().entries.values())
-    count = max(1, config.checkpoint.keep + 1 - len(steps(folder)))
-    free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
-    if free >= count * size:
-        return ""
-    return (
-        f"\nWARNING: {folder}: {free:,} bytes are free, but up to {count} more checkpoints of "
-        f"{size:,} bytes are to be there at once; make room, or lower checkpoint.keep"
-    )

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt_dist.model import flops_per_token, num_parameters
-from gpt_dist.plan.estimate import MARGIN, Estimate
-from gpt_dist.plan.machines import GIB
-from gpt_dist.plan.operations import KINDS
+from planning.estimate import MARGIN, Estimate
 from planning.layouts import OPEN_KEYS
+from planning.machines import GIB
+from planning.operations import KINDS
 
 SHOWN = 12
 """Layouts in the table."""

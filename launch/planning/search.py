@@ -5,9 +5,9 @@ from contextlib import redirect_stdout
 from io import StringIO
 
 from gpt_dist.config import ResolvedConfig
-from gpt_dist.plan.estimate import Estimate, Planner
-from gpt_dist.plan.machines import Machine
 from gpt_dist.progress import Report
+from planning.estimate import Estimate, Planner
+from planning.machines import Machine
 
 
 def search(

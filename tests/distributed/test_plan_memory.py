@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_dist.plan.estimate import Planner
-from gpt_dist.plan.operations import Recorder
-from gpt_dist.plan.trace import compiled_forms
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology, form_groups
+from planning.estimate import Planner
+from planning.operations import Recorder
+from planning.trace import compiled_forms
 from tests.plans import VOCAB_SIZE, configure, machine
 
 SIZES = {

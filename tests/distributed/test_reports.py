@@ -94,7 +94,7 @@ def test_another_number_of_threads_is_said(process_group, token_folder, finished
 
 
 def said_with_free_bytes(launch: Launch, device: torch.device, free: int, *run: Any) -> list[str]:
-    with mock.patch("gpt_dist.train.loop.shutil.disk_usage") as usage:
+    with mock.patch("gpt_dist.train.opening.shutil.disk_usage") as usage:
         usage.return_value.free = free
         return said_by(launch, device, *run)
 

@@ -10,12 +10,12 @@ import pytest
 
 from gpt_dist.config.file import load_config
 from gpt_dist.errors import ConfigError
-from gpt_dist.plan.estimate import Planner
-from gpt_dist.plan.operations import KINDS
-from gpt_dist.plan.trace import Segment, trace
 from gpt_dist.progress import silent
+from planning.estimate import Planner
 from planning.layouts import check_plannable, legal_layouts
+from planning.operations import KINDS
 from planning.search import search
+from planning.trace import Segment, trace
 from tests.plans import configure, machine
 
 TINY, LARGE = Path("configs/pretrain/tiny.yaml"), Path("configs/pretrain/gpt-13b.yaml")

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from gpt_dist.data.tokens.folder import TokenFolder
-from gpt_dist.train import loop, pretrain
+from gpt_dist.train import opening, pretrain
 from tests.plans import configure
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("has_instructions", [False, True])
 def test_emulated_bf16_is_warned_of(monkeypatch, precision, has_instructions):
-    monkeypatch.setattr(loop, "computes_bf16", lambda _: has_instructions)
+    monkeypatch.setattr(opening, "computes_bf16", lambda _: has_instructions)
     device = torch.device("cpu")
     topology = SimpleNamespace(device=device, data_parallel_size=1, tensor_parallel_size=1)
     engine = SimpleNamespace(num_parameters=1, compiled=False)
-    text = loop._describe(configure(1, {"training.precision": precision}), topology, engine)
+    text = opening.describe(configure(1, {"training.precision": precision}), topology, engine)
     warns = "training.precision bf16: this cpu has no instructions for it" in text
     assert warns == (precision == "bf16" and not has_instructions)
 

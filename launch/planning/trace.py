@@ -21,11 +21,11 @@ from gpt_dist.config import ResolvedConfig
 from gpt_dist.data.batches import TokenBatch
 from gpt_dist.model import GPT
 from gpt_dist.model.adamw import MasterAdamW
-from gpt_dist.plan.operations import Operation, Recorder
 from gpt_dist.rendezvous import Launch
 from gpt_dist.topology import Topology
 from gpt_dist.train.engine import Engine
 from gpt_dist.train.objective import LanguageModelObjective
+from planning.operations import Operation, Recorder
 
 STEPS = 2
 """The first step allocates what the others keep, and ZeRO 3 learns the order of the weights."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from gpt_dist.memory import keep_freed_memory
-from gpt_dist.plan.gpus import CPU, GPUS, INTERCONNECTS, Gpu
-from gpt_dist.plan.operations import Operation, TensorLike
+from planning.gpus import CPU, GPUS, INTERCONNECTS, Gpu
+from planning.operations import Operation, TensorLike
 
 GIB = 2**30
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_dist.config import ResolvedConfig
-from gpt_dist.plan.machines import Machine
-from gpt_dist.plan.operations import KINDS
-from gpt_dist.plan.trace import STEPS, Segment, trace
+from planning.machines import Machine
+from planning.operations import KINDS
+from planning.trace import STEPS, Segment, trace
 
 MARGIN = 1.15
 """A layout fits if this times its tensors, and the machine's reserve, fit. Allocators fragment, and

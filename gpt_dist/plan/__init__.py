@@ -1,1 +1,0 @@
-"""Planning: what a run needs in memory and time on machines that are not here."""
