@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from gpt_dist.checkpoint.folder import steps
 from gpt_dist.config.file import load_config
 from gpt_dist.errors import GptDistError
 from gpt_dist.finetune.run import check
 from gpt_dist.rendezvous import Launch
-from tests.launching import launch
+from tests.launching import launch, launcher_words
 from tests.models import write_model_folders
 from tests.rows import assert_same, read_rows
+from tests.supervising import Supervised
 
 TASK = """
 task:
@@ -99,6 +101,26 @@ def test_a_launcher_with_two_processes_gives_the_losses_of_one(task, source, fin
     assert {row["step"] for row in read_rows(finished)} == {
         row["step"] for row in read_rows(tmp_path)
     }
+
+
+@pytest.mark.faults
+def test_a_supervised_run_whose_process_is_killed_ends_as_if_undisturbed(task, source, tmp_path):
+    settings = [f"model.source={source}", f"data.path={task}", "parallel.zero_stage=2"]
+    settings += ["training.max_steps=300", "validation.interval=50", "checkpoint.interval=50"]
+    what = {"script": "finetune", "config": str(task / "fish.yaml")}
+    whole, directory = tmp_path / "whole", tmp_path / "run"
+    done = launch("deepspeed", *settings, f"run.directory={whole}", **what)
+    assert done.returncode == 0, done.stderr
+    words = [*launcher_words("deepspeed"), "launch/finetune.py", what["config"], *settings]
+    words.append(f"run.directory={directory}")
+    supervised = Supervised(directory, ["--back-off", "0.1"], words)
+    supervised.wait_until(lambda: steps(directory / "checkpoints"))
+    ranks = [one for one in supervised.below if "launch/finetune.py" in one.cmdline()[:3]]
+    ranks[-1].kill()
+    assert supervised.wait() == 0, supervised.console
+    assert supervised.said("start 2 from"), supervised.log
+    assert_same(read_rows(directory), read_rows(whole), 0.0)
+    assert (directory / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
 def test_predictions_of_the_kept_model(finished, task):
