@@ -166,11 +166,14 @@ def without_memory() -> Iterator[None]:
 
 
 def _settings(group: Group, std: float) -> dict[str, Any]:
-    """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced."""
+    """Return megatron-core's settings: weights are drawn as full fp32 tensors, then sliced.
+
+    Drawing also tells a split weight how it is split, so only whole ones may go without.
+    """
     config = ModelParallelConfig(
         tensor_model_parallel_size=group.size(),
         use_cpu_initialization=True,
-        perform_initialization=torch.get_default_device().type != "meta",
+        perform_initialization=group.size() > 1 or torch.get_default_device().type != "meta",
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),
     )
     return {"config": config, "init_method": partial(nn.init.normal_, std=std), "tp_group": group}
