@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -126,8 +127,8 @@ class Supervisor:
     back_off: float
     grace: float
     _signal: signal.Signals | None = None
-    _seen: set[Path] = field(default_factory=set)
-    """Checkpoints that there have been."""
+    _seen: set[tuple[Path, int]] = field(default_factory=set)
+    """Checkpoints that there have been, each with the time when it was made."""
     _made: bool = False
     """True once a start has made a checkpoint."""
 
@@ -171,7 +172,7 @@ class Supervisor:
         """
         before = read_status(self._directory)
         try:
-            lock(self._directory).close()
+            self._wait_until_unused(at_start=True)
             words = self._prepare()
             newest = max(self._directory.glob(f"checkpoints/{STEP}"), default=None)
             origin = f"from {newest.name}" if newest else "without a checkpoint"
@@ -181,7 +182,7 @@ class Supervisor:
             return Verdict("refused" if number == 1 else "failed", str(error))
         exit_status = self._supervise(processes)
         told = processes.end(self.grace, self.log.say)
-        self._wait_for_other_hosts()
+        self._wait_until_unused()
         stopped = self._signal is not None
         return judge(before, read_status(self._directory), exit_status, stopped, told)
 
@@ -210,14 +211,21 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
         return exit_status
 
-    def _wait_for_other_hosts(self) -> None:
-        """Wait for a reporting process on another host, which holds the lock of the run."""
-        deadline = time.monotonic() + self.grace
+    def _wait_until_unused(self, at_start: bool = False) -> None:
+        """Wait for a reporting process that holds the lock of the run and is not below this one.
+
+        It is on another host, or of a supervisor that was killed. Raises LaunchError if it stays,
+        or, at a start, on a signal.
+        """
+        deadline, said = time.monotonic() + self.grace, False
         while True:
             try:
                 return lock(self._directory).close()
             except ConfigError as error:
-                if time.monotonic() > deadline:
+                if not said:
+                    said = True
+                    self.log.say(f"waiting up to {self.grace:.0f} s: {error}")
+                if time.monotonic() > deadline or (at_start and self._signal):
                     status = read_status(self._directory)
                     which = f"process {status.process} on {status.host}" if status else "a process"
                     raise LaunchError(f"{which} does not end: {error}") from None
@@ -225,8 +233,11 @@ class Supervisor:
 
     def _find_new(self) -> bool:
         """Return whether there are checkpoints that have not been seen yet."""
-        found = {*self._directory.glob(f"checkpoints/{STEP}")}
-        found |= {*self._directory.glob(f"seed-*/checkpoints/{STEP}")}
+        found = set()
+        for pattern in (f"checkpoints/{STEP}", f"seed-*/checkpoints/{STEP}"):
+            for path in self._directory.glob(pattern):
+                with suppress(FileNotFoundError):  # an older one, which is removed now
+                    found.add((path, path.stat().st_mtime_ns))
         new = found - self._seen
         self._seen |= new
         return bool(new)

@@ -97,7 +97,10 @@ FAULTS: dict[int, tuple[str, str]] = {
         "the run ends, or goes back and leaves the samples out, by a ledger that repeats it",
     ),
     34: ("SIGTERM to a launcher or to the supervisor", "saved within the launcher's grace"),
-    35: ("checkpoints on a disk of each host's own", "refused before the first step"),
+    35: (
+        "checkpoints on a disk of each host's own",
+        "refused before the first step, with the remedy",
+    ),
     36: (
         "a random fault every 20 steps, two hosts under the supervisor",
         "the weights of the undisturbed run",

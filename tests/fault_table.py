@@ -44,12 +44,16 @@ def replace_table(text: str, found: Iterable[Shown]) -> str:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"it needs the line {BEGIN} and after it the line {END}, each once")
     head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{make_table(found)}\n{END}{tail}"
+    before, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{make_table(found, before)}\n{END}{tail}"
 
 
-def make_table(found: Iterable[Shown]) -> str:
-    """Return the table of all rows, whatever the order of what was found."""
+def make_table(found: Iterable[Shown], before: str = "") -> str:
+    """Return the table of all rows, whatever the order of what was found.
+
+    Rows of which nothing was found stay as they are in the table `before`.
+    """
+    earlier = {line.split(" | ")[0]: line for line in before.splitlines()}
     by_row: dict[int, list[Shown]] = {row: [] for row in FAULTS}
     for one in found:
         by_row[one.row].append(one)
@@ -57,7 +61,8 @@ def make_table(found: Iterable[Shown]) -> str:
     for row, (fault, outcome) in FAULTS.items():
         shown = by_row[row]
         cells = [str(row), fault, outcome, _cases(shown), _result(shown), _seconds(shown)]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        line = f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+        lines.append(line if shown else earlier.get(f"| {row}", line))
     return "\n".join(lines) + "\n"
 
 

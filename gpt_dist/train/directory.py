@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -63,21 +63,20 @@ def check_shared(directory: Path, launch: Launch) -> None:
     if launch.local_world_size == launch.world_size:
         return
     checkpoints = directory / "checkpoints"
-    mark, text = (checkpoints if checkpoints.is_dir() else directory) / ".shared", uuid4().hex
-    mark, text, host = gather((mark, text, socket.gethostname()))[0]
-    together(lambda: None if launch.rank else mark.write_text(text))
-    together(lambda: _look_for(mark, text, host))
-    if launch.rank == 0:
-        mark.unlink(missing_ok=True)
+    folder = checkpoints if checkpoints.is_dir() else directory
+    mark, host = gather((folder / f".shared-{uuid4().hex}", socket.gethostname()))[0]
+    try:
+        together(lambda: None if launch.rank else mark.touch())
+        together(lambda: _look_for(mark, host))
+    finally:
+        if launch.rank == 0:
+            mark.unlink(missing_ok=True)
 
 
-def _look_for(mark: Path, text: str, host: str) -> None:
-    """Wait until a file has a text that another host wrote; ConfigError if it never has."""
+def _look_for(mark: Path, host: str) -> None:
+    """Wait for a file that another host has made; ConfigError if it does not come."""
     deadline = time.monotonic() + CACHE_SECONDS
-    while True:
-        with suppress(FileNotFoundError):
-            if mark.read_text() == text:
-                return
+    while not mark.exists():
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"run.directory: {socket.gethostname()} does not see what {host} writes to "

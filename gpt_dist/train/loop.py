@@ -132,9 +132,10 @@ class Trainer:
                 if self._save_if_due(step, is_validated) and step < max_steps:
                     self.saver.wait()
                     why = LAUNCHER_ENDED if launcher_ended(self.topology.launch) else "by a signal"
-                    raise Interrupted(
-                        f"interrupted and saved at step {step} ({why}); start again to go on"
-                    )
+                    text = f"interrupted and saved at step {step} ({why}); start again to go on"
+                    if self.reporter:  # before a launcher kills this process, as another has ended
+                        Status("interrupted", step, text).write(self.plan.directory)
+                    raise Interrupted(text)
         self.saver.wait()
 
     def _is_due(self, step: int, interval: int) -> bool:

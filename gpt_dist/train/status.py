@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,7 @@ def recorded(directory: Path, launch: Launch) -> Iterator[None]:
         # Another run may use the directory; then this one was refused, and the record is its own.
         with suppress(ConfigError):
             if launch.rank == 0 and directory.is_dir():
-                with lock(directory):
+                with _lock_soon(directory):
                     now = read_status(directory)
                     _end(now.step if now and now != before else None, error).write(directory)
 
@@ -78,6 +79,16 @@ def _end(step: int | None, error: BaseException | None) -> Status:
     state = "refused" if refused and not isinstance(error, LaunchError) else "failed"
     why = f"{type(error).__name__}: {error}".partition("\n")[0]
     return Status("interrupted" if isinstance(error, Interrupted) else state, step, why)
+
+
+def _lock_soon(directory: Path) -> TextIO:
+    """Return the lock; a supervisor that only tries whether it is free holds it for a moment."""
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        with suppress(ConfigError):
+            return lock(directory)
+        time.sleep(0.01)
+    return lock(directory)
 
 
 def lock(directory: Path) -> TextIO:

@@ -192,13 +192,18 @@ def resuming(words: Sequence[str], config: Config, made_checkpoints: bool) -> li
 
 
 def check_safe(words: Sequence[str], hosts: Collection[str] | None = None) -> None:
-    """Refuse a command in which the launcher would take hosts or arguments for code.
+    """Refuse a command that cannot be supervised, or whose hosts or arguments would run as code.
 
     `hosts` are those of a hostfile that is not written yet. Raises LaunchError.
     """
     command = parse_command(words)
     if hosts is None and command.hostfile and command.hostfile.is_file():
         hosts = check_host_names(command.hostfile)
+    if command.launcher == "torchrun" and value_of(command.options, _NODES) not in (None, "1"):
+        raise LaunchError(
+            "--nnodes: torchrun is started on each host, and the supervisor starts it again on its "
+            "own only; use torchrun --max-restarts, or deepspeed"
+        )
     by_shell = len(hosts or ()) > 1 or "--force_multi" in command.options
     if command.launcher == "deepspeed" and by_shell and "--no_ssh" not in command.options:
         check_remote(command.options, command.arguments)

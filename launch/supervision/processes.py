@@ -39,17 +39,19 @@ class Processes:
     def __init__(self, words: Sequence[str], launcher: str, script: str) -> None:
         """Start a command in a session of its own, which a Ctrl-C of the terminal does not reach.
 
-        If this process is killed, the launcher gets SIGTERM. Raises LaunchError if there is no
+        If this process is killed, the launcher is told to end. Raises LaunchError if there is no
         such command.
         """
-        self._launcher, self._script = launcher, script
+        self._script = script
+        # Those two pass this one on, and kill soon after SIGTERM.
+        self._ask = signal.SIGUSR1 if launcher in ("mpirun", "srun") else signal.SIGTERM
         self._told: set[int] = set()
         try:
             self._process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+                preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, self._ask),
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise LaunchError(f"{words[0]}: cannot be started: {error}") from None
@@ -80,9 +82,7 @@ class Processes:
         ranks = [process for process in self.left() if _runs(process, self._script)]
         if not ranks and not self._told and self.exit_status is None:
             self._told.add(self._process.pid)
-            # They pass this one on, and kill after SIGTERM.
-            passing = self._launcher in ("mpirun", "srun")
-            self._process.send_signal(signal.SIGUSR1 if passing else signal.SIGTERM)
+            self._process.send_signal(self._ask)
         for process in ranks:
             if process.pid not in self._told:
                 self._told.add(process.pid)

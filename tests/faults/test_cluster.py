@@ -207,13 +207,20 @@ def test_a_busy_port_ends_all(cluster, settings, tmp_path):
     assert any("what listens there is not rank 0" in error for error in run.errors)
 
 
-@pytest.mark.row(34, case="{launcher}, two hosts with ssh")
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_signal_to_the_launcher_saves(launcher, cluster, settings, tmp_path, measured):
+@pytest.mark.row(34, case="{number.name} to {launcher}, two hosts with ssh")
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("deepspeed", signal.SIGTERM),
+        ("torchrun", signal.SIGTERM),
+        # mpirun kills half a second after SIGTERM, whatever its parameters.
+        ("mpirun", signal.SIGUSR1),
+    ],
+)
+def test_a_signal_to_the_launcher_saves(launcher, number, cluster, settings, tmp_path, measured):
     run = Run(launcher, cluster, tmp_path / "run", [*settings, *ENDLESS])
     run.wait_for_step()
     for process in run.launchers:
-        # mpirun kills half a second after SIGTERM, whatever its parameters.
-        process.send_signal(signal.SIGUSR1 if launcher == "mpirun" else signal.SIGTERM)
+        process.send_signal(number)
     measured("until all had saved and ended", run.wait(60))
     assert run.saved >= STEP, run.console

@@ -68,12 +68,17 @@ class Disturbed:
         path = self.directory / "supervisor.log"
         return path.read_text() if path.exists() else ""
 
+    @property
+    def console(self) -> str:
+        """All that came to the console."""
+        return self._console.read_text(errors="replace")
+
     def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
-        """Return when a condition holds, or when the supervisor has ended."""
+        """Return when a condition holds; the supervisor must not end before."""
         deadline = time.monotonic() + seconds
-        while not condition() and self.supervisor.is_running():
-            if time.monotonic() > deadline or self.supervisor.status() == psutil.STATUS_ZOMBIE:
-                pytest.fail(f"{self.log}\n{self._console.read_text(errors='replace')[-5000:]}")
+        while not condition():
+            if time.monotonic() > deadline or not self.supervisor.is_running():
+                pytest.fail(f"{self.log}\n{self.console[-5000:]}")
             time.sleep(0.01)
 
     def wait_for_step(self, step: int) -> None:
@@ -85,13 +90,11 @@ class Disturbed:
 
         self.wait_until(is_made)
 
-    def disturb(self) -> str:
-        """Have a random fault meet the run; return its name once the supervisor starts again."""
+    def disturb(self, fault: Fault) -> None:
+        """Have a fault meet the run; return once the supervisor starts again."""
         starts = self.log.count(" from step-")
-        fault = self.rng.choice(FAULTS)
         fault(self)
         self.wait_until(lambda: self.log.count(" from step-") > starts)
-        return fault.__name__
 
     def kill_rank(self) -> None:
         """End one process of the run."""
@@ -99,7 +102,8 @@ class Disturbed:
 
     def kill_launcher(self) -> None:
         """End the launcher, and nothing else."""
-        self.cluster[0].find(*self.launcher[-2:]).kill()
+        (launcher,) = self.supervisor.children()
+        launcher.kill()
 
     def stop_rank(self) -> None:
         """Have one process of the run stand still."""
@@ -123,16 +127,23 @@ class Disturbed:
         ballast.unlink()
 
     def flip_bit(self) -> None:
-        """Damage a file of the newest checkpoint, and end one process of the run."""
+        """Damage a file of the newest checkpoint, and end the processes of the run."""
+        ranks = [host.rank() for host in self.cluster]
+        for rank in ranks:
+            rank.send_signal(signal.SIGSTOP)  # so that no newer checkpoint comes
         folder = step_path(self.directory / "checkpoints", steps(self.directory / "checkpoints")[0])
         path = self.rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
         content = bytearray(path.read_bytes())
         content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
         path.write_bytes(content)
-        self.kill_rank()
+        fallbacks = self.console.count("falling back")
+        for rank in ranks:
+            rank.kill()
+        self.wait_until(lambda: self.console.count("falling back") > fallbacks)
 
 
-FAULTS = (
+Fault = Callable[[Disturbed], None]
+FAULTS: tuple[Fault, ...] = (
     Disturbed.kill_rank,
     Disturbed.kill_launcher,
     Disturbed.stop_rank,
@@ -142,15 +153,16 @@ FAULTS = (
 )
 
 
+@pytest.mark.soak
 @pytest.mark.row(36, case="seed {seed}, under {launcher}")
 @pytest.mark.parametrize(
     ("launcher", "seed"),
     [
         pytest.param("mpirun", 0, marks=pytest.mark.faults),
-        *(
-            pytest.param(launcher, seed, marks=pytest.mark.soak)
-            for launcher, seed in [("mpirun", 1), ("mpirun", 2), ("deepspeed", 3), ("deepspeed", 4)]
-        ),
+        ("mpirun", 1),
+        ("mpirun", 2),
+        ("deepspeed", 3),
+        ("deepspeed", 4),
     ],
 )
 @pytest.mark.parametrize("small_disk", ["60m"], indirect=True)
@@ -161,14 +173,19 @@ def test_random_faults_leave_no_trace(
     whole = tmp_path / "whole"
     undisturbed = launch("torchrun", *settings, f"run.directory={whole}")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    run = Disturbed(launcher, cluster, small_disk / "run", settings, random.Random(seed))
+    rng = random.Random(seed)
+    run = Disturbed(launcher, cluster, small_disk / "run", settings, rng)
+    at = range(EVERY, STEPS, EVERY)
+    faults = [*FAULTS, *rng.choices(FAULTS, k=len(at) - len(FAULTS))]
+    rng.shuffle(faults)
     begin = time.monotonic()
-    for step in range(EVERY, STEPS, EVERY):
+    for step, fault in zip(at, faults, strict=True):
         run.wait_for_step(step)
-        name = run.disturb()
+        run.disturb(fault)
         with capsys.disabled():
-            print(f"\n{time.monotonic() - begin:.0f} s: {name} at step {step}", end=" ", flush=True)
-    run.wait_until(lambda: False)
+            print(f"\n{time.monotonic() - begin:.0f} s: {fault.__name__}, step {step}", end=" ")
+    run.wait_until(lambda: "complete: " in run.log)
+    assert psutil.wait_procs([run.supervisor], timeout=30)[0]
     assert f"complete: {STEPS} steps" in run.log, run.log
     assert_same(read_rows(run.directory), read_rows(whole), 0.0)
     found, expected = (

@@ -178,10 +178,26 @@ def test_a_directory_in_use_is_refused(start, tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
     with lock(directory):
-        supervised = start("stop()")
+        supervised = start("stop()", "--grace", "1")
         assert supervised.wait() == 2
     assert "another run is using" in supervised.log
     assert starts(supervised) == 0
+
+
+def test_a_directory_that_becomes_free_is_used(start, tmp_path):
+    """The processes of a supervisor that was killed save, and hold the lock meanwhile."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with lock(directory):
+        supervised = start('say("complete", 1)')
+        supervised.wait_until(lambda: supervised.said("waiting up to 300 s"))
+    assert supervised.wait() == 0
+
+
+def test_a_checkpoint_that_is_made_again_is_progress(start):
+    behaviour = 'save(1)\nsay("complete" if number == 3 else "failed", number)'
+    supervised = start(behaviour, "--max-restarts", "1")
+    assert supervised.wait() == 0
 
 
 def test_a_second_supervisor_is_refused(start):

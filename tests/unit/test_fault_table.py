@@ -105,6 +105,12 @@ def test_a_run_of_pytest_writes_the_table(tmp_path):
     assert row(text, 5)[4] == "1 failed"
 
 
+def test_rows_of_which_no_test_was_run_stay():
+    first, second = Shown(9, "one", "passed"), Shown(23, "two", "passed")
+    text = replace_table(f"{BEGIN}\n{END}", [first])
+    assert replace_table(text, [second]) == replace_table(f"{BEGIN}\n{END}", [first, second])
+
+
 @pytest.mark.parametrize(
     "mark", [pytest.mark.row(37), pytest.mark.row(), pytest.mark.row(1, case="{absent}")]
 )
