@@ -11,7 +11,7 @@ import pytest
 from kubernetes_validate import ValidationError, latest_version, validate
 from ruamel.yaml import YAML
 
-from gpt_dist.command import RESUMABLE, USER_ERROR
+from gpt_dist.command import RESUMABLE
 from gpt_dist.config.file import load_config
 from gpt_dist.rendezvous import discover_launch
 
@@ -116,4 +116,4 @@ def test_exit_codes_decide_whether_a_pod_counts_as_failed(objects):
         for rule in rules
         if "onExitCodes" in rule
     }
-    assert actions == {(USER_ERROR,): "FailJob", (RESUMABLE,): "Ignore"}
+    assert actions == {(RESUMABLE,): "Ignore"}
