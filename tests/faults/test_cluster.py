@@ -15,7 +15,8 @@ from gpt_dist.checkpoint.folder import step_path, steps
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.train.status import read_status
 from tests.cluster import SshHost, hostfile
-from tests.launching import BIN, launch
+from tests.launching import launch
+from tests.readme import cluster_command
 from tests.rows import assert_same, read_rows
 
 pytestmark = pytest.mark.faults
@@ -45,17 +46,8 @@ class Run:
         self.cluster, self.directory = cluster, directory
         self._console = directory.with_name(f"{directory.name}.console")
         self._console.touch()
-        hosts = str(hostfile(directory.with_name("hosts")))
-        # By Python, since a script's first line cannot hold a path with spaces.
-        words = {
-            "deepspeed": [sys.executable, f"{BIN}/deepspeed", "--hostfile", hosts],
-            "mpirun": ["mpirun", "-n", "2", "--hostfile", hosts, "python"],
-            "torchrun": [
-                *("torchrun", "--nnodes", "2", "--nproc-per-node", "1"),
-                *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{cluster[0].name}:{PORT}"),
-            ],
-        }[launcher]
-        words += ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *SETTINGS, *settings]
+        file = None if launcher == "torchrun" else hostfile(directory.with_name("hosts"))
+        words = [*cluster_command(launcher, file), *SETTINGS, *settings]
         words.append(f"run.directory={directory}")
         starting = cluster if launcher == "torchrun" else cluster[:1]
         self.launchers = [host.start(words, self._console) for host in starting]
@@ -165,6 +157,43 @@ def test_a_host_that_loses_power_ends_the_others(launcher, cluster, settings, tm
         alone = launch("python", *SETTINGS, *settings, f"run.directory={directory}")
         assert alone.returncode == 0, alone.stderr
     assert_same(read_rows(run.directory), read_rows(tmp_path / "whole"), 1e-5)
+
+
+@pytest.mark.row(26, case="power lost, {script} with its supervisor")
+@pytest.mark.parametrize("script", ["deepspeed-hosts.sh", "mpi.sh"])
+def test_a_template_goes_on_without_a_lost_host(script, cluster, settings, tmp_path):
+    last, whole, directory = 600, tmp_path / "whole", tmp_path / "run"
+    settings = [*SETTINGS, *settings, "model.dropout=0", "checkpoint.interval=100"]
+    settings += [f"training.max_steps={last}", "logging.interval=100"]
+    words = ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *settings]
+    text, count = re.subn(
+        r"COMMAND=\(.*\)",
+        f"COMMAND=({' '.join(words)} run.directory={directory})",
+        Path("launch/cluster", script).read_text(),
+    )
+    assert count == 1
+    for name in ("launch", "configs"):
+        (tmp_path / name).symlink_to(Path(name).resolve())
+    path = tmp_path / "scripts/cluster" / script
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    hosts, console = hostfile(tmp_path / "hosts"), tmp_path / "console.txt"
+    starter = cluster[0].start(["bash", str(path)], console)
+    deadline = time.monotonic() + 240
+    while not steps(directory / "checkpoints"):
+        assert time.monotonic() < deadline, console.read_text()
+        time.sleep(0.01)
+    hosts.write_text(f"{cluster[0].name} slots=1\n")
+    cluster[1].lose_power()
+    while starter.is_running():
+        assert time.monotonic() < deadline, console.read_text()
+        time.sleep(0.1)
+    log = (directory / "supervisor.log").read_text()
+    assert re.search(r"2 processes on node1, node2(.|\n)*1 processes on node1 ", log), log
+    assert read_status(directory).state == "complete", log
+    alone = launch("python", *settings, f"run.directory={whole}")
+    assert alone.returncode == 0, alone.stderr
+    assert_same(read_rows(directory), read_rows(whole), 1e-5)
 
 
 @pytest.mark.row(28, case="a host without the data, under {launcher}")

@@ -15,6 +15,7 @@ from gpt_dist.checkpoint.folder import step_path, steps
 from gpt_dist.checkpoint.format import Checkpoint
 from gpt_dist.train.status import read_status
 from tests.faults.ranks import run_to_its_end
+from tests.readme import cluster_command
 from tests.rows import assert_same, read_rows
 from tests.slurm import Slurm
 
@@ -34,7 +35,6 @@ SETTINGS = [
     f"checkpoint.interval={INTERVAL}",
     "logging.interval=20",
 ]
-SRUN = ("srun", "--nodes=1", "--ntasks-per-node=2", "--kill-on-bad-exit=1", "python", *SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +143,14 @@ def assert_undisturbed(directory: Path, whole: Path) -> None:
 
 
 def test_the_srun_line_trains_as_any_launcher_does(slurm, settings, whole, tmp_path):
-    finished = slurm.run(*SRUN, *settings, f"run.directory={tmp_path}")
+    finished = slurm.run(*cluster_command("srun"), *settings, f"run.directory={tmp_path}")
     assert finished.returncode == 0, finished.stderr
     assert_undisturbed(tmp_path, whole)
 
 
 def test_srun_ends_with_the_status_of_a_refused_run(slurm, settings, tmp_path):
     """With --kill-on-bad-exit=1 it is that, or 143 of a task that srun ends meanwhile."""
-    words = [word for word in SRUN if "--kill" not in word]
+    words = [word for word in cluster_command("srun") if "--kill" not in word]
     finished = slurm.run(*words, *settings, "data.path=absent", f"run.directory={tmp_path}")
     assert finished.returncode == 2, finished.stderr
     assert len(re.findall("error: data.path: absent: no such folder", finished.stderr)) == 1
