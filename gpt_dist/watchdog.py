@@ -98,7 +98,8 @@ class Watchdog:
     ) -> None:
         """Take a store of `open_store`, the seconds of silence to bear (0: any), and a folder.
 
-        `record` is called on rank 0 where it ends here, with the reason and the exit status.
+        `record` is called on rank 0 where it ends here, and if it is lost on a process of each
+        host, with the reason and the exit status.
         """
         self._record, self._warned = record, False
         self._launch, self._store, self._seconds = launch, store, seconds or math.inf
@@ -244,7 +245,7 @@ class Watchdog:
             self._receive()
         self._decided.set()
         if not is_reported:
-            if launch.rank == 0:
+            if launch.rank == 0 or (end.by is None and launch.local_rank == first):
                 self._record(end.reason, end.status)
             # The process that reports it goes on for a while, and the store of rank 0 stays.
             time.sleep(0 if end.by == 0 else 2 * TICK)

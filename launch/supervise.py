@@ -6,6 +6,7 @@ command goes on), 2 refused, 1 failed.
 """
 
 import argparse
+import math
 import shlex
 import signal
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from gpt_dist import command
 from gpt_dist.errors import USER_ERROR, ConfigError, GptDistError, LaunchError
 from gpt_dist.files.folders import write_result
-from gpt_dist.train.status import lock, read_status
+from gpt_dist.train.status import Status, lock, read_status
 from supervision.commands import Command, check_safe, parse_command, resize, resuming
 from supervision.hosts import choose_hosts, read_hostfile
 from supervision.log import Log
@@ -36,7 +37,10 @@ EXIT_STATUS = {
     "failed": 1,
 }
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-POLL_SECONDS = 0.1
+POLL_SECONDS, LOOK_SECONDS = 0.1, 1.0
+LAUNCHER_SECONDS = 20.0
+"""Time that a launcher may go on after the record says that the run has ended."""
+
 LONGEST_DELAY = 300.0
 STEP = "step-" + "[0-9]" * 8
 
@@ -180,11 +184,12 @@ class Supervisor:
             processes = Processes(words, self.starts.command.launcher, self.starts.command.script)
         except GptDistError as error:
             return Verdict("refused" if number == 1 else "failed", str(error))
-        exit_status = self._supervise(processes)
+        self._supervise(processes, before)
         told = processes.end(self.grace, self.log.say)
         self._wait_until_unused()
         stopped = self._signal is not None
-        return judge(before, read_status(self._directory), exit_status, stopped, told)
+        after = read_status(self._directory)
+        return judge(before, after, processes.exit_status or 0, stopped, told)
 
     def _prepare(self) -> list[str]:
         """Return the words of the next start, with its hostfile written."""
@@ -196,10 +201,18 @@ class Supervisor:
             self.log.say(f"{sum(hosts.values())} processes on {names} ({self.starts.hostfile})")
         return words
 
-    def _supervise(self, processes: Processes) -> int:
-        """Return the launcher's exit status; on a signal, have the run save and end meanwhile."""
-        told = 0.0
-        while (exit_status := processes.exit_status) is None:
+    def _supervise(self, processes: Processes, before: Status | None) -> None:
+        """Return once the launcher has ended; on a signal, have the run save and end meanwhile.
+
+        Returns too if the record says that the run has ended, and the launcher goes on: it waits
+        for a process that stands still.
+        """
+        told, looked, ends = 0.0, 0.0, math.inf
+        while processes.exit_status is None and (now := time.monotonic()) < ends:
+            if now > looked + LOOK_SECONDS:
+                looked, status = now, read_status(self._directory)
+                goes_on = status is None or status == before or status.state == "running"
+                ends = math.inf if goes_on else min(ends, now + LAUNCHER_SECONDS)
             if self._signal:
                 if not told:
                     told = time.monotonic()
@@ -209,7 +222,6 @@ class Supervisor:
                     self.log.say(f"it has not ended within {self.grace:.0f} s: killed")
                     processes.kill()
             time.sleep(POLL_SECONDS)
-        return exit_status
 
     def _wait_until_unused(self, at_start: bool = False) -> None:
         """Wait for a reporting process that holds the lock of the run and is not below this one.

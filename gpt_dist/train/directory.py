@@ -46,7 +46,7 @@ def train_alone(config: ResolvedConfig, launch: Launch, train: Callable[[Topolog
         if not launch.rank:
             Status("running").write(directory)
         store, seconds = open_store(launch), config.training.watchdog
-        record = partial(record_end, directory)
+        record = partial(record_end, directory, launch.rank)
         with Watchdog(launch, store, seconds, directory / "logs", progress, record):
             device = connect(launch, store)
             topology = form_groups(launch, device, config.parallel.tensor_parallel_size)

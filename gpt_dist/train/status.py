@@ -64,12 +64,12 @@ def recorded(directory: Path, launch: Launch) -> Iterator[None]:
                     _end(now.step if now and now != before else None, error).write(directory)
 
 
-def record_end(directory: Path, why: str, exit_status: int) -> None:
-    """Record that a run ends by the fault of another process than the reporting one."""
+def record_end(directory: Path, rank: int, why: str, exit_status: int) -> None:
+    """Record on this rank that a run ends by the fault of another process."""
     now = read_status(directory)
     step = now.step if now else None
     state = "refused" if step is None and exit_status == USER_ERROR else "failed"
-    Status(state, step, why).write(directory)
+    Status(state, step, why, rank=rank).write(directory)
 
 
 def _end(step: int | None, error: BaseException | None) -> Status:

@@ -108,6 +108,7 @@ class Processes:
                 for process in left:
                     with suppress(psutil.NoSuchProcess):
                         process.terminate()
+                        process.resume()  # a stopped one would not notice
             time.sleep(_POLL_SECONDS)
         return told
 

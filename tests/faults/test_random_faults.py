@@ -57,7 +57,7 @@ class Disturbed:
             "deepspeed": [sys.executable, f"{BIN}/deepspeed", "--hostfile", hosts],
             "mpirun": ["mpirun", "-n", "2", "--hostfile", hosts],
         }[launcher]
-        words = [sys.executable, "launch/supervise.py", "--back-off", "0.5", "--grace", "20", "--"]
+        words = [sys.executable, "launch/supervise.py", "--back-off", "0.5", "--grace", "60", "--"]
         words += [*self.launcher, *(["python"] if launcher == "mpirun" else [])]
         words += ["launch/pretrain.py", "configs/pretrain/tiny.yaml", *settings]
         self.supervisor = cluster[0].start([*words, f"run.directory={directory}"], self._console)
@@ -129,6 +129,7 @@ class Disturbed:
     def flip_bit(self) -> None:
         """Damage a file of the newest checkpoint, and end the processes of the run."""
         ranks = [host.rank() for host in self.cluster]
+        self.wait_until(lambda: len(steps(self.directory / "checkpoints")) > 1)
         for rank in ranks:
             rank.send_signal(signal.SIGSTOP)  # so that no newer checkpoint comes
         folder = step_path(self.directory / "checkpoints", steps(self.directory / "checkpoints")[0])

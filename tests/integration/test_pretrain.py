@@ -146,6 +146,7 @@ def told(row: int, launcher: str, number: signal.Signals) -> Any:
     return pytest.param(launcher, number, marks=mark, id=f"{launcher}-{number.name}")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("launcher", "number"),
     [

@@ -195,7 +195,13 @@ def test_a_directory_that_becomes_free_is_used(start, tmp_path):
 
 
 def test_a_checkpoint_that_is_made_again_is_progress(start):
-    behaviour = 'save(1)\nsay("complete" if number == 3 else "failed", number)'
+    behaviour = """
+folder = run / "checkpoints/step-00000001"
+if folder.exists():
+    folder.rename(run / f"earlier-{number}")
+save(1)
+say("complete" if number == 3 else "failed", number)
+"""
     supervised = start(behaviour, "--max-restarts", "1")
     assert supervised.wait() == 0
 
