@@ -79,7 +79,7 @@ test-soak: install
 
 # Each row of the table in docs/reliability.md, shown again.
 fault-table: install
-	CUDA_VISIBLE_DEVICES= python -m pytest -m row --fault-table docs/reliability.md
+	CUDA_VISIBLE_DEVICES= python -m pytest -m row --fault-table=docs/reliability.md
 
 test-gpu: install
 	python -m pytest -m gpu
