@@ -72,7 +72,7 @@ check: install
 	python -m mypy
 
 test-faults: install
-	CUDA_VISIBLE_DEVICES= python -m pytest -m faults
+	CUDA_VISIBLE_DEVICES= python -m pytest -m "faults and not soak"
 
 test-soak: install
 	CUDA_VISIBLE_DEVICES= python -m pytest -m soak

@@ -159,6 +159,7 @@ def test_a_host_that_loses_power_ends_the_others(launcher, cluster, settings, tm
     assert_same(read_rows(run.directory), read_rows(tmp_path / "whole"), 1e-5)
 
 
+@pytest.mark.soak
 @pytest.mark.row(26, case="power lost, {script} with its supervisor")
 @pytest.mark.parametrize("script", ["deepspeed-hosts.sh", "mpi.sh"])
 def test_a_template_goes_on_without_a_lost_host(script, cluster, settings, tmp_path):

@@ -194,6 +194,7 @@ def test_a_full_disk(inputs: Path, expected: dict[str, bytes], small_disk: Path)
     assert [path.name for path in small_disk.iterdir()] == ["tokens"]
 
 
+@pytest.mark.soak
 @pytest.mark.row(20, case="1 GB in one line")
 def test_a_book_of_one_line_and_a_gigabyte_takes_little_memory(tmp_path: Path) -> None:
     words = SAMPLES[0].read_text(errors="replace").split()

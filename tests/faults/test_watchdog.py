@@ -305,7 +305,9 @@ def test_a_link_that_stays_cut_ends_the_run_on_both_sides(hosts, token_folder, t
 
 
 @pytest.mark.row(27, case="for {cut} s, `training.watchdog` {watchdog}")
-@pytest.mark.parametrize(("cut", "watchdog"), [(2, SECONDS), (30, 60)])
+@pytest.mark.parametrize(
+    ("cut", "watchdog"), [(2, SECONDS), pytest.param(30, 60, marks=pytest.mark.soak)]
+)
 def test_a_link_that_comes_back_is_nothing(hosts, token_folder, tmp_path, measured, cut, watchdog):
     """It may take TCP as long as the cut to send again what was lost."""
     ranks = start_on(hosts, token_folder, tmp_path, f"training.watchdog={watchdog}")
