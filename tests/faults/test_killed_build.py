@@ -161,6 +161,11 @@ def test_ranks_killed_under_mpirun(
         monkeypatch.setenv(name, "1")
     draws, output, killed = random.Random(2), tmp_path / "tokens", 0
     launcher = (str(MPIRUN), "--oversubscribe", "-n", "3")
+    begin = time.monotonic()
+    subprocess.run(
+        command(inputs, tmp_path / "whole", 1, launcher), cwd=ROOT, check=True, capture_output=True
+    )
+    seconds = time.monotonic() - begin
     while not output.exists():
         with subprocess.Popen(
             command(inputs, output, 1, launcher),
@@ -169,7 +174,7 @@ def test_ranks_killed_under_mpirun(
             stderr=subprocess.PIPE,
             text=True,
         ) as build:
-            after = draws.uniform(1, 5) if killed < 4 else 1000
+            after = draws.uniform(0.2, 0.5) * seconds if killed < 4 else 1000
             status, _ = kill_one(build, draws, (f"{sys.executable} -m data_prep",), after)
         killed += status != 0
     assert killed >= 2
