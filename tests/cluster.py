@@ -22,7 +22,7 @@ from tests.hosts import HOSTS, Host
 from tests.launching import BIN
 
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh", "nsenter")
-"""What the hosts need beside `ip`."""
+"""Programs that the hosts need beside `ip`."""
 
 SSHD = """HostKey /etc/ssh/host_key
 AuthorizedKeysFile /etc/ssh/user_key.pub

@@ -25,7 +25,7 @@ _OUTCOMES = ("failed", "passed", "skipped")
 
 @dataclass(frozen=True)
 class Shown:
-    """What one test has shown of one row."""
+    """Outcome of one test for one row."""
 
     row: int
     case: str

@@ -12,7 +12,7 @@ _SMALLER = {
     "mpirun": {"-n 16": "-n 2", "training.micro_batch_size=4": ""},
     "torchrun": {"--nnodes 4": "--nnodes 2", "--nproc-per-node 8": "--nproc-per-node 1"},
 }
-"""What is changed in each launcher's command, so that two processes without a GPU run it."""
+"""Changes to each launcher's command, so that two processes without a GPU run it."""
 
 
 def cluster_command(launcher: str, hostfile: Path | None = None) -> list[str]:

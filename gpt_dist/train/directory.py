@@ -21,7 +21,7 @@ from gpt_dist.train.status import Status, lock, record_end
 from gpt_dist.watchdog import Progress, Watchdog
 
 CACHE_SECONDS = 5.0
-"""How long a host may take to see what another has written; NFS keeps what it knows of a folder."""
+"""Seconds in which a host sees what another has written; NFS keeps what it knows of a folder."""
 
 
 def check_writable(directory: Path) -> None:
