@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from gpt_dist.topology import Result, Topology, gather, gloo_group
 _PACKAGES = ("gpt_dist", "torch", "deepspeed", "megatron-core", "numpy")
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that the numbers of a run depend on."""
     return {name: version(name) for name in _PACKAGES}
