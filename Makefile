@@ -62,7 +62,8 @@ demo: install
 
 # The tests of layouts start more processes than a host may have GPUs.
 test: install
-	CUDA_VISIBLE_DEVICES= python -m pytest
+	CUDA_VISIBLE_DEVICES= python -m pytest tests/unit tests/benchmarks --numprocesses 2
+	CUDA_VISIBLE_DEVICES= python -m pytest tests --ignore tests/unit --ignore tests/benchmarks
 
 check: install
 	python -m ruff format --check .

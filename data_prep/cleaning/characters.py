@@ -6,12 +6,14 @@ the characters that it changes, among all that occur in the text besides ordinar
 
 import re
 import unicodedata
+from functools import lru_cache
 
 import numpy as np
 
 from gpt_dist.data.tokenizers.tokenizer import SPACE
 
 _ORDINARY = bytes([*b"\n", *range(0x20, 0x7F)])
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _NO_CONTROLS = bytes(set(range(256)) - {*range(9), *range(14, 32), 127})
 _SMALL = bytes(set(range(256)) - set(range(ord("A"), ord("Z") + 1)))
 # "Next line" is a break, unless it is a byte of mojibake, or an ellipsis beside other control
@@ -44,6 +46,7 @@ _PUNCTUATION = {
 }
 
 
+@lru_cache(maxsize=1)  # since most steps leave most texts as they are
 def unusual(text: str) -> str:
     """Return the characters that occur in a text besides printable ASCII and line feeds."""
     rest = text.encode("utf-8", "surrogatepass").translate(None, _ORDINARY)
@@ -52,6 +55,8 @@ def unusual(text: str) -> str:
 
 def count_controls(text: str) -> int:
     """Count the control characters that are no white space."""
+    if not _CONTROL.search(unusual(text)):
+        return 0
     return len(text.encode("utf-8", "surrogatepass").translate(None, _NO_CONTROLS))
 
 
@@ -139,10 +144,20 @@ def replace_space_mark(text: str) -> tuple[str, int]:
 
 def cut_long_words(text: str) -> tuple[str, int]:
     """Cut words of more than 4,096 characters."""
-    long = (line for line in text.split("\n") if len(line) > _WORD_CHARACTERS)
-    if not any(len(word) > _WORD_CHARACTERS for line in long for word in line.split()):
-        return text, 0
-    return _LONG_WORD.subn(r"\g<0>\n", text)
+    return _LONG_WORD.subn(r"\g<0>\n", text) if _may_have_long_word(text) else (text, 0)
+
+
+def _may_have_long_word(text: str) -> bool:
+    """Tell whether 4,097 characters in a row are no space and no line feed."""
+    begin = 0
+    while len(text) - begin > _WORD_CHARACTERS:
+        end = begin + _WORD_CHARACTERS + 1
+        last = text.rfind(" ", begin, end)
+        last = text.rfind("\n", begin, end) if last < 0 else last
+        if last < 0:
+            return True
+        begin = last + 1
+    return False
 
 
 def lowercase(text: str) -> tuple[str, int]:
@@ -163,7 +178,7 @@ def lowercase(text: str) -> tuple[str, int]:
 def _replace(text: str, replacements: dict[str, str]) -> tuple[str, int]:
     count = 0
     for character, replacement in replacements.items():
-        if character in text:
-            count += text.count(character)
+        if found := text.count(character):
+            count += found
             text = text.replace(character, replacement)
     return text, count

@@ -145,7 +145,7 @@ def _decode_as(data: bytes, encoding: str) -> Decoded:
 
 def _decode_utf8(data: bytes) -> Decoded | None:
     """Decode UTF-8, or return None for bytes that are not, apart from a few."""
-    if b"\x1b$" in data and data.isascii():
+    if b"\x1b" in data and b"\x1b$" in data and data.isascii():
         return None  # ISO 2022
     try:
         return Decoded(data.decode(), "utf-8")

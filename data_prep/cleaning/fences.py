@@ -14,7 +14,8 @@ def split_fenced(text: str) -> list[str]:
     """Split a text into other text and fenced code in turn, with other text first and last."""
     pieces: list[str] = []
     done, opening = 0, None
-    for fence in _FENCE.finditer(text) if "```" in text else ():
+    # A character is found many times faster than a string.
+    for fence in _FENCE.finditer(text) if "`" in text and "```" in text else ():
         if opening is None:
             opening = fence
         elif fence["mark"].startswith(opening["mark"]) and not fence["language"].strip():

@@ -24,8 +24,11 @@ rules, for lines that may be indented:
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
+import numpy as np
+
+from data_prep.cleaning.blocks import Blocks, find_blocks
 from data_prep.cleaning.fences import split_fenced
 
 _VERSE_LINE = 62
@@ -52,10 +55,9 @@ _HUGE_BLOCK = 200
 _CAPITAL_START = re.compile(r"[\W\d_]*(?=[^\W\d_])(?P<letter>\w)")
 _ITEM = re.compile(r"\n(?:[-*•+–—] |\(?\d{1,3}[.)] )")
 _ITEM_START = re.compile(r"[-*•+–—] |\(?\d{1,3}[.)] ")
-_BLOCK = re.compile(r"([^\n]+(?:\n[^\n]+)*)")
-_TRAILING = re.compile(r"(?<! ) +$", re.MULTILINE)
+_HYPHENS = ("-\n", "‐\n", "–\n", "—\n")
 # A hyphen inside a word, or a dash without a space before it.
-_HYPHENATED = re.compile(r"(\w[-‐]|[^\s\-–—](?:-{2,}|[–—]+))\n")
+_HYPHENATED = re.compile(r"(?:\w[-‐]|[^\s\-–—](?:-{2,}|[–—]+))\n")
 _SENTENCE_END = frozenset(".!?:;\"”’'»)]।。！？؟…」』*_")
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef"
@@ -108,18 +110,17 @@ def unwrap(text: str) -> tuple[str, int]:
         were removed. A text in which no lines are joined stays as it is.
     """
     pieces = split_fenced(text)
-    prose = [_TRAILING.sub("", piece) if " \n" in piece else piece for piece in pieces[::2]]
-    wrapping = _find_wrapping("\n".join(prose))
+    prose = [_without_trailing(piece) for piece in pieces[::2]]
+    sections = [list(find_blocks(piece)) for piece in prose]
+    wrapping = _find_wrapping("\n".join(prose), sum(len(one) for one in chain(*sections)))
     if wrapping is None:
         return text, 0
     changes = 0
     trailing = sum(map(len, pieces[::2])) - sum(map(len, prose))
-    for number, piece in enumerate(prose):
-        parts = _BLOCK.split(piece)
-        for block in range(1, len(parts), 2):
-            parts[block], count = _join_block(parts[block], wrapping)
-            changes += count
-        pieces[2 * number] = "".join(parts)
+    for number, blocks in enumerate(sections):
+        joined = [_join_blocks(one, wrapping) for one in blocks]
+        pieces[2 * number] = "".join(part for part, _ in joined)
+        changes += sum(count for _, count in joined)
     if not changes:
         return text, 0
     return "".join(pieces), changes + trailing
@@ -136,7 +137,14 @@ def join_sentences(text: str) -> tuple[str, int]:
     return joined, len(lines) - 1 - joined.count("\n") if lines else 0
 
 
-def _find_wrapping(text: str) -> _Wrapping | None:
+def _without_trailing(text: str) -> str:
+    """Remove the spaces before line ends."""
+    if " \n" not in text:
+        return text
+    return "\n".join([line.rstrip(" ") for line in text.split("\n")])
+
+
+def _find_wrapping(text: str, blocks: int) -> _Wrapping | None:
     """Return how a text is hard-wrapped, or None if it is not."""
     breaks = _count_breaks(text)
     if not breaks.lengths or breaks.code > _CODE_SHARE * breaks.all:
@@ -158,7 +166,7 @@ def _find_wrapping(text: str) -> _Wrapping | None:
         column,
         _quantile(breaks.reaches, _REACH_QUANTILE),
         everywhere,
-        separated=text.count("\n") < _LONG_BLOCK * len(_BLOCK.findall(text)),
+        separated=text.count("\n") < _LONG_BLOCK * blocks,
         verse=breaks.capitals > _VERSE_SHARE * breaks.all,
         indented="\n " in text,
         items=bool(_ITEM.search(text)),
@@ -206,10 +214,29 @@ def _quantile(values: list[int], share: float) -> int:
     return sorted(values)[int(share * (len(values) - 1))]
 
 
+def _join_blocks(blocks: Blocks, wrapping: _Wrapping) -> tuple[str, int]:
+    """Return a section with joined lines, and the count of `unwrap`."""
+    several = blocks.several()
+    plain = np.zeros(len(several), np.bool_)
+    if wrapping.everywhere and wrapping.separated and not wrapping.spaceless:
+        plain = blocks.plain(several, wrapping.column - _ROOM, _VERSE_LINE, _HUGE_BLOCK)
+    changes = int((blocks.last - blocks.first)[several[plain]].sum())
+    text, done = blocks.joined(several[plain]), 0
+    pieces: list[str] = []
+    for number in several[~plain]:
+        begin, end = blocks.bounds(number)
+        block, count = _join_block(text[begin:end], wrapping)
+        if count:
+            pieces += text[done:begin], block
+            done = end
+            changes += count
+    return "".join([*pieces, text[done:]]), changes
+
+
 def _join_block(block: str, wrapping: _Wrapping) -> tuple[str, int]:
     """Return a block with joined lines, and the count of `unwrap`."""
     lines = block.split("\n")
-    if len(lines) == 1 or not (wrapping.everywhere or _shows_wrapping(lines, wrapping)):
+    if not (wrapping.everywhere or _shows_wrapping(lines, wrapping)):
         return block, 0
     lengths = list(map(len, lines))
     begins: Callable[[str, str, _Wrapping], bool]
@@ -235,11 +262,17 @@ def _join_block(block: str, wrapping: _Wrapping) -> tuple[str, int]:
 
 
 def _join(block: str, wrapping: _Wrapping) -> str:
-    if "-\n" in block or not block.isascii():
-        block = _HYPHENATED.sub(r"\1", block)
+    if "-\n" in block or not (block.isascii() or all(end not in block for end in _HYPHENS)):
+        lines = block.split("\n")
+        block = "".join([_joined_end(f"{line}\n") for line in lines[:-1]]) + lines[-1]
     if wrapping.spaceless:
         block = _SPACELESS_END.sub("", block)
     return block.replace("\n", " ")
+
+
+def _joined_end(line: str) -> str:
+    """Return a line without its end if the next one follows without a space."""
+    return line[:-1] if line.endswith(_HYPHENS) and _HYPHENATED.search(line) else line
 
 
 def _split(

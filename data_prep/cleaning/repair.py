@@ -61,14 +61,20 @@ def repair(text: str) -> tuple[str, int]:
 def _suspicions(text: str) -> list[int]:
     """Return the positions of what ftfy could change, in order."""
     found = [match.start() for match in _ENTITY.finditer(text)] if "&" in text else []
-    if _SUSPICIOUS.search(unusual(text)):
-        found += (run.start() for run in _SUSPICIOUS.finditer(text) if not _is_accent(run))
+    others = unusual(text)
+    if _SUSPICIOUS.search(others):
+        has_controls = bool(_SUSPICIOUS.search(others.encode("ascii", "ignore").decode()))
+        begin = 0
+        for line in text.split("\n"):
+            if has_controls or not line.isascii():
+                runs = _SUSPICIOUS.finditer(line)
+                found += (begin + run.start() for run in runs if not _is_accent(run))
+            begin += len(line) + 1
     return sorted(found)
 
 
 def _is_accent(run: re.Match[str]) -> bool:
     """Tell whether a run is one letter between ASCII characters."""
-    begin, end = max(0, run.start() - 1), run.end() + 1
-    return (
-        bool(_LETTER.fullmatch(run[0])) and len(run.string[begin:end].encode()) <= end - begin + 1
-    )
+    begin, end = run.span()
+    neighbours = run.string[max(0, begin - 1) : begin] + run.string[end : end + 1]
+    return bool(_LETTER.fullmatch(run[0])) and neighbours.isascii()

@@ -77,10 +77,11 @@ def _fingerprints(texts: Sequence[bytes]) -> Records:
     words = words_of(b"\n".join(texts))
     shingles = words.shingles()
     bounds = np.cumsum([0, *(len(text) + 1 for text in texts)])
-    document = np.searchsorted(bounds, words.begins, side="right") - 1
     if len(texts[0]) >= _SHORT_BYTES:
         picked = _winnow(shingles, _WINDOW)
+        document = np.zeros(len(words), np.intp)
     else:
+        document = np.searchsorted(bounds, words.begins, side="right") - 1
         shingles[document[: len(shingles)] != document[SHINGLE_WORDS - 1 :]] = _MASKED
         ends = SHINGLE_WORDS - 1
         padded = np.pad(shingles, ends, constant_values=_MASKED)

@@ -6,7 +6,6 @@ Japanese character is a word by itself. Hashes are computed on whole arrays of b
 is a difference of two prefix sums of a polynomial modulo 2^64.
 """
 
-import re
 import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +26,6 @@ _FOLD_ASCII = bytes(
     else ord(chr(byte).lower() if chr(byte).isalnum() else " ")
     for byte in range(256)
 )
-_NON_ASCII = re.compile(rb"[\x80-\xff]+")
 _DENSE_SHARE = 0.1
 _LIGATURES = str.maketrans(
     {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
@@ -115,20 +113,25 @@ def _chunks(data: bytes) -> list[tuple[int, int]]:
 
 def _words_of_chunk(data: bytes, begin: int, end: int) -> tuple[Hashes, NDArray[np.uint32]]:
     text = data[begin:end]
+    is_ascii = text.isascii()
+    folded = (text if is_ascii else _fold(text)).translate(_FOLD_ASCII) + b" "
+    letters = np.frombuffer(folded, np.uint8)
     places: NDArray[Any] | None = None
-    if text.isascii():
-        letters = np.frombuffer(text.translate(_FOLD_ASCII) + b" ", np.uint8)
-    else:
-        folded = _fold(text).translate(_FOLD_ASCII) + b" "
-        letters = np.frombuffer(folded, np.uint8)
+    if not is_ascii and bytes([_IGNORED]) in folded:
         places = np.flatnonzero(letters != _IGNORED)
         letters = letters[places]
-    firsts, ends = _word_bounds(letters, places is not None)
+    firsts, ends = _word_bounds(letters, not is_ascii and _has_han(letters))
     sums = np.zeros(len(letters) + 1, np.uint64)
-    np.cumsum(_BYTE_VALUES[letters] * _POWERS[: len(letters)], out=sums[1:])
+    # Faster than an index of bytes, which numpy converts and checks one by one.
+    values = _BYTE_VALUES.take(letters.astype(np.intp), mode="clip")
+    np.cumsum(np.multiply(values, _POWERS[: len(letters)], out=values), out=sums[1:])
     hashes = (sums[ends] - sums[firsts]) * _INVERSES[firsts]
     begins = firsts if places is None else places[firsts]
     return hashes, (begins + begin).astype(np.uint32)
+
+
+def _has_han(letters: NDArray[np.uint8]) -> bool:
+    return bool(np.any((letters >= _FIRST_HAN) & (letters <= _LAST_HAN)))
 
 
 def _word_bounds(letters: NDArray[np.uint8], any_han: bool) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -156,19 +159,23 @@ _FOLDS = _Folds()
 
 
 def _fold(text: bytes) -> bytes:
-    """Fold the characters outside ASCII."""
+    """Fold the characters outside ASCII, each to as many bytes."""
     letters = np.frombuffer(text, np.uint8)
-    if np.count_nonzero(letters >= 0x80) > len(text) * _DENSE_SHARE:
-        return _fold_run(text)
-    return _NON_ASCII.sub(_fold_match, text)
+    places = np.flatnonzero(letters >= 0x80)
+    if len(places) > len(text) * _DENSE_SHARE or not _is_utf8(text):
+        return text.decode("utf-8", "surrogateescape").translate(_FOLDS).encode()
+    others = letters[places].tobytes().decode().translate(_FOLDS).encode()
+    letters = letters.copy()
+    letters[places] = np.frombuffer(others, np.uint8)
+    return letters.tobytes()
 
 
-def _fold_match(match: re.Match[bytes]) -> bytes:
-    return _fold_run(match[0])
-
-
-def _fold_run(text: bytes) -> bytes:
-    return text.decode("utf-8", "surrogateescape").translate(_FOLDS).encode()
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _fold_character(character: str) -> str:

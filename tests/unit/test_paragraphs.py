@@ -7,8 +7,12 @@ import sysconfig
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from data_prep.cleaning import blocks
+from data_prep.cleaning.blocks import Blocks
 from data_prep.cleaning.paragraphs import unwrap
 from tests.texts import TEXTS, clean_text, cleaned
 
@@ -44,6 +48,37 @@ def test_hard_wrapped_lines_become_paragraphs() -> None:
     assert "the well-known part" in first
     assert "the cir--culation." in second
     assert cleaned(WRAPPED).effects["unwrap"] == 4
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "—"])
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_joined_at_once_equal_those_joined_one_by_one(
+    seed: int, letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(seed)
+    odd = ["-", "well-", "gap   gap", "—", "so--", "3.", "* item", "short", "(1)", f"{letter}--"]
+    texts = []
+    for paragraph in paragraphs_of(ENGLISH, seed):
+        words = paragraph.split(" ")
+        if draw.random() < 0.4:
+            words[draw.randrange(len(words))] = draw.choice(odd)
+        indent = draw.choice(["", "", "", "    "])
+        texts.append(textwrap.fill(" ".join(words), draw.choice([60, 72]), initial_indent=indent))
+    text = "\n" * (seed % 3) + "".join(one + "\n" * draw.choice([1, 2, 2, 2, 3]) for one in texts)
+    monkeypatch.setattr(blocks, "_SECTION", 500)
+    at_once = unwrap(text)
+    plain = Blocks.plain
+    found = []
+
+    def none(self: Blocks, numbers: NDArray[np.intp], *limits: int) -> NDArray[np.bool_]:
+        found.append(int(plain(self, numbers, *limits).sum()))
+        return np.zeros(len(numbers), np.bool_)
+
+    monkeypatch.setattr(Blocks, "plain", none)
+    assert unwrap(text) == at_once
+    assert at_once[1] > 100
+    assert len(found) > 5
+    assert sum(found) > 5
 
 
 @pytest.mark.parametrize("width", [40, 60, 72, 80, 120])
