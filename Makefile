@@ -5,6 +5,8 @@ PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 INSTALLED := $(VENV)/lib/python$(VERSION)/installed
 DEMO := runs/demo
+RESULTS := .pytest_cache/results
+KEEP := --junitxml $(RESULTS)
 # By Python: the first line of the script itself does not hold a path with spaces.
 DEEPSPEED := python $(VENV)/bin/deepspeed --num_gpus 2
 # Open MPI refuses to start for root unless told twice.
@@ -61,9 +63,10 @@ demo: install
 	python launch/scoreboard.py $(DEMO)/*-pretrained $(DEMO)/*-from-nothing
 
 # The tests of layouts start more processes than a host may have GPUs.
+# Those that start no processes run two at a time.
 test: install
-	CUDA_VISIBLE_DEVICES= python -m pytest tests/unit tests/benchmarks --numprocesses 2
-	CUDA_VISIBLE_DEVICES= python -m pytest tests --ignore tests/unit --ignore tests/benchmarks
+	CUDA_VISIBLE_DEVICES= python -m pytest tests/unit --numprocesses 2 $(KEEP)/unit.xml
+	CUDA_VISIBLE_DEVICES= python -m pytest --ignore tests/unit $(KEEP)/processes.xml
 
 check: install
 	python -m ruff format --check .
@@ -73,14 +76,14 @@ check: install
 	python -m mypy
 
 test-faults: install
-	CUDA_VISIBLE_DEVICES= python -m pytest -m "faults and not soak"
+	CUDA_VISIBLE_DEVICES= python -m pytest -m "faults and not soak" $(KEEP)/faults.xml
 
 test-soak: install
-	CUDA_VISIBLE_DEVICES= python -m pytest -m soak
+	CUDA_VISIBLE_DEVICES= python -m pytest -m soak $(KEEP)/soak.xml
 
-# Each row of the table in docs/reliability.md, shown again.
+# Puts what the last `make test`, `make test-faults` and `make test-soak` have shown into the table.
 fault-table: install
-	CUDA_VISIBLE_DEVICES= python -m pytest -m row --fault-table=docs/reliability.md
+	python -m tests.fault_table docs/reliability.md $(wildcard $(RESULTS)/*.xml)
 
 test-gpu: install
 	python -m pytest -m gpu

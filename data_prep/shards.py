@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_dist.data.tokens.blocks import BlockSums
 from gpt_dist.data.tokens.shards import (
     DTYPE_OF_CODE,
     HEADER,
@@ -14,7 +15,10 @@ from gpt_dist.data.tokens.shards import (
     ShardEntry,
     read_index,
 )
-from gpt_dist.files.entries import HashedFile
+from gpt_dist.files.entries import FileEntry, HashedFile
+
+SUFFIXES = (".bin", ".idx", ".sums")
+"""Those of the files of a shard."""
 
 _CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
 
@@ -28,22 +32,24 @@ class ShardWriter:
     """Writer of a shard, which keeps only the documents' lengths in memory."""
 
     def __init__(self, prefix: Path, dtype: np.dtype[Any]) -> None:
-        """Create `prefix.bin`; `close` adds `prefix.idx`."""
+        """Create `prefix.bin`; `close` adds the other files."""
         self._prefix = prefix
         self._dtype = dtype
         self._lengths: list[Ids] = []
         self._bin = HashedFile(prefix.with_suffix(".bin"))
+        self._sums = BlockSums()
 
     def write(self, ids: bytes) -> None:
         """Append ids as the file holds them."""
         self._bin.write(ids)
+        self._sums.update(ids)
 
     def add_lengths(self, lengths: Ids) -> None:
         """State the lengths of the documents whose ids were appended."""
         self._lengths.append(lengths)
 
     def close(self, name: str) -> ShardEntry:
-        """Write the index and return the entry, by `name`, once both files are safe on the disk."""
+        """Write the other files and return the entry, by `name`, once all are safe on the disk."""
         lengths = np.concatenate([np.empty(0), *self._lengths]).astype("<i8")
         count, tokens, itemsize = len(lengths), int(lengths.sum()), self._dtype.itemsize
         index = (
@@ -52,15 +58,19 @@ class ShardWriter:
             + ((lengths.cumsum() - lengths) * itemsize).tobytes()
             + np.arange(count + 1, dtype="<i8").tobytes()
         )
-        index_file = HashedFile(self._prefix.with_suffix(".idx"))
-        index_file.write(index)
         return ShardEntry(
             name=name,
             tokens=tokens,
             documents=count,
             bin=self._bin.close(),
-            idx=index_file.close(),
+            idx=self._write_beside(".idx", index),
+            sums=self._write_beside(".sums", self._sums.content()),
         )
+
+    def _write_beside(self, suffix: str, content: bytes) -> FileEntry:
+        file = HashedFile(self._prefix.with_suffix(suffix))
+        file.write(content)
+        return file.close()
 
 
 def read_lengths(path: Path) -> Ids:

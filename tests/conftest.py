@@ -1,4 +1,4 @@
-"""Fixtures that several tests share, and the option that writes the table of faults."""
+"""Fixtures that several tests share, and the rows of the table of faults in their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import cluster
-from tests.fault_table import FaultTable, record, rows_of
+from tests.fault_table import mark_rows, record
 from tests.hosts import hosts
 from tests.process_group import ProcessGroup
 
@@ -21,24 +21,10 @@ __all__ = ["cluster", "hosts"]
 sys.path.append(str(Path("launch").resolve()))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "write the table of faults, as this run shows them, between its marks in FILE"
-    parser.addoption("--fault-table", metavar="FILE", type=Path, help=text)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    path = config.getoption("--fault-table")
-    if path and not config.getoption("--collect-only"):
-        try:
-            config.pluginmanager.register(FaultTable(path), "fault table")
-        except (OSError, ValueError) as error:
-            raise pytest.UsageError(f"--fault-table {path}: {error}") from None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse marks that the table of faults cannot take, whether it is to be written or not."""
+    """Note the rows of the table of faults; refuse marks that it cannot take."""
     for item in items:
-        rows_of(item)
+        mark_rows(item)
 
 
 @pytest.fixture

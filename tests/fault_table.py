@@ -1,16 +1,19 @@
 """Write the table of faults in docs/reliability.md from the tests that show its rows.
 
 `@pytest.mark.row(7, case="rank {rank}")` says that a test shows row 7; `{rank}` is its parameter of
-that name. With `--fault-table FILE` the outcomes and seconds of one pytest run are written between
-the two marks in that file.
+that name. The targets of the Makefile that run tests keep their results, and `make fault-table` puts
+the outcomes and seconds of all between two marks in that file.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -19,6 +22,7 @@ from tests.fault_rows import FAULTS
 BEGIN = "<!-- fault table: make fault-table writes the lines from here -->"
 END = "<!-- fault table: to here -->"
 
+_ROW = "row of faults "
 _FIGURE = "seconds of "
 _OUTCOMES = ("failed", "passed", "skipped")
 
@@ -97,47 +101,23 @@ def _range(seconds: list[float]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-class FaultTable:
-    """Collects what the tests of a pytest run show, and writes it into a file at the end."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: dict[str, list[tuple[int, str]]] = {}
-        self._found: dict[str, list[Shown]] = {}
-        replace_table(path.read_text(), [])  # refuses a file without the marks at once
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._rows = {item.nodeid: rows_of(item) for item in session.items}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or report.outcome != "passed":  # a set-up may fail or skip
-            outcome = "failed" if report.failed else report.outcome
-            reason = _reason(report) if outcome == "skipped" else ""
-            seconds = _seconds_of(report) if outcome == "passed" else ()
-            self._found[report.nodeid] = [
-                Shown(row, case, outcome, reason, seconds)
-                for row, case in self._rows[report.nodeid]
-            ]
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and self._found:
-            found = [one for shown in self._found.values() for one in shown]
-            self._path.write_text(replace_table(self._path.read_text(), found))
-
-
-def _reason(report: pytest.TestReport) -> str:
-    text = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-    return " ".join(text.removeprefix("Skipped: ").split())
-
-
-def _seconds_of(report: pytest.TestReport) -> tuple[tuple[str, float], ...]:
-    own = [
-        (name.removeprefix(_FIGURE), float(str(value)))
-        for name, value in report.user_properties
-        if name.startswith(_FIGURE)
-    ]
-    return (*own, ("", report.duration))
+def read_results(path: Path) -> Iterator[Shown]:
+    """Yield what the tests of a pytest run have shown, by the XML file that it wrote."""
+    for test in ElementTree.parse(path).iter("testcase"):
+        properties = [(one.get("name", ""), one.get("value", "")) for one in test.iter("property")]
+        skipped = test.find("skipped")
+        is_bad = test.find("failure") is not None or test.find("error") is not None
+        outcome = "failed" if is_bad else "passed" if skipped is None else "skipped"
+        reason = "" if skipped is None else " ".join(skipped.get("message", "").split())
+        own = [
+            (name.removeprefix(_FIGURE), float(value))
+            for name, value in properties
+            if name.startswith(_FIGURE)
+        ]
+        seconds = (*own, ("", float(test.get("time", 0)))) if outcome == "passed" else ()
+        for name, case in properties:
+            if name.startswith(_ROW):
+                yield Shown(int(name.removeprefix(_ROW)), case, outcome, reason, seconds)
 
 
 def record(request: pytest.FixtureRequest, what: str, seconds: float) -> None:
@@ -160,3 +140,30 @@ def _read_mark(mark: pytest.Mark, test: str, parameters: dict[str, object]) -> t
     except (KeyError, ValueError, AttributeError) as error:
         why = f"no row of tests/fault_rows.py, or no parameter of its case ({error!r})"
         raise pytest.UsageError(f"{test}: row{mark.args}: {why}") from None
+
+
+def mark_rows(item: pytest.Item) -> None:
+    """Have the results of a test say which rows it shows."""
+    item.user_properties += [(f"{_ROW}{row}", case) for row, case in rows_of(item)]
+
+
+def main() -> None:
+    """Write the table into a document, from the results of some runs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("document", type=Path, help="the file that holds the table")
+    parser.add_argument("results", type=Path, nargs="+", help="what pytest --junitxml has written")
+    arguments = parser.parse_args()
+    try:
+        found = [one for path in arguments.results for one in read_results(path)]
+        text = replace_table(arguments.document.read_text(), found)
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        sys.exit(f"no table is written: {error}")
+    arguments.document.write_text(text)
+    missing = sorted(set(FAULTS) - {one.row for one in found})
+    print(f"{arguments.document}: the table of faults, of {len(found)} results")
+    if missing:
+        print(f"rows that stay as they were, since no test of them was run: {missing}")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from data_prep.build.documents import CleanDocument
 from data_prep.build.jobs import PART_BYTES, Encoded, EncodeJob, ShardJob, grouped
 from data_prep.build.work import Work
 from data_prep.progress import Progress
-from data_prep.shards import token_dtype
+from data_prep.shards import SUFFIXES, token_dtype
 from gpt_dist.data.tokenizers.folder import open_tokenizer
 from gpt_dist.data.tokens.folder import SPLITS, SplitEntry, TokenizerEntry
 from gpt_dist.data.tokens.shards import ShardEntry
@@ -105,7 +105,7 @@ def _place(jobs: list[ShardJob], result: Path) -> None:
     for split in SPLITS:
         (result / split).mkdir(parents=True)
     for job in jobs:
-        for suffix in (".bin", ".idx"):
+        for suffix in SUFFIXES:
             file, name = job.prefix.with_suffix(suffix), (result / job.name).with_suffix(suffix)
             try:
                 os.link(file, name)

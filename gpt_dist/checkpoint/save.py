@@ -93,24 +93,39 @@ class Saver:
         self._data = data
         self._folder = Path(config.run.directory) / "checkpoints"
         self._buffers: dict[str, Tensor] = {}
+        self._is_proven = False
+        """Whether a checkpoint was compared with the live model."""
         self._group = gloo_group()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, keep: Collection[int] = (), losses: Iterable[float] = ()) -> None:
+    def save(
+        self,
+        step: int,
+        keep: Collection[int] = (),
+        losses: Iterable[float] = (),
+        ends: bool = False,
+    ) -> None:
         """Take a snapshot and write it; returns at once where checkpoint.asynchronous is set.
 
-        Older checkpoints go as checkpoint.keep and keep_every say, but those of the steps `keep`.
-        The last `losses` are recorded.
+        Args:
+            step: The step that has been made.
+            keep: The steps of checkpoints that stay, though checkpoint.keep and keep_every say that
+                older ones go.
+            losses: The last losses, which are recorded.
+            ends: Whether training ends here, so that the state is written without a copy.
 
-        Raises CheckpointError if this save, or the one before it, failed.
+        Raises:
+            CheckpointError: This save, or the one before it, failed.
         """
         self.wait()
-        is_first = not self._buffers
-        live = self._state.live_fingerprints() if is_first else {}
-        snapshot(self._state, self._buffers)
-        self._writing = self._thread.submit(self._write, self._manifest(step, losses), live, keep)
-        if not self._config.checkpoint.asynchronous:
+        live = {} if self._is_proven else self._state.live_fingerprints()
+        stands_still = ends or not self._config.checkpoint.asynchronous
+        tensors = snapshot(self._state, self._buffers, stands_still)
+        manifest = self._manifest(step, losses)
+        self._writing = self._thread.submit(self._write, manifest, tensors, live, keep)
+        self._is_proven = True
+        if stands_still:
             self.wait()
 
     @property
@@ -156,12 +171,18 @@ class Saver:
             parameters={},
         )
 
-    def _write(self, manifest: Manifest, live: Fingerprints, keep: Collection[int]) -> None:
-        """Write the snapshot; CheckpointError, whatever went wrong, and on whatever rank."""
+    def _write(
+        self,
+        manifest: Manifest,
+        tensors: Mapping[str, Tensor],
+        live: Fingerprints,
+        keep: Collection[int],
+    ) -> None:
+        """Write a snapshot; CheckpointError, whatever went wrong, and on whatever rank."""
         final = step_path(self._folder, manifest.step)
         partial = partial_path(self._folder, manifest.step)
         try:
-            parts, failures = self._on_all(lambda: self._write_part(partial, live))
+            parts, failures = self._on_all(lambda: self._write_part(partial, tensors, live))
             if not failures:
                 _, failures = self._on_all(lambda: self._publish(manifest, partial, parts, keep))
             if failures and self._topology.is_main:
@@ -173,14 +194,16 @@ class Saver:
                 f"{final}: not written ({'; '.join(failures)}); earlier checkpoints are whole"
             )
 
-    def _write_part(self, partial: Path, live: Fingerprints) -> _Part:
+    def _write_part(
+        self, partial: Path, tensors: Mapping[str, Tensor], live: Fingerprints
+    ) -> _Part:
         """Write this process's file; ValueError where a number of the state cannot be."""
-        check_numbers(self._buffers, ValueError)
+        check_numbers(tensors, ValueError)
         partial.mkdir(parents=True, exist_ok=True)
-        entries = {name: (one.dtype, tuple(one.shape)) for name, one in self._buffers.items()}
+        entries = {name: (one.dtype, tuple(one.shape)) for name, one in tensors.items()}
         path = partial / rank_file(self._topology.launch.rank)
-        entry = write_tensor_file(path, entries, self._buffers.__getitem__)
-        found = self._state.fingerprint_own(self._buffers, rounded=bool(live))
+        entry = write_tensor_file(path, entries, tensors.__getitem__)
+        found = self._state.fingerprint_own(tensors, rounded=bool(live))
         return _Part(entry, self._state.places, found, live)
 
     def _publish(

@@ -241,19 +241,30 @@ def _entry_of(parameter: nn.Parameter, topology: Topology) -> ParameterEntry:
     return ParameterEntry(shape=tuple(shape), tensor_parallel_dimension=dimension, fragments=())
 
 
-def snapshot(state: TrainingState, buffers: dict[str, Tensor]) -> None:
-    """Copy what this process writes into host memory, by name in its file.
+def snapshot(
+    state: TrainingState, buffers: dict[str, Tensor], stands_still: bool
+) -> dict[str, Tensor]:
+    """Return what this process writes, in host memory, by name in its file.
 
-    Buffers are made at the first call and used again: fresh memory would take longer than the copy.
+    Args:
+        state: The state.
+        buffers: Buffers for the copies, empty at the first call. They are used again, because fresh
+            memory would take longer than the copy.
+        stands_still: Whether nothing changes the state until it is written. Then it is copied only
+            from a GPU.
     """
-    for name, tensor in state.tensors().items():
+    tensors = state.tensors()
+    for name, tensor in tensors.items():
+        if stands_still and not tensor.is_cuda:
+            continue
         if name not in buffers:
             buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-        buffers[name].copy_(tensor, non_blocking=True)
-    buffers["rng/cpu"] = torch.get_rng_state()
+        tensors[name] = buffers[name].copy_(tensor, non_blocking=True)
+    tensors["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
-        buffers["rng/cuda"] = torch.cuda.get_rng_state()
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
         torch.cuda.synchronize()
+    return tensors
 
 
 def restore_rng(checkpoint: Checkpoint, topology: Topology) -> None:

@@ -211,7 +211,8 @@ class Trainer:
             self._read_outcomes()
             self.topology.progress.begin("save")
             best = self.reporter.best_first[:1] if self.reporter and config.keep_best else []
-            self.saver.save(step, best, self.losses)
+            ends = self._interrupted or step == self.config.training.max_steps
+            self.saver.save(step, best, self.losses, ends)
             if self.reporter:
                 Status("running", step).write(self.plan.directory)
         return self._interrupted

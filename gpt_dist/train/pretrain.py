@@ -21,7 +21,7 @@ from gpt_dist.config import IGNORED_LABEL, Config, DataConfig, ResolvedConfig
 from gpt_dist.config.resolution import check_layout, resolve
 from gpt_dist.data.batches import TokenBatch, micro_batches, prefetch
 from gpt_dist.data.tokenizers.folder import tokenizer_files
-from gpt_dist.data.tokens.folder import TokenFolder, files_of, refuse
+from gpt_dist.data.tokens.folder import TokenFolder, files_of, refuse, state_checksums
 from gpt_dist.data.tokens.mixture import Mixture, Phase, plan_phases
 from gpt_dist.data.tokens.windows import ShuffledWindows, Windows, split_labels
 from gpt_dist.errors import ConfigError, DataError
@@ -38,7 +38,10 @@ from gpt_dist.train.objective import LanguageModelObjective
 from gpt_dist.train.start import open_source, share_source
 
 HASHED_GIB = 32
-"""GiB that a process hashes at most before training, which takes it about 40 seconds."""
+"""GiB that a process hashes at most before training, which takes it about 40 seconds.
+
+The ids of larger folders are compared with their checksums alone, when they are read.
+"""
 
 
 @dataclass(frozen=True)
@@ -188,17 +191,23 @@ def _total_loss(
 
 
 def _check_hashes(folder: TokenFolder, topology: Topology) -> None:
-    """Hash a folder, and have later reads compared with it; DataError, on all, for damage."""
+    """Hash a folder, and have later reads compared with it; DataError, on all, for damage.
+
+    Of a large folder only the files of checksums are hashed, with which its ids are compared.
+    """
     entries, checksums = dict(files_of(folder.manifest)), folder.checksums
     gib = sum(entry.bytes for entry in entries.values()) // 2**30
-    if gib > HASHED_GIB * topology.launch.world_size:
+    is_large = gib > HASHED_GIB * topology.launch.world_size
+    if is_large and (missing := state_checksums(folder)):
         warner(topology)(
-            f"WARNING: {folder.path} has {gib} GiB, more than {HASHED_GIB} a process: its SHA-256 "
-            "is not checked; use `python -m data_prep verify`"
+            f"WARNING: {folder.path} has {gib} GiB, more than {HASHED_GIB} a process, and no "
+            f"checksums of {missing}, which an earlier version wrote: damage stays unnoticed; use "
+            "`python -m data_prep verify`, or prepare the folder again"
         )
-        return
-    if gib > 3:
+    if is_large:
+        entries = {name: one for name, one in entries.items() if not name.endswith(".bin")}
+    elif gib > 3:
         warner(topology)(f"checking the SHA-256 of {gib} GiB in {folder.path}")
     SharedFiles(folder.path, entries, refuse, checksums.take).share(topology, hold=False)
-    for found in gather(checksums.files):
-        checksums.files |= found
+    for found in gather(checksums.taken):
+        checksums.taken |= found

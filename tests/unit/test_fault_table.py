@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -84,17 +86,37 @@ def test_fails(fixture):
 def test_shows_nothing():
     pass
 """
+MORE_TESTS = """
+import pytest
+
+@pytest.mark.row(5, case="elsewhere")
+def test_passes():
+    pass
+
+@pytest.mark.row(6)
+def test_has_no_fixture(absent):
+    pass
+"""
 
 
-def test_a_run_of_pytest_writes_the_table(tmp_path):
-    (tmp_path / "test_some.py").write_text(TESTS)
+@pytest.mark.parametrize("options", [[], ["--numprocesses", "2"]], ids=["", "two workers"])
+def test_the_results_of_runs_of_pytest_make_the_table(options, tmp_path):
     document = tmp_path / "table.md"
     document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    first, second = tmp_path / "first", tmp_path / "second"
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, str(tmp_path), "--fault-table", str(document)], capture_output=True, text=True
+    for folder, tests in ((first, TESTS), (second, MORE_TESTS)):
+        folder.mkdir()
+        (folder / "test_some.py").write_text(tests)
+        results = [str(folder), *options, f"--junitxml={folder}.xml"]
+        done = subprocess.run([*command, *results], capture_output=True, text=True)
+        assert " passed" in done.stdout, done.stdout + done.stderr
+    files = [document, f"{first}.xml", f"{second}.xml"]
+    written = subprocess.run(
+        [sys.executable, "-m", "tests.fault_table", *files], capture_output=True, text=True
     )
-    assert "1 failed, 3 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
+    assert f"{document}: the table of faults, of 10 results" in written.stdout, written.stderr
+    assert f"no test of them was run: {[*range(7, 37)]}" in written.stdout
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -102,7 +124,26 @@ def test_a_run_of_pytest_writes_the_table(tmp_path):
     assert row(text, 2)[3:5] == ["rank 0, x; rank 1, x", "2 passed"]
     assert row(text, 3)[3:] == ["", "1 passed", "the others ended: 1.5"]
     assert row(text, 4)[3:] == ["", "1 skipped (not here)", ""]
-    assert row(text, 5)[4] == "1 failed"
+    assert row(text, 5)[3:] == ["elsewhere", "1 failed, 1 passed", "whole test: 0.0"]
+    assert row(text, 6)[4] == "1 failed"
+
+
+def test_every_row_is_shown_by_a_test():
+    marks = re.compile(r"mark\.row\((\d+)")
+    files = [file for file in Path("tests").rglob("*.py") if file.name != Path(__file__).name]
+    found = {int(number) for file in files for number in marks.findall(file.read_text())}
+    assert found == set(FAULTS)
+
+
+def test_results_that_are_none_are_refused(tmp_path):
+    document, results = tmp_path / "table.md", tmp_path / "results.xml"
+    document.write_text(f"{BEGIN}\n{END}\n")
+    results.write_text("<testsuite>")
+    command = [sys.executable, "-m", "tests.fault_table", document, results]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no table is written" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_rows_of_which_no_test_was_run_stay():

@@ -169,6 +169,21 @@ def files_of(manifest: TokenManifest) -> Iterator[tuple[str, FileEntry]]:
         for shard in split.shards:
             yield shard.name + ".bin", shard.bin
             yield shard.name + ".idx", shard.idx
+            if shard.sums:
+                yield shard.name + ".sums", shard.sums
+
+
+def state_checksums(folder: TokenFolder) -> str | None:
+    """Have reads of a folder compared with its own checksums; name a shard that has none."""
+    missing = None
+    for split in folder.manifest.splits.values():
+        for shard in split.shards:
+            if shard.sums:
+                sums = folder.path / f"{shard.name}.sums"
+                folder.checksums.state(f"{shard.name}.bin", shard.bin.bytes, sums)
+            else:
+                missing = missing or shard.name
+    return missing
 
 
 def _check_index(folder: Path, shard: ShardEntry, dtype: np.dtype[Any]) -> None:

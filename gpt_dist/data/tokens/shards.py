@@ -1,6 +1,6 @@
 """Check token shards: Megatron's pair of a `.bin` (the ids) and a `.idx` (their bounds).
 
-The layout is that of `megatron.core.datasets.indexed_dataset.IndexedDataset`, so that shards open
+A `.sums` beside them has the checksums of `blocks`. The layout of the pair is that of `megatron.core.datasets.indexed_dataset.IndexedDataset`, so that shards open
 there too. An index holds, little-endian: magic, version, type code, number of sequences, length of
 `documents`, then int32 sequence lengths, int64 byte pointers, and int64 `documents` (the sequence
 number at which each document starts, and a last entry at the end). Here a sequence is a document.
@@ -32,6 +32,8 @@ class ShardEntry(Record):
     documents: NonNegativeInt
     bin: FileEntry
     idx: FileEntry
+    sums: FileEntry | None = None
+    """CRC-32 of each block of `bin`; None in a folder that an earlier version wrote."""
 
 
 def read_index(path: Path) -> tuple[np.dtype[Any], int]:
