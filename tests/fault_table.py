@@ -1,8 +1,8 @@
 """Write the table of faults in docs/reliability.md from the tests that show its rows.
 
 `@pytest.mark.row(7, case="rank {rank}")` says that a test shows row 7; `{rank}` is its parameter of
-that name. The targets of the Makefile that run tests keep their results, and `make fault-table` puts
-the outcomes and seconds of all between two marks in that file.
+that name. The targets of the Makefile that run tests keep their results, and `make fault-table`
+puts the outcomes and seconds of all between two marks in that file.
 """
 
 from __future__ import annotations

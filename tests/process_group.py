@@ -86,6 +86,20 @@ def _serve(rank: int, size: int, on_gpus: bool, rendezvous: str, connection: Con
         except EOFError:
             return
         try:
-            connection.send((function(launch, device, *arguments), None))
+            answer = function(launch, device, *arguments), None
         except Exception:  # noqa: BLE001 -- the test shows any
-            connection.send((None, traceback.format_exc()))
+            answer = None, traceback.format_exc()
+        _leave_groups()
+        connection.send(answer)
+
+
+def _leave_groups() -> None:
+    """Give back the groups that a test has formed beside those of its layout: each has threads."""
+    from deepspeed.utils import groups
+    from megatron.core import parallel_state
+    from torch.distributed import distributed_c10d
+
+    kept = {id(one) for module in (groups, parallel_state) for one in vars(module).values()}
+    for group in [*distributed_c10d._world.pg_map]:
+        if group is not dist.group.WORLD and id(group) not in kept:
+            dist.destroy_process_group(group)

@@ -267,6 +267,35 @@ def test_keys_that_may_change_are_taken(process_group, token_folder, finished, t
     assert load_config(directory / "config.yaml", []).optimizer.learning_rate == 1e-3
 
 
+def save_twice(launch: Launch, *arguments: Any) -> tuple[int, int]:
+    """Save a state as the last one and again, and return how many copies there were each time."""
+    run = start(launch, *arguments)
+    tokens = torch.arange(32)[None]
+    count = run.engine._engine.gradient_accumulation_steps()
+    run.engine.train_batch([TokenBatch(tokens, tokens)] * count, 1e-3)
+    run.saver.save(1, ends=True)
+    copies = len(run.saver._buffers)
+    run.saver.save(2)
+    run.saver.wait()
+    return copies, len(run.saver._buffers)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_last_checkpoint_is_written_without_a_copy_of_the_state(
+    process_group, token_folder, tmp_path, zero_stage, precision
+):
+    settings = RUN | layout(zero_stage, 1) | {"training.precision": precision}
+    settings |= {"data.path": token_folder, "checkpoint.keep": 2}
+    for first, second in process_group(2).run(save_twice, settings, tmp_path):
+        assert first == 0
+        assert second > 0
+    for rank in range(2):
+        name = f"rank-{rank:05d}.safetensors"
+        last, copied = (tmp_path / f"checkpoints/step-{step:08d}" / name for step in (1, 2))
+        assert last.read_bytes() == copied.read_bytes()
+
+
 def train_noting_syncs(launch: Launch, *arguments: Any) -> dict[str, int]:
     """Train; when each file and folder was safe on the disk, and when which got its name."""
     noted: dict[str, int] = {}

@@ -44,7 +44,8 @@ def truncate(shard: Path) -> None:
 
 @pytest.mark.row(30, case="{damage.__name__}")
 @pytest.mark.parametrize(
-    ("damage", "said"), [(flip, "changed since its checksums were taken"), (truncate, "it ends at byte")]
+    ("damage", "said"),
+    [(flip, "changed since its checksums were taken"), (truncate, "it ends at byte")],
 )
 def test_a_shard_that_changes_while_training_ends_the_run(token_folder, tmp_path, damage, said):
     tokens = shutil.copytree(token_folder, tmp_path / "tokens")

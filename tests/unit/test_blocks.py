@@ -117,7 +117,9 @@ def test_a_stream_of_tokens_names_the_shard_that_has_changed(tmp_path: Path):
     assert (stream.read(24_000, 27_000) == ids[24_000:27_000]).all()
     flip(tmp_path / "train/shard-00001.bin", 3)
     assert (stream.read(0, 25_000) == ids[:25_000]).all()
-    with pytest.raises(DataError, match=r"shard-00001.bin: changed since its checksums were taken, at byte 0"):
+    with pytest.raises(
+        DataError, match=r"shard-00001.bin: changed since its checksums were taken, at byte 0"
+    ):
         stream.read(24_000, 27_000)
     (tmp_path / "train/shard-00001.bin").write_bytes(b"")
     with pytest.raises(DataError, match=r"shard-00001.bin: it ends at byte 0"):

@@ -55,7 +55,9 @@ def read_changed(launch, device, path):
 def test_a_large_folder_is_compared_with_its_own_checksums(process_group, folder):
     for said, read in process_group(2).run(read_changed, folder):
         assert read is None
-        assert "train/shard-00000.bin: changed since its checksums were taken, at byte 32768" in said
+        assert (
+            "train/shard-00000.bin: changed since its checksums were taken, at byte 32768" in said
+        )
         assert "WARNING" not in said
 
 

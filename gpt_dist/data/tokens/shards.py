@@ -1,9 +1,10 @@
 """Check token shards: Megatron's pair of a `.bin` (the ids) and a `.idx` (their bounds).
 
-A `.sums` beside them has the checksums of `blocks`. The layout of the pair is that of `megatron.core.datasets.indexed_dataset.IndexedDataset`, so that shards open
-there too. An index holds, little-endian: magic, version, type code, number of sequences, length of
-`documents`, then int32 sequence lengths, int64 byte pointers, and int64 `documents` (the sequence
-number at which each document starts, and a last entry at the end). Here a sequence is a document.
+A `.sums` beside them has the checksums of the `.bin` (see `blocks`). The layout of the pair is that
+of `megatron.core.datasets.indexed_dataset.IndexedDataset`, so that shards open there too. An index
+holds, little-endian: magic, version, type code, number of sequences, length of `documents`, then
+int32 sequence lengths, int64 byte pointers, and int64 `documents` (the sequence number at which
+each document starts, and a last entry at the end). Here a sequence is a document.
 """
 
 import struct
