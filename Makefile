@@ -101,6 +101,7 @@ bench: install-bench
 
 bench-layouts: install
 	python -m tests.benchmarks.layouts
+	python -m tests.benchmarks.overhead
 
 bench-checkpoint: install
 	python -m tests.benchmarks.checkpoint

@@ -51,6 +51,10 @@ class Progress:
         self._seen[last] = number + 1, max(longest, now - since) if number >= UNTIMED else 0.0
         self._step, self._begun = self._step if step is None else step, (work, now)
 
+    def longest(self, work: str) -> float:
+        """Return the seconds of the longest work of a kind, or 0 where that tells nothing yet."""
+        return self._seen.get(work, (0, 0.0))[1]
+
     def excuse(self, seconds: float) -> None:
         """Leave seconds out of the time of the current work."""
         self._begun = self._begun[0], self._begun[1] + seconds

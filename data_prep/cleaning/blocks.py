@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LINE_FEED, _SPACE = ord("\n"), ord(" ")
-_MARKS = np.array([ord(mark) for mark in " -*•+–—(0123456789"])
-"""Characters that may begin a line that is indented, or an item of a list."""
+_MARKS = frozenset(" -*•+–—(")
+"""Beside digits, the characters that may begin a line that is indented, or an item of a list."""
 _DASHES = np.array([ord(mark) for mark in "-‐–—"])
 _SECTION = 1 << 20
 
@@ -113,7 +113,12 @@ def _blocks_of(text: str) -> Blocks:
         spaces = codes == _SPACE
         places = np.flatnonzero(spaces[:-2] & spaces[1:-1] & spaces[2:])
         gaps[np.searchsorted(ends, places)] = True
-    marked, dashed = np.isin(codes[begins], _MARKS), np.isin(codes[ends - 1], _DASHES)
+    marks = [
+        code
+        for code in np.unique(codes[begins]).tolist()
+        if chr(code) in _MARKS or chr(code).isdecimal()
+    ]
+    marked, dashed = np.isin(codes[begins], marks), np.isin(codes[ends - 1], _DASHES)
     return Blocks(text, begins, ends, bounds[::2], bounds[1::2] - 1, marked, dashed, gaps)
 
 

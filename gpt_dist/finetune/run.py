@@ -168,7 +168,7 @@ def finetune(inputs: Inputs, topology: Topology) -> None:
     config, source = share_source(inputs.config, inputs.source, topology)
     inputs = replace(inputs, config=config, source=source)
     directory = Path(config.run.directory)
-    interruption = Interruption(topology.launch)
+    interruption = Interruption(topology.launch, topology.progress)
 
     def begin() -> None:
         if config.run.seeds and config.training.resume == "never":

@@ -364,6 +364,7 @@ def _train(
                 reporter.say(f"starting from the weights of {config.model.source}")
             if data.left_out:
                 reporter.say(f"leaving out {len(data.left_out)} global batch(es) of {LEDGER_NAME}")
+        interruption.folder = Path(config.run.directory) / "checkpoints"
         saver = Saver(engine.state(), config, topology, data)
         losses = deque(checkpoint.manifest.losses if checkpoint else (), SPIKE_STEPS)
         drawn = replace(plan, data=data), plan.draw(data.phases), config, topology

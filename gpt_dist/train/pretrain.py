@@ -139,7 +139,7 @@ def pretrain(inputs: Inputs, topology: Topology) -> None:
         directory=Path(config.run.directory),
         source=source,
     )
-    run(config, plan, topology, Interruption(topology.launch))
+    run(config, plan, topology, Interruption(topology.launch, topology.progress))
 
 
 def validate(
