@@ -94,7 +94,7 @@ class Saver:
         self._folder = Path(config.run.directory) / "checkpoints"
         self._buffers: dict[str, Tensor] = {}
         self._is_proven = False
-        """Whether a checkpoint was compared with the live model."""
+        """True once a checkpoint has been compared with the live model."""
         self._group = gloo_group()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
